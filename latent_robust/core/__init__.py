@@ -1,0 +1,33 @@
+"""The method. Imports torch and nothing else."""
+
+from .dropout import shared_dropout
+from .objective import EquivariancePenalty, Loss, Objective
+from .parameterization import Parameterization
+from .peers import Ambient, InputPerturbation, PseudoHuber
+from .perturbation import adversarial_perturbation, random_perturbation
+from .process import NoiseProcess
+from .radius import RadiusSchedule
+from .registry import OBJECTIVES, make_objective
+from .seeds import derive_generator, derive_seed
+from .weighting import Preset, Weighting
+
+__all__ = [
+    "OBJECTIVES",
+    "Ambient",
+    "EquivariancePenalty",
+    "InputPerturbation",
+    "Loss",
+    "NoiseProcess",
+    "Objective",
+    "Parameterization",
+    "Preset",
+    "PseudoHuber",
+    "RadiusSchedule",
+    "Weighting",
+    "adversarial_perturbation",
+    "derive_generator",
+    "derive_seed",
+    "make_objective",
+    "random_perturbation",
+    "shared_dropout",
+]

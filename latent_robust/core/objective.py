@@ -1,0 +1,176 @@
+"""START HERE. The paper's loss, in our notation:
+
+    noisy      = alpha(t) * sample + sigma(t) * noise
+    prediction = denoise(noisy, t)
+    residual   = denoise(noisy + sigma * w, t) - prediction - shift(w)       # equivariance
+    loss       = || prediction - target ||^2 + weighting(t) * || residual ||^2
+
+("Why Adversarially Train Diffusion Models?", ICLR 2026: move the noise by w and the prediction must
+move with it; then the clean sample that it implies does not move.) How far: radius.py. In which
+direction: perturbation.py. How much it counts: weighting.py. What else there is: peers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from .dropout import shared_dropout
+from .perturbation import adversarial_perturbation, random_perturbation
+from .process import NoiseProcess
+from .radius import RadiusSchedule
+from .weighting import Weighting
+
+
+class EquivariancePenalty:
+    """weighting(t) * || denoise(noisy + sigma w, t) - prediction - shift(w) ||^2, for any loop.
+
+    attack: "adversarial" (w displaces the prediction most) or "random"; attack_steps: 1 is FGSM,
+    more is PGD; equivariant=False gives the *invariance* of adversarially trained classifiers,
+    shift(w) = 0, which a denoiser must not have (the paper's negative control).
+    """
+
+    def __init__(
+        self,
+        process: NoiseProcess,
+        weighting: Weighting | None = None,
+        radius: RadiusSchedule | None = None,
+        *,
+        attack: str = "adversarial",
+        attack_steps: int = 1,
+        equivariant: bool = True,
+    ):
+        if attack not in ("adversarial", "random"):
+            raise ValueError(f"`attack` must be 'adversarial' or 'random', got {attack!r}")
+        self.process = process
+        self.weighting = weighting or Weighting()
+        self.radius = radius or RadiusSchedule()
+        self.attack = attack
+        self.attack_steps = attack_steps
+        self.equivariant = equivariant
+
+    def __call__(
+        self,
+        denoise: Callable[[Tensor], Tensor],
+        noisy: Tensor,
+        t: Tensor,
+        prediction: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The penalty, a scalar to be added to the loss.
+
+        denoise: noisy (B, ...) => prediction (B, ...), with t and conditions bound; prediction:
+        what it gave for `noisy`, *not detached*: the gradient must flow through both branches, or
+        training diverges. With dropout, wrap `denoise` in `shared_dropout` before the first call.
+        """
+        return self.per_sample(denoise, noisy, t, prediction, generator).mean()
+
+    def per_sample(
+        self,
+        denoise: Callable[[Tensor], Tensor],
+        noisy: Tensor,
+        t: Tensor,
+        prediction: Tensor,
+        generator: torch.Generator | None = None,
+        attacked: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """As above, (B,). attacked: the network that the attack differentiates; under
+        DistributedDataParallel the unwrapped one, whose extra passes do not touch the buckets."""
+        alpha, sigma = self.process(t, noisy)
+        radius = self.radius(sigma, generator)
+        if self.attack == "random":
+            w = random_perturbation(noisy, radius, generator)
+        else:
+            w = adversarial_perturbation(
+                lambda w: (attacked or denoise)(noisy + sigma * w),
+                prediction,
+                radius,
+                generator,
+                self.attack_steps,
+            )
+        residual = denoise(noisy + sigma * w).float() - prediction.float()
+        if self.equivariant:
+            residual = residual - self.process.parameterization.shift(w, alpha, sigma)
+        return self.weighting(w, radius, alpha, sigma) * residual.square().flatten(1).mean(1)
+
+
+@dataclass
+class Loss:
+    """denoising: (B,); penalty: (rows,), of the first rows of the batch, weight included."""
+
+    denoising: Tensor
+    penalty: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar to differentiate."""
+        return self.denoising.mean() + (self.penalty.mean() if self.penalty.numel() else 0.0)
+
+
+class Objective:
+    """Plain denoising (Ho et al. 2020), plus a penalty on a share of each batch.
+
+    penalty: None for plain training. fraction: the share of the batch, in (0, 1], that the penalty
+    looks at: an unbiased estimate at a fraction of the cost. It takes the first rows, so the batch
+    must be shuffled; since masks cannot be shared between batches of different size, a network
+    with dropout needs fraction 1.
+    """
+
+    def __init__(
+        self,
+        process: NoiseProcess,
+        penalty: EquivariancePenalty | None = None,
+        fraction: float = 1.0,
+    ):
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
+        self.process = process
+        self.penalty = penalty if penalty is None or penalty.weighting.weight > 0 else None
+        self.fraction = fraction
+
+    def __call__(
+        self,
+        denoise: Callable[[Tensor, Tensor, slice], Tensor],
+        sample: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        levels: Tensor | None = None,
+        attacked: Callable[[Tensor, Tensor, slice], Tensor] | None = None,
+    ) -> Loss:
+        """denoise(noisy, t, rows): `rows` says which rows of the batch these are, so that the
+        caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
+        levels: (B,), the noise level of each sample in its own units (used by `ambient` only)."""
+        replayed = shared_dropout(denoise, sample.device)
+        attacked = shared_dropout(attacked or denoise, sample.device)
+        alpha, sigma = self.process(t, sample)
+        noisy = self.corrupt(sample, noise, alpha, sigma, generator, levels)
+        prediction = denoise(noisy, t, slice(0, len(t)))
+        denoising = self.denoising(prediction.float(), noisy, sample, noise, alpha, sigma, levels)
+        if self.penalty is None:
+            return Loss(denoising, denoising.new_zeros(0))
+
+        rows = slice(0, ceil(self.fraction * len(t)))
+        penalty = self.penalty.per_sample(
+            lambda x: replayed(x, t[rows], rows),
+            noisy[rows],
+            t[rows],
+            prediction[rows],
+            generator,
+            attacked=lambda x: attacked(x, t[rows], rows),
+        )
+        return Loss(denoising, penalty)
+
+    def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
+        """=>  noisy (B, ...). Peers override this, or `denoising`, or both."""
+        return alpha * sample + sigma * noise
+
+    def denoising(self, prediction, noisy, sample, noise, alpha, sigma, levels) -> Tensor:
+        """=>  the loss of each sample, (B,)."""
+        target = self.process.parameterization.target(sample, noise, alpha, sigma)
+        return (prediction - target).square().flatten(1).mean(1)

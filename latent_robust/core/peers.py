@@ -1,0 +1,78 @@
+"""What a user could train instead: the neighbours of the regularizer, in the same notation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .objective import Objective
+from .process import NoiseProcess
+
+
+class PseudoHuber(Objective):
+    """Scheduled pseudo-Huber loss (Khrapov et al. 2024), 2c (sqrt(d^2 + c^2) - c) elementwise.
+
+    c(t) = (1 - c) / (1 + s)^2 + c with s = sigma / alpha, the SNR schedule of kohya's sd-scripts:
+    nearly squared error at low noise, robust to outliers at high noise.
+    """
+
+    def __init__(self, process: NoiseProcess, c: float = 0.1):
+        if not 0 < c <= 1:
+            raise ValueError(f"pseudo-Huber `c` must lie in (0, 1], got {c}")
+        super().__init__(process)
+        self.c = c
+
+    def denoising(self, prediction, noisy, sample, noise, alpha, sigma, levels) -> Tensor:
+        target = self.process.parameterization.target(sample, noise, alpha, sigma)
+        c = (1 - self.c) * (alpha / (alpha + sigma)).square() + self.c  # 1 / (1 + s)^2
+        huber = 2 * c * (((prediction - target).square() + c.square()).sqrt() - c)
+        return huber.flatten(1).mean(1)
+
+
+class InputPerturbation(Objective):
+    """DDPM-IP (Ning et al. 2023): the input carries noise + gamma * xi, the target only noise."""
+
+    def __init__(self, process: NoiseProcess, gamma: float = 0.1):
+        if gamma < 0:
+            raise ValueError(f"`gamma` must be >= 0, got {gamma}; 0 is plain training")
+        super().__init__(process)
+        self.gamma = gamma
+
+    def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
+        xi = torch.randn(noise.shape, generator=generator, device=noise.device)
+        return alpha * sample + sigma * (noise + self.gamma * xi)
+
+
+class Ambient(Objective):
+    """Ambient diffusion for samples of known Gaussian noise level (Daras et al. 2024, 2025).
+
+    A sample y = x + level * xi is used only at s = sigma / alpha >= level, where
+
+        y_s = y + sqrt(s^2 - level^2) * noise,      k = level^2 / s^2
+        (1 - k) * x0_hat(y_s) + k * y_s   is regressed on   y
+
+    The residual is expressed in the network's own parameterization, so that level 0 is exactly
+    plain training. Times below a sample's level give loss 0.
+    """
+
+    def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
+        missing = (sigma.square() - (alpha * _column(levels, sigma)).square()).clamp_min(0)
+        return alpha * sample + missing.sqrt() * noise
+
+    def denoising(self, prediction, noisy, sample, noise, alpha, sigma, levels) -> Tensor:
+        level = _column(levels, sigma)
+        k = (level * alpha / sigma).square()
+        # (1 - k) x0_hat + k y_s - y, times d prediction / d sample; written so that it stays
+        # finite at alpha = 0, where y_s = noisy / alpha is not.
+        _, c_noise = self.process.parameterization.coefficients(alpha, sigma)
+        gain = self.process.parameterization.sample_gain(alpha, sigma)
+        ambient = level.square() * alpha / sigma.square() * noisy - sample
+        residual = (1 - k) * (prediction - c_noise * noisy / sigma) + gain * ambient
+        usable = (k <= 1).flatten()
+        return torch.where(usable, residual.square().flatten(1).mean(1), 0.0)
+
+
+def _column(levels: Tensor | None, like: Tensor) -> Tensor:
+    if levels is None:
+        raise ValueError("`ambient` needs `levels`, the noise level of each sample (0 = clean)")
+    return levels.to(like).reshape(like.shape)

@@ -1,0 +1,38 @@
+"""How far the noise is moved, as a function of the noise level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RadiusSchedule:
+    """r(t) = scale * sigma(t)**rho + bias, bias ~ U(bias_min, bias_max) per sample.
+
+    In noise units (1 = the standard deviation of the noise). The random bias keeps the regularizer
+    alive where sigma -> 0 (PAPER: rho 2, minimum bias 8/255).
+    """
+
+    rho: float = 2.0
+    scale: float = 1.0
+    bias_min: float = 8 / 255
+    bias_max: float = 16 / 255
+
+    def __post_init__(self):
+        if self.rho < 0 or self.scale < 0:
+            raise ValueError(f"`rho` and `scale` must be >= 0, got {self.rho} and {self.scale}")
+        if not 0 <= self.bias_min <= self.bias_max:
+            raise ValueError(
+                f"need 0 <= bias_min <= bias_max, got {self.bias_min} and {self.bias_max}"
+            )
+        if self.scale == 0 and self.bias_max == 0:
+            raise ValueError("a radius of 0 everywhere; to switch the regularizer off use weight 0")
+
+    def __call__(self, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """sigma: (B, 1, ...), in [0, 1].  =>  radius (B, 1, ...)."""
+        u = torch.rand(sigma.shape, generator=generator, device=sigma.device, dtype=sigma.dtype)
+        bias = self.bias_min + (self.bias_max - self.bias_min) * u
+        return self.scale * sigma**self.rho + bias

@@ -1,0 +1,53 @@
+"""One name for each objective; the one place where the choice is made."""
+
+from __future__ import annotations
+
+from .objective import EquivariancePenalty, Objective
+from .peers import Ambient, InputPerturbation, PseudoHuber
+from .process import NoiseProcess
+from .radius import RadiusSchedule
+from .weighting import Weighting
+
+OBJECTIVES = {
+    "ddpm": "plain denoising",
+    "robust-adversarial": "the regularizer, perturbed in the direction that moves the prediction",
+    "robust-random": "the regularizer, perturbed at random",
+    "invariance": "the regularizer without its equivariance; a negative control",
+    "pseudo-huber": "scheduled pseudo-Huber loss",
+    "input-perturbation": "DDPM-IP",
+    "ambient": "ambient diffusion, given the noise level of each sample",
+}
+
+
+def make_objective(
+    name: str,
+    process: NoiseProcess,
+    *,
+    weighting: Weighting | None = None,
+    radius: RadiusSchedule | None = None,
+    attack_steps: int = 1,
+    fraction: float = 1.0,
+    huber_c: float = 0.1,
+    gamma: float = 0.1,
+) -> Objective:
+    """name: a key of OBJECTIVES; what a name does not use is ignored. ValueError otherwise."""
+
+    def penalty(**kind) -> EquivariancePenalty:
+        return EquivariancePenalty(process, weighting, radius, attack_steps=attack_steps, **kind)
+
+    match name:
+        case "ddpm":
+            return Objective(process)
+        case "robust-adversarial":
+            return Objective(process, penalty(attack="adversarial"), fraction)
+        case "robust-random":
+            return Objective(process, penalty(attack="random"), fraction)
+        case "invariance":
+            return Objective(process, penalty(attack="adversarial", equivariant=False), fraction)
+        case "pseudo-huber":
+            return PseudoHuber(process, huber_c)
+        case "input-perturbation":
+            return InputPerturbation(process, gamma)
+        case "ambient":
+            return Ambient(process)
+    raise ValueError(f"unknown objective {name!r}; one of: {', '.join(OBJECTIVES)}")

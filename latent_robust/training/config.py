@@ -1,0 +1,126 @@
+"""Every setting that a training run of either space has. One flat name each: a key in YAML is an
+option on the command line (`batch_size` is `--batch-size`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from latent_robust.core import (
+    OBJECTIVES,
+    NoiseProcess,
+    Objective,
+    RadiusSchedule,
+    Weighting,
+    make_objective,
+)
+
+ObjectiveName = Literal[tuple(OBJECTIVES)]  # type: ignore[valid-type]
+
+
+class TrainConfig(BaseModel):
+    """Defaults are those of the digits study in RESULTS.md unless a subclass says otherwise."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    # the run
+    config: Path | None = Field(None, exclude=True, description="YAML file; options win over it")
+    out: Path | None = Field(None, description="run directory (default: a new one under runs/)")
+    seed: int = Field(0, ge=0, description="of weights, batches, noise and contamination")
+    steps: int = Field(5000, ge=1, description="optimizer steps")
+    resume: str | None = Field(
+        None, description="'auto' (the default without a value): this --out; or a run or checkpoint"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    offline: bool = Field(False, description="never touch the network")
+    dry_run: bool = Field(
+        False, exclude=True, description="print the resolved configuration and leave"
+    )
+
+    # the data
+    data: str = Field("digits", description="digits, fashion-mnist:DIR, parquet:FILE, DIR, hf:NAME")
+    contamination: str = Field(
+        "none", description="e.g. 'gaussian:fraction=0.9,sigma=0.2; jpeg:fraction=0.3,quality=20'"
+    )
+    limit: int | None = Field(None, ge=1, description="use only the first N pictures")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="stop when more than this share of the files is broken"
+    )
+    levels: Path | None = Field(
+        None, description="JSONL of {index, level}, for the ambient objective"
+    )
+    workers: int = Field(0, ge=0, description="data loading processes")
+
+    # the objective
+    objective: ObjectiveName = Field("ddpm", description="what is minimised")
+    weighting: Literal["paper", "normalized", "band"] = "band"
+    weight: float = Field(3.0, ge=0, description="of the regularizer; 0 is plain training")
+    band: float | Literal["auto"] = Field(
+        0.5, description="noise level below which the regularizer acts, in units of the data"
+    )
+    rho: float = Field(2.0, ge=0, description="radius = scale * sigma**rho + bias")
+    radius_scale: float = Field(1.0, ge=0)
+    bias_min: float = Field(8 / 255, ge=0)
+    bias_max: float = Field(16 / 255, ge=0)
+    attack_steps: int = Field(1, ge=1, description="1 is FGSM, more is PGD")
+    fraction: float = Field(0.25, gt=0, le=1, description="share of each batch that is regularized")
+    huber_c: float = Field(0.1, gt=0, le=1, description="of pseudo-huber")
+    gamma: float = Field(0.1, ge=0, description="of input-perturbation")
+
+    # the optimizer
+    batch_size: int = Field(64, ge=1, description="per process and accumulation step")
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up before the cosine")
+    weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.9995, ge=0, lt=1, description="0 switches the average off")
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+
+    # what is written, and when
+    log_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @field_validator("contamination", mode="before")
+    @classmethod
+    def _join(cls, value: Any) -> Any:
+        return "; ".join(value) if isinstance(value, list) else value
+
+    @field_validator("band")
+    @classmethod
+    def _positive(cls, value: float | str) -> float | str:
+        if value != "auto" and value <= 0:
+            raise ValueError("must be > 0, or 'auto'")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.bias_min > self.bias_max:
+            raise ValueError(f"bias_min {self.bias_min} is above bias_max {self.bias_max}")
+        if self.objective == "ambient" and self.levels is None and self.contamination == "none":
+            raise ValueError(
+                "objective ambient needs noise levels: give levels FILE, or a contamination whose "
+                "true levels are known"
+            )
+        return self
+
+    @property
+    def contamination_specs(self) -> list[str]:
+        specs = [] if self.contamination == "none" else self.contamination.split(";")
+        return [spec.strip() for spec in specs if spec.strip()]
+
+    def objective_for(self, process: NoiseProcess) -> Objective:
+        """The objective of this configuration; `band` must have been resolved to a number."""
+        return make_objective(
+            self.objective,
+            process,
+            weighting=Weighting(self.weighting, self.weight, self.band),
+            radius=RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max),
+            attack_steps=self.attack_steps,
+            fraction=self.fraction,
+            huber_c=self.huber_c,
+            gamma=self.gamma,
+        )

@@ -1,0 +1,244 @@
+"""The one training loop, for pixel and latent space alike. A `Task` says what a batch is and what
+the network answers; the objective says what is minimised; everything else happens here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from latent_robust.core import NoiseProcess, Objective, derive_generator, derive_seed
+
+from .batches import StepBatches, loader
+from .checkpoint import save_checkpoint
+from .config import TrainConfig
+from .log import RunLog
+from .signals import StopRequest
+from .state import capture
+
+logger = logging.getLogger(__name__)
+MAX_BAD_STEPS = 5
+
+
+class Task(Protocol):
+    """What differs between pixel and latent space."""
+
+    network: nn.Module  # parameters with requires_grad are trained
+    dataset: Dataset  # __getitems__(indices) -> {"index": (B,), ...} as one batch
+    process: NoiseProcess
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:
+        """=> sample (B, ...) on the device, and whatever `denoiser` needs besides."""
+
+    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
+        """=> t (B,) in the network's own unit."""
+
+    def denoiser(self, network: nn.Module, conditions: Any) -> Callable[..., Tensor]:
+        """=> denoise(noisy, t, rows) -> prediction, float32."""
+
+    def auxiliary_loss(self, denoise: Callable, sample: Tensor, t: Tensor) -> Tensor | None:
+        """A further term, from what `denoise` saw in its first call (learned variance)."""
+
+    def on_checkpoint(self, network: nn.Module, step: int) -> None:
+        """Called with the averaged weights in place; draws samples, for example."""
+
+
+class Diverged(RuntimeError):
+    """Several steps in a row had a non-finite loss or gradient."""
+
+
+class Trainer:
+    def __init__(
+        self,
+        task: Task,
+        objective: Objective,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        *,
+        out: Path,
+        levels: Tensor | None = None,
+        identity: dict[str, Any] | None = None,
+    ):
+        """levels: (N,), noise level per sample of the data set, in sample units (`ambient`).
+        identity: JSON values that a resumed run must share (data fingerprint, settings)."""
+        self.task, self.objective, self.config = task, objective, config
+        self.accelerator, self.out = accelerator, out
+        self.levels, self.identity = levels, identity or {}
+        self.step = 0
+        self.bad_steps = 0
+        trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"),
+        )
+        # Not prepared by accelerate, which would step it once per process.
+        self.schedule = get_cosine_schedule_with_warmup(
+            self.optimizer,
+            num_warmup_steps=min(config.warmup, config.steps // 2),
+            num_training_steps=config.steps,
+        )
+        self.network, self.optimizer = accelerator.prepare(task.network, self.optimizer)
+        self.plain_network = accelerator.unwrap_model(self.network)
+        self.ema = (
+            EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
+            if config.ema_decay
+            else None
+        )
+
+    # ------------------------------------------------------------------ the loop
+
+    def train(self) -> bool:
+        """Trains to `config.steps`. False when a signal stopped it (after saving)."""
+        config, main = self.config, self.accelerator.is_main_process
+        log = RunLog(self.out, self.step, self.accelerator)
+        samples = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
+        progress = tqdm(
+            total=config.steps, initial=self.step, desc=config.objective, disable=not main
+        )
+        batches = self._batches()
+        self.network.train()
+        with StopRequest() as stop, progress:
+            while self.step < config.steps:
+                row = self._train_step(batches)
+                self.step += 1
+                log.add(row, samples)
+                progress.update()
+                done, stopping = self.step == config.steps, stop.agreed(self.accelerator)
+                if self.step % config.log_every == 0 or done:
+                    progress.set_postfix(log.write(self.step))
+                if self.step % config.checkpoint_every == 0 or done or stopping:
+                    self.save()
+                if stopping and not done:
+                    return False
+                if self.step % config.checkpoint_every == 0 or done:
+                    self.with_average(lambda network: self.task.on_checkpoint(network, self.step))
+        return True
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        config, accelerator = self.config, self.accelerator
+        batches = StepBatches(
+            len(self.task.dataset),
+            config.batch_size,
+            config.seed,
+            start=self.step * config.gradient_accumulation,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
+        )
+        pin = accelerator.device.type == "cuda"
+        return iter(loader(self.task.dataset, batches, config.workers, pin))
+
+    def _train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
+        """One optimizer step over `gradient_accumulation` micro-batches."""
+        rows, indices = [], []
+        for micro in range(self.config.gradient_accumulation):
+            batch = next(batches)
+            indices.append(batch["index"])
+            last = micro == self.config.gradient_accumulation - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                rows.append(self._backward(batch, micro))
+        row = {key: torch.stack([r[key] for r in rows]).mean() for key in rows[0]}
+        row["gradient_norm"] = self.accelerator.clip_grad_norm_(
+            self.parameters, self.config.max_gradient_norm
+        )
+        row["learning_rate"] = self.schedule.get_last_lr()[0]
+        if self._finite(row):
+            self.optimizer.step()
+            self.bad_steps = 0
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+        else:
+            self._skip(rows, indices)
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return row
+
+    def _backward(self, batch: dict[str, Any], micro: int) -> dict[str, Tensor]:
+        where = (self.config.seed, "step", self.step, micro, self.accelerator.process_index)
+        device = self.accelerator.device
+        torch.manual_seed(derive_seed(*where, "dropout"))
+        generator = derive_generator(*where, device=device)
+        sample, conditions = self.task.prepare(batch, generator)
+        t = self.task.draw_times(len(sample), generator).to(device)
+        noise = torch.randn(sample.shape, generator=generator, device=device)
+        denoise = self.task.denoiser(self.network, conditions)
+        loss = self.objective(
+            denoise,
+            sample,
+            t,
+            noise,
+            derive_generator(*where, "perturbation", device=device),
+            levels=None if self.levels is None else self.levels[batch["index"]].to(device),
+            attacked=self.task.denoiser(self.plain_network, conditions),
+        )
+        total = loss.total
+        auxiliary = self.task.auxiliary_loss(denoise, sample, t)
+        if auxiliary is not None:
+            total = total + auxiliary
+        self.accelerator.backward(total / self.config.gradient_accumulation)
+        row = {"loss": total.detach(), "denoising": loss.denoising.detach().mean()}
+        if loss.penalty.numel():
+            row["penalty"] = loss.penalty.detach().mean()
+        return row
+
+    # ------------------------------------------------------------------ non-finite steps
+
+    def _finite(self, row: dict[str, Tensor | float]) -> bool:
+        """The same answer on all ranks. Under fp16 an infinite gradient is the scaler's business:
+        it skips the step itself while it looks for its scale."""
+        watched = [row["loss"]] if self.accelerator.scaler else [row["loss"], row["gradient_norm"]]
+        bad = ~torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in watched]).isfinite()
+        bad = bad.any().to(self.accelerator.device, torch.float32)
+        return self.accelerator.reduce(bad, "sum").item() == 0
+
+    def _skip(self, rows: list[dict[str, Tensor]], indices: list[Tensor]) -> None:
+        culprits = [
+            i.tolist() for r, i in zip(rows, indices, strict=True) if not r["loss"].isfinite()
+        ]
+        self.bad_steps += 1
+        logger.warning(
+            "step %d skipped: non-finite loss or gradient; samples of the batch: %s",
+            self.step,
+            culprits or [i.tolist() for i in indices],
+        )
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise Diverged(
+                f"{self.bad_steps} steps in a row had a non-finite loss or gradient (last: "
+                f"{self.step}). The last good checkpoint is in {self.out / 'checkpoints'}; lower "
+                "--learning-rate or look at the samples named above, then --resume"
+            )
+
+    # ------------------------------------------------------------------ state
+
+    def save(self) -> None:
+        """On every rank; the main process writes."""
+        if self.accelerator.is_main_process:
+            folder = self.out / "checkpoints"
+            save_checkpoint(capture(self), folder, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def with_average(self, use: Callable[[nn.Module], None]) -> None:
+        """Call with the averaged weights in place and the network in evaluation mode."""
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                use(self.plain_network)
+        finally:
+            self.network.train()
+            if self.ema is not None:
+                self.ema.restore(self.parameters)

@@ -1,0 +1,110 @@
+"""From a command line and a YAML file to a validated configuration."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from latent_robust.errors import InputError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> Config:
+    """Options win over `--config FILE`, which wins over the defaults.
+
+    Raises InputError for an unknown key or option (with the nearest valid one), a wrong type or
+    range, or an unreadable file.
+    """
+    argv = _complete_resume(argv)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(argv)[0].config
+    values = read_yaml(path, config_class) if path else {}
+
+    class Options(config_class, BaseSettings):
+        __doc__ = config_class.__doc__
+        model_config = SettingsConfigDict(
+            extra="forbid",
+            cli_prog_name=prog,
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_exit_on_error=False,
+            cli_hide_none_type=True,
+        )
+
+        @classmethod
+        def settings_customise_sources(cls, settings_cls, init_settings, **others):
+            return (init_settings,)  # no environment variables: a run is what its files say
+
+    try:
+        options = Options(_cli_parse_args=argv, **values)
+        return config_class.model_validate(
+            {name: getattr(options, name) for name in config_class.model_fields}
+        )
+    except SettingsError as error:
+        raise InputError(_explain_unknown(str(error), argv, config_class)) from None
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def read_yaml(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
+    """The mapping in a YAML file, all keys of which are fields of `config_class`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --config {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold `key: value` lines, got a {type(values).__name__}")
+    for key in values:
+        if key not in config_class.model_fields:
+            raise InputError(f"unknown key `{key}` in {path}" + _nearest(str(key), config_class))
+    return values
+
+
+def explain(error: ValidationError) -> str:
+    """One line per wrong value: where, what was wrong, what it was."""
+    lines = {}
+    for item in error.errors():
+        if not item["loc"]:
+            lines["" + item["msg"]] = item["msg"].removeprefix("Value error, ")
+            continue
+        name = str(item["loc"][0])
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        lines.setdefault(name, f"`{name}` = {item['input']!r}: {message}")
+    return "\n".join(lines.values())
+
+
+def _complete_resume(argv: list[str]) -> list[str]:
+    """`--resume` without a value means `--resume auto`."""
+    completed = []
+    for position, word in enumerate(argv):
+        completed.append(word)
+        following = argv[position + 1 : position + 2]
+        if word == "--resume" and (not following or following[0].startswith("--")):
+            completed.append("auto")
+    return completed
+
+
+def _explain_unknown(message: str, argv: list[str], config_class: type[BaseModel]) -> str:
+    known = {name.replace("_", "-") for name in config_class.model_fields}
+    for word in argv:
+        option = word.partition("=")[0]
+        name = option.removeprefix("--").removeprefix("no-")
+        if option.startswith("--") and name not in known:
+            return f"unknown option {option}" + _nearest(name, config_class, "--")
+    return message.removeprefix("error parsing CLI: ")
+
+
+def _nearest(name: str, config_class: type[BaseModel], prefix: str = "") -> str:
+    names = [field.replace("_", "-") if prefix else field for field in config_class.model_fields]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists the valid ones"

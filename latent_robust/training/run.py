@@ -1,0 +1,97 @@
+"""A run directory: where it is, whether it may be used, where to resume from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from latent_robust.errors import InputError
+
+from .checkpoint import load_checkpoint, load_latest
+from .config import TrainConfig
+from .files import write_atomically
+from .loop import Trainer
+from .state import restore
+
+# Settings that may differ between a run and its continuation; everything else must agree.
+FREE = {
+    "config", "out", "resume", "device", "offline", "dry_run", "workers", "steps", "beside",
+    "log_every", "checkpoint_every", "keep_checkpoints", "sampler", "sampling_steps", "samples",
+    "features", "max_bad_fraction",
+}  # fmt: skip
+
+
+def start_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """Raises InputError for a device that is not there, RuntimeError for a launch that would make
+    every process believe that it is the only one."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(config.device, True):
+        raise InputError(f"--device {config.device} is not available here; use --device auto")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    on_cpu = config.device == "cpu" or not any(available.values())
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard",
+        project_dir=out,
+    )
+    if accelerator.num_processes != processes:
+        raise RuntimeError(
+            f"launched as {processes} processes but accelerate sees {accelerator.num_processes}; "
+            "start with `torchrun --nproc-per-node N`"
+        )
+    return accelerator
+
+
+def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) -> Path:
+    """--out, or runs/NAME, runs/NAME-2, ...; never one that already holds a run, unless it is to
+    be resumed."""
+    if config.out is not None:
+        out = config.out
+        if (out / "config.yaml").exists() and config.resume is None:
+            raise InputError(f"{out} already holds a run; add --resume, or choose another --out")
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out {out} is a file; give a directory")
+        return out
+    existing = [root / name, *(root / f"{name}-{n}" for n in range(2, 10_000))]
+    free = next(i for i, path in enumerate(existing) if not path.exists())
+    if config.resume == "auto":
+        if free == 0:
+            raise InputError(f"nothing to resume: {root / name} does not exist; give --out")
+        return existing[free - 1]
+    return existing[free]
+
+
+def write_config(config: TrainConfig, out: Path) -> None:
+    write_atomically(out / "config.yaml", dump(config))
+
+
+def dump(config: TrainConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict[str, Any]:
+    """What a checkpoint must share with the run that resumes from it."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE}
+    return {**settings, "data fingerprint": data_fingerprint, "processes": processes}
+
+
+def resume(trainer: Trainer, wanted: str | None, out: Path) -> None:
+    """wanted: None, "auto" (newest valid checkpoint of `out`, or a fresh start when there is
+    none), a run directory or a checkpoint. InputError when there is nothing there."""
+    if wanted is None:
+        return
+    path = out if wanted == "auto" else Path(wanted)
+    if (path / "manifest.json").exists():
+        restore(trainer, load_checkpoint(path))
+        return
+    found = load_latest(path / "checkpoints")
+    if found is not None:
+        restore(trainer, found[0])
+    elif wanted != "auto":
+        raise InputError(f"--resume {path} holds no valid checkpoint")

@@ -1,0 +1,82 @@
+"""Between a trainer and a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latent_robust.errors import InputError
+
+from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+def capture(trainer: Trainer) -> Checkpoint:
+    """Everything that the next step depends on."""
+    optimizer = trainer.optimizer.optimizer.state_dict()
+    optimizer["state"] = {trainer.names[i]: m for i, m in optimizer["state"].items()}
+    schedule = {k: v for k, v in trainer.schedule.state_dict().items() if k != "lr_lambdas"}
+    scaler, ema = trainer.accelerator.scaler, trainer.ema
+    return Checkpoint(
+        model=trained_state(trainer),
+        ema={} if ema is None else dict(zip(trainer.names, ema.shadow_params, strict=True)),
+        optimizer=optimizer,
+        trainer={
+            "step": trainer.step,
+            "schedule": schedule,
+            "scaler": scaler.state_dict() if scaler else None,
+            "ema_steps": ema.optimization_step if ema else 0,
+            "identity": trainer.identity,
+        },
+    )
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Raises InputError, with the differences, if the checkpoint is of another run."""
+    _compare(checkpoint.trainer["identity"], trainer.identity)
+    with torch.no_grad():
+        for name, value in trained_state(trainer).items():
+            value.copy_(checkpoint.model[name])
+        if trainer.ema is not None:
+            for name, average in zip(trainer.names, trainer.ema.shadow_params, strict=True):
+                average.copy_(checkpoint.ema[name])
+            trainer.ema.optimization_step = checkpoint.trainer["ema_steps"]
+    position = {name: i for i, name in enumerate(trainer.names)}
+    state = {position[name]: m for name, m in checkpoint.optimizer["state"].items()}
+    trainer.optimizer.optimizer.load_state_dict({**checkpoint.optimizer, "state": state})
+    trainer.schedule.load_state_dict({**checkpoint.trainer["schedule"], "lr_lambdas": [None]})
+    if trainer.accelerator.scaler and checkpoint.trainer["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(checkpoint.trainer["scaler"])
+    trainer.step = checkpoint.trainer["step"]
+
+
+def trained_state(trainer: Trainer) -> dict[str, Tensor]:
+    """The trained parameters; with the buffers when the whole network is trained."""
+    network = trainer.plain_network
+    named = dict(zip(trainer.names, trainer.parameters, strict=True))
+    whole = all(p.requires_grad for p in network.parameters())
+    return {**named, **(network_buffers(network) if whole else {})}
+
+
+def network_buffers(network: torch.nn.Module) -> dict[str, Tensor]:
+    """Persistent buffers only."""
+    state = network.state_dict()
+    return {name: b for name, b in network.named_buffers() if name in state}
+
+
+def _compare(saved: dict, current: dict) -> None:
+    differences = [
+        f"  {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now"
+        for key in sorted({*saved, *current})
+        if saved.get(key) != current.get(key)
+    ]
+    if differences:
+        raise InputError(
+            "this checkpoint belongs to a different run:\n"
+            + "\n".join(differences)
+            + "\nUse the same settings and data, or start a new run with another --out"
+        )

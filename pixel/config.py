@@ -1,0 +1,69 @@
+"""The settings that only pixel-space runs have. Shared ones: latent_robust/training/config.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from latent_robust.training.config import ObjectiveName, TrainConfig
+
+
+class PixelConfig(TrainConfig):
+    """Train a pixel-space diffusion model on pictures that may be dirty."""
+
+    objective: ObjectiveName = Field("robust-adversarial", description="what is minimised")
+    beside: ObjectiveName | None = Field(
+        None, description="also train this objective, same budget, for comparison in the report"
+    )
+
+    # the pictures
+    size: int = Field(8, ge=4, description="pixels a side")
+    channels: Literal[1, 3] = Field(1, description="gray or RGB")
+    flip: bool = Field(False, description="mirror half of the pictures at random")
+
+    # the network, diffusers' UNet2DModel
+    block_out_channels: tuple[int, ...] = Field((16, 32), description="one per resolution")
+    layers_per_block: int = Field(1, ge=1)
+    attention_levels: tuple[int, ...] = Field((), description="resolutions with attention, 0-based")
+    attention_head_dim: int = Field(16, ge=1)
+    norm_groups: int = Field(8, ge=1)
+    scale_shift: bool = Field(False, description="time enters as scale and shift (Improved DDPM)")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    learned_variance: bool = Field(False, description="L_hybrid of Improved DDPM")
+
+    # the noise process
+    parameterization: Literal["epsilon", "v_prediction", "sample", "flow"] = "epsilon"
+    noise_steps: int = Field(1000, ge=2)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+
+    # sampling and evaluation
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    sampling_steps: int = Field(50, ge=1)
+    samples: int = Field(1797, ge=0, description="pictures drawn for the metrics; 0 for none")
+    features: tuple[str, ...] = Field(
+        ("pixels", "digits"), description="spaces in which distances to clean data are measured"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self):
+        halvings = 2 ** (len(self.block_out_channels) - 1)
+        if self.size % halvings:
+            raise ValueError(
+                f"size {self.size} is not divisible by {halvings}, which "
+                f"{len(self.block_out_channels)} resolutions need"
+            )
+        for width in self.block_out_channels:
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"block_out_channels {width} is not a multiple of norm_groups "
+                    f"{self.norm_groups}"
+                )
+        if self.parameterization == "flow" and (self.learned_variance or self.sampler == "ddpm"):
+            raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
+        if self.dropout and self.fraction < 1 and self.objective.startswith(("robust", "inv")):
+            raise ValueError(
+                f"dropout {self.dropout} with fraction {self.fraction}: dropout masks cannot be "
+                "shared between batches of different size; use fraction 1 or dropout 0"
+            )
+        return self

@@ -1,0 +1,56 @@
+"""diffusers' U-Net and schedulers, from the configuration."""
+
+from __future__ import annotations
+
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
+
+from .config import PixelConfig
+
+
+def build_network(config: PixelConfig) -> UNet2DModel:
+    """Twice as many output channels with a learned variance: mean, then variance."""
+    levels = range(len(config.block_out_channels))
+    attention = ["Attn" if i in config.attention_levels else "" for i in levels]
+    return UNet2DModel(
+        sample_size=config.size,
+        in_channels=config.channels,
+        out_channels=config.channels * (2 if config.learned_variance else 1),
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=tuple(f"{a}DownBlock2D" for a in attention),
+        up_block_types=tuple(f"{a}UpBlock2D" for a in reversed(attention)),
+        add_attention=bool(config.attention_levels),
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_groups,
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
+        dropout=config.dropout,
+    )
+
+
+def training_scheduler(config: PixelConfig) -> SchedulerMixin:
+    """Defines the noise process; also saved beside the weights for sampling with diffusers."""
+    if config.parameterization == "flow":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.noise_steps)
+    return DDPMScheduler(
+        num_train_timesteps=config.noise_steps,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.parameterization,
+        # Contaminated training tensors leave [-1, 1]; clipping in the sampler would hide it.
+        clip_sample=False,
+        variance_type="learned_range" if config.learned_variance else "fixed_small",
+        timestep_spacing="trailing",
+    )
+
+
+def sampling_scheduler(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
+    """sampler: "ddim" (deterministic; plain Euler for flow) or "ddpm" (ancestral)."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]
+    return kind.from_config(scheduler.config)

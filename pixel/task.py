@@ -1,0 +1,65 @@
+"""What a batch is, and what the network answers, in pixel space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latent_robust.core import NoiseProcess
+from latent_robust.data import ContaminatedPictures
+from latent_robust.evaluation.figures import save_grid
+from latent_robust.evaluation.sampling import draw_samples
+
+from .config import PixelConfig
+from .network import build_network, sampling_scheduler, training_scheduler
+from .variance import LearnedVariance
+
+PREVIEW = 64  # pictures in each grid of `samples/`
+
+
+class PixelTask:
+    """The `Task` of latent_robust/training/loop.py for pictures in [-1, 1]."""
+
+    def __init__(self, config: PixelConfig, dataset: ContaminatedPictures, out: Path, main: bool):
+        self.config, self.dataset = config, dataset
+        self.out, self.main = out, main
+        self.network = build_network(config)
+        self.scheduler = training_scheduler(config)
+        self.process = NoiseProcess.from_scheduler(self.scheduler)
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, None]:
+        sample = batch["sample"].to(generator.device, non_blocking=True)
+        if self.config.flip:
+            coin = torch.rand(len(sample), generator=generator, device=generator.device) < 0.5
+            sample = torch.where(coin.view(-1, 1, 1, 1), sample.flip(-1), sample)
+        return sample, None
+
+    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
+        return self.process.draw_times(batch, generator)
+
+    def denoiser(self, network: nn.Module, conditions: None) -> Callable[..., Tensor]:
+        if self.config.learned_variance:
+            return LearnedVariance(network, self.process)
+        return lambda noisy, t, rows: network(noisy, t).sample.float()
+
+    def auxiliary_loss(self, denoise: Callable, sample: Tensor, t: Tensor) -> Tensor | None:
+        return denoise.loss(sample, t) if self.config.learned_variance else None
+
+    def on_checkpoint(self, network: nn.Module, step: int) -> None:
+        if self.main:
+            save_grid(self.draw(network, PREVIEW), self.out / "samples" / f"step-{step:08d}.png")
+
+    def draw(self, network: nn.Module, count: int) -> Tensor:
+        """=>  (count, C, H, W), not clamped; always the same noise for the same seed."""
+        return draw_samples(
+            network,
+            sampling_scheduler(self.scheduler, self.config.sampler),
+            count,
+            steps=self.config.sampling_steps,
+            seed=self.config.seed,
+            device=next(network.parameters()).device,
+        )

@@ -1,0 +1,212 @@
+"""train-pixel: from a picture set that may be dirty to a network, its samples and a report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from diffusers import DDIMPipeline, DDPMPipeline, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from latent_robust.core import derive_seed
+from latent_robust.data import (
+    ContaminatedPictures,
+    estimate_band,
+    open_pictures,
+    parse_contamination,
+    read_levels,
+    write_quarantine,
+)
+from latent_robust.errors import InputError
+from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.figures import save_grid
+from latent_robust.evaluation.metrics import evaluate
+from latent_robust.evaluation.report import write_report
+from latent_robust.training.command import INTERRUPTED, run_command
+from latent_robust.training.files import write_json, writing
+from latent_robust.training.loop import Trainer
+from latent_robust.training.options import parse_options
+from latent_robust.training.run import (
+    choose_directory,
+    dump,
+    identity,
+    resume,
+    start_accelerator,
+    write_config,
+)
+
+from .config import PixelConfig
+from .network import build_network, sampling_scheduler
+from .task import PREVIEW, PixelTask
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    return run_command(lambda: _main(argv))
+
+
+def _main(argv: list[str]) -> int:
+    config = parse_options(PixelConfig, argv or DEMO, prog="train-pixel")
+    if config.dry_run:
+        return _dry_run(config)
+    name = f"{config.data.partition(':')[0]}-{config.objective}".replace("/", "-")
+    out = choose_directory(config, name)
+    runs = []
+    if config.beside is not None and config.beside != config.objective:
+        plain = config.model_copy(update={"objective": config.beside, "beside": None})
+        runs.append((plain, out / config.beside))
+    runs.append((config, out))
+    for settings, folder in runs:
+        if not train(settings, folder):
+            print(f"stopped; go on with: train-pixel --out {out} --resume", file=sys.stderr)
+            return INTERRUPTED
+    report = write_report([folder for _, folder in runs], out / "report.html")
+    print_table([folder for _, folder in runs])
+    print(f"report: {report}")
+    return 0
+
+
+DEMO = ["--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"]
+
+
+def _dry_run(config: PixelConfig) -> int:
+    """Touches nothing: no file, no network, no data."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_network(config).parameters())
+    print(dump(config), end="")
+    also = f", after {config.beside}" if config.beside else ""
+    print(
+        f"# would train {config.objective}{also}: a U-Net of {parameters / 1e6:.2f} M parameters on "
+        f"{config.data} at {config.size}x{config.size}, {config.steps} steps of "
+        f"{config.batch_size * config.gradient_accumulation} pictures a process"
+    )
+    return 0
+
+
+def train(config: PixelConfig, out: Path) -> bool:
+    """One run, from data to metrics. False when a signal stopped it."""
+    if (out / "metrics.json").exists() and config.resume is not None:
+        return True
+    dataset = open_dataset(config)
+    levels = levels_of(config, dataset)
+    if config.band == "auto":
+        band = estimate_band(dataset.sample_tensor(limit=1000))
+        config = config.model_copy(update={"band": max(band, 1e-3)})
+    accelerator = start_accelerator(config, out)
+    main = accelerator.is_main_process
+    if main:
+        prepare_directory(config, dataset, out)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("tensorboard")
+
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    task = PixelTask(config, dataset, out, main)
+    same = identity(config, dataset.fingerprint(), accelerator.num_processes)
+    trainer = Trainer(
+        task,
+        config.objective_for(task.process),
+        config,
+        accelerator,
+        out=out,
+        levels=levels,
+        identity=same,
+    )
+    resume(trainer, config.resume, out)
+    started = time.perf_counter()
+    if not trainer.train():
+        return False
+    seconds = time.perf_counter() - started
+    if main:
+        trainer.with_average(lambda network: finish(config, task, network, out, seconds))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return True
+
+
+def open_dataset(config: PixelConfig) -> ContaminatedPictures:
+    pictures = open_pictures(
+        config.data,
+        size=config.size,
+        channels=config.channels,
+        limit=config.limit,
+        max_bad_fraction=config.max_bad_fraction,
+        offline=config.offline,
+    )
+    corruptions = parse_contamination(config.contamination_specs)
+    return ContaminatedPictures(pictures, corruptions, config.seed)
+
+
+def levels_of(config: PixelConfig, dataset: ContaminatedPictures) -> Tensor | None:
+    if config.objective != "ambient":
+        return None
+    if config.levels is not None:
+        return read_levels(config.levels, len(dataset))
+    return dataset.levels()
+
+
+def prepare_directory(config: PixelConfig, dataset: ContaminatedPictures, out: Path) -> None:
+    """What is known before the first step: settings, what was broken, what it trains on."""
+    with writing(out):
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        write_config(config, out)
+        dataset.write_manifest(out / "manifest.jsonl")
+        if dataset.pictures.quarantine:
+            write_quarantine(dataset.pictures.quarantine, out / "quarantine.jsonl")
+        save_grid(dataset.sample_tensor(limit=PREVIEW), out / "samples" / "training.png")
+        save_grid(dataset.clean_tensor(limit=PREVIEW), out / "samples" / "clean.png")
+
+
+def finish(config: PixelConfig, task: PixelTask, network, out: Path, seconds: float) -> None:
+    """With the averaged weights: save them for diffusers, draw, measure, report."""
+    with writing(out):
+        kind = DDPMPipeline if config.learned_variance else DDIMPipeline
+        if isinstance(task.scheduler, FlowMatchEulerDiscreteScheduler):
+            network.save_pretrained(out / "pipeline" / "unet")
+            task.scheduler.save_pretrained(out / "pipeline" / "scheduler")
+        else:
+            scheduler = sampling_scheduler(task.scheduler, config.sampler)
+            kind(unet=network, scheduler=scheduler).save_pretrained(out / "pipeline")
+        if config.samples:
+            metrics = measure(config, task, network, out)
+            write_json(
+                out / "metrics.json",
+                {
+                    "objective": config.objective,
+                    "steps": config.steps,
+                    "seed": config.seed,
+                    "seconds": round(seconds, 1),
+                    **metrics,
+                },
+            )
+        write_report([out], out / "report.html")
+
+
+def measure(config: PixelConfig, task: PixelTask, network, out: Path) -> dict:
+    """Distances of fresh samples, and of the training set itself, to the *clean* pictures."""
+    samples = task.draw(network, config.samples)
+    save_grid(samples[:PREVIEW], out / "samples" / "final.png")
+    count = min(len(task.dataset), max(config.samples, 10_000))
+    clean, dirty = task.dataset.clean_tensor(count), task.dataset.sample_tensor(count)
+    device = next(network.parameters()).device
+    extractors = [make_extractor(s, device=device, offline=config.offline) for s in config.features]
+    return {
+        "metrics": evaluate(samples, clean, extractors, training=dirty, seed=config.seed),
+        "floors": {"training set": evaluate(dirty, clean, extractors, seed=config.seed)},
+    }
+
+
+def print_table(runs: list[Path]) -> None:
+    """The metrics of each run, and of the training set, one row each."""
+    rows = {}
+    for run in runs:
+        saved = json.loads((run / "metrics.json").read_text())
+        rows["training set"] = saved["floors"]["training set"]
+        rows[saved["objective"]] = saved["metrics"]
+    print(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from latent_robust.core import (
+    OBJECTIVES,
+    EquivariancePenalty,
+    NoiseProcess,
+    Objective,
+    Parameterization,
+    RadiusSchedule,
+    Weighting,
+    make_objective,
+)
+
+VP = ["epsilon", "v_prediction", "sample"]
+
+
+def process_of(parameterization: str) -> NoiseProcess:
+    if parameterization == "flow":
+        return NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler())
+    return NoiseProcess.from_scheduler(DDPMScheduler(prediction_type=parameterization))
+
+
+class Network(nn.Module):
+    """Small, smooth, with a batch row axis and optional dropout."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(8, 1, 3, padding=1),
+        )
+
+    def forward(self, noisy, t, rows):
+        return self.layers(noisy)
+
+
+def batch(process, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sample, noise = torch.randn(2, size, 1, 6, 6, generator=generator)
+    return sample, process.draw_times(size, generator), noise
+
+
+@pytest.mark.parametrize("parameterization", [*VP, "flow"])
+@pytest.mark.parametrize("attack", ["adversarial", "random"])
+def test_ideal_denoiser_of_one_image_is_equivariant(parameterization, attack):
+    process = process_of(parameterization)
+    image = torch.randn(1, 1, 6, 6)
+    t = process.times[[100, 500, 900]]
+    alpha, sigma = process(t, image)
+    noisy = process.add_noise(image, torch.randn(3, 1, 6, 6), t)
+
+    def ideal(noisy):
+        noise = (noisy - alpha * image) / sigma
+        return process.parameterization.target(image, noise, alpha, sigma) + 0 * noisy
+
+    penalty = EquivariancePenalty(process, Weighting("normalized", 1.0), attack=attack)
+    # Exactly 0 but for float32 rounding of the two predictions, which are of order 1.
+    assert penalty(ideal, noisy, t, ideal(noisy)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["robust-adversarial", "robust-random", "invariance"])
+def test_zero_weight_equals_plain_training(name):
+    process, network = process_of("epsilon"), Network(dropout=0.3)
+    gradients = []
+    for objective in (
+        make_objective(name, process, weighting=Weighting(weight=0)),
+        make_objective("ddpm", process),
+    ):
+        torch.manual_seed(5)
+        generator = torch.Generator().manual_seed(1)
+        network.zero_grad()
+        sample, t, noise = batch(process)
+        objective(network, sample, t, noise, generator).total.backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+        assert torch.equal(generator.get_state(), torch.Generator().manual_seed(1).get_state())
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("parameterization", [*VP, "flow"])
+@pytest.mark.parametrize("lam", [0.5, 3.0])
+def test_gaussian_minimiser_matches_closed_form(parameterization, lam):
+    """Data N(0, tau^2), denoiser x0_hat = a * y with y = noisy / alpha. The loss is quadratic in
+    a; its minimum must be tau_e^2 / (tau_e^2 + s^2) with tau_e^2 = tau^2 / (1 + lambda)."""
+    process, tau, size = process_of(parameterization), 0.7, 200_000
+    generator = torch.Generator().manual_seed(0)
+    sample = tau * torch.randn(size, 1, generator=generator)
+    noise = torch.randn(size, 1, generator=generator)
+    t = process.times[600:601] if parameterization == "flow" else process.times[200:201]
+    t = t.expand(size)  # s of about 0.7
+    alpha, sigma = (c[:1] for c in process(t[:1], sample))
+    objective = make_objective(
+        "robust-random",
+        process,
+        weighting=Weighting("normalized", lam),
+        radius=RadiusSchedule(bias_min=0.1, bias_max=0.1),
+    )
+    _, c_noise = process.parameterization.coefficients(alpha, sigma)
+    gain = process.parameterization.sample_gain(alpha, sigma)
+
+    def loss(a: float) -> torch.Tensor:
+        def denoise(noisy, t, rows):  # the prediction that implies the sample a * noisy / alpha
+            return gain * a * noisy / alpha + c_noise * noisy / sigma
+
+        return objective(denoise, sample, t, noise, torch.Generator().manual_seed(1)).total
+
+    low, middle, high = (loss(a).double() for a in (0.0, 0.5, 1.0))  # a parabola has three numbers
+    curvature = 2 * (low + high - 2 * middle)
+    minimiser = 0.5 - (high - low) / (2 * curvature)
+    s2 = float((sigma / alpha).square())
+    tau_e2 = tau**2 / (1 + lam)
+    # The sampling error of the covariance of sample and y is s / (tau sqrt(200,000)) = 0.2 %.
+    assert float(minimiser) == pytest.approx(tau_e2 / (tau_e2 + s2), rel=0.01)
+
+
+def test_probability_flow_ends_at_the_predicted_spread():
+    """dy/ds = (y - x0_hat) / s of the banded minimiser, integrated numerically, ends at
+    tau_e sqrt((s_b^2 + tau^2) / (s_b^2 + tau_e^2)): noise shrinks, structure stays."""
+    from scipy.integrate import solve_ivp
+
+    lam, band = 3.0, 0.5
+    for tau in (0.1, 2.0):
+        tau_e2 = tau**2 / (1 + lam)
+
+        def slope(s, y, tau=tau, tau_e2=tau_e2):
+            variance = tau_e2 if s < band else tau**2
+            return y * s / (variance + s * s)  # (y - y variance / (variance + s^2)) / s
+
+        y = (100.0**2 + tau**2) ** 0.5  # the spread at s = 100
+        for start, end in ((100.0, band), (band, 1e-6)):
+            y = solve_ivp(slope, (start, end), [y], rtol=1e-9, atol=1e-12).y[0, -1]
+        predicted = (tau_e2 * (band**2 + tau**2) / (band**2 + tau_e2)) ** 0.5
+        assert y == pytest.approx(predicted, rel=1e-5)
+        assert predicted / tau == pytest.approx({0.1: 0.51, 2.0: 0.92}[tau], abs=0.01)
+
+
+def test_gradient_flows_through_both_branches():
+    """Training with a detached prediction diverges. Against a finite difference in a parameter."""
+    process, network = process_of("epsilon"), Network()
+    penalty = EquivariancePenalty(process, Weighting("normalized", 1.0), attack="random")
+    sample, t, noise = batch(process)
+    noisy = process.add_noise(sample, noise, t)
+
+    def value():
+        generator = torch.Generator().manual_seed(2)
+        return penalty(lambda x: network.layers(x), noisy, t, network.layers(noisy), generator)
+
+    value().backward()
+    parameter = network.layers[0].weight
+    direction = torch.randn_like(parameter)
+    slope = (parameter.grad * direction).sum().item()
+    with torch.no_grad():
+        step = 1e-2
+        parameter += step * direction
+        above = value().item()
+        parameter -= 2 * step * direction
+        below = value().item()
+    # Central difference: error of order step^2, and float32 rounding of 1e-7 / step.
+    assert (above - below) / (2 * step) == pytest.approx(slope, rel=2e-2)
+
+
+def test_fraction_regularizes_the_first_rows_only():
+    process, network = process_of("v_prediction"), Network()
+    sample, t, noise = batch(process)
+    objective = Objective(process, EquivariancePenalty(process, attack="random"), fraction=0.25)
+    loss = objective(network, sample, t, noise, torch.Generator().manual_seed(4))
+    noisy = process.add_noise(sample, noise, t)[:2]
+    alone = objective.penalty.per_sample(
+        lambda x: network.layers(x),
+        noisy,
+        t[:2],
+        network.layers(noisy),
+        torch.Generator().manual_seed(4),
+    )
+    torch.testing.assert_close(loss.penalty, alone)
+    assert loss.denoising.shape == (8,)
+    torch.testing.assert_close(loss.total, loss.denoising.mean() + alone.mean())
+
+
+def test_branches_share_dropout_masks():
+    """A radius of almost nothing: with shared masks so is the residual; with fresh masks it would
+    be as large as the prediction."""
+    process, network = process_of("epsilon"), Network(dropout=0.5).train()
+    tiny = RadiusSchedule(scale=0, bias_min=1e-4, bias_max=1e-4)
+    objective = Objective(process, EquivariancePenalty(process, Weighting("normalized", 1.0), tiny))
+    objective(network, *(batch(process)[i] for i in (0, 1, 2)))
+    loss = objective(network, *batch(process), torch.Generator().manual_seed(0))
+    # residual ~ |(J - 1) w|, over |w|: of order 1. Without sharing: (1 / 1e-4)^2 = 1e8.
+    assert loss.penalty.max() < 100
+
+
+def test_ddp_may_attack_another_handle_of_the_same_network():
+    process, network = process_of("epsilon"), Network()
+    calls = []
+
+    def attacked(noisy, t, rows):
+        calls.append(len(noisy))
+        return network(noisy, t, rows)
+
+    objective = Objective(process, EquivariancePenalty(process, attack_steps=3), fraction=0.5)
+    objective(network, *batch(process), attacked=attacked)
+    assert calls == [4, 4, 4]
+
+
+def test_paper_weighting_is_one_over_the_standard_deviation_of_the_radius():
+    radius = torch.tensor([0.1, 0.5]).view(-1, 1, 1, 1)
+    ones = torch.ones_like(radius)
+    factor = Weighting("paper", 0.3)(ones, radius, ones, ones)
+    torch.testing.assert_close(factor, 0.3 * 3**0.5 / radius.flatten())
+
+
+def test_band_is_open_below_its_noise_level_and_falls_as_the_square_above():
+    gate = Weighting("band", 1.0, band=0.5).gate
+    assert gate(torch.tensor(1.0), torch.tensor(0.0)) == 1
+    assert gate(torch.tensor(0.0), torch.tensor(1.0)) == 0
+    torch.testing.assert_close(gate(torch.tensor(0.5), torch.tensor(0.5)), torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("parameterization", [*VP, "flow"])
+def test_every_objective_is_finite_over_the_whole_process(name, parameterization):
+    process, network = process_of(parameterization), Network()
+    t = torch.stack([process.times[0], process.times[-1]])
+    sample, noise = torch.randn(2, 2, 1, 6, 6)
+    loss = make_objective(name, process)(network, sample, t, noise, levels=torch.tensor([0.0, 0.4]))
+    loss.total.backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_zero_terminal_snr_stays_finite():
+    process = NoiseProcess.from_scheduler(
+        DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    )
+    sample, noise = torch.randn(2, 2, 1, 6, 6)
+    loss = make_objective("robust-adversarial", process)(
+        Network(), sample, torch.tensor([999, 999]), noise
+    )
+    assert loss.total.isfinite()
+
+
+def test_unknown_objective_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown objective 'robust'.*robust-adversarial"):
+        make_objective("robust", process_of("epsilon"))
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1}, {"band": 0}])
+def test_impossible_weightings_are_refused(wrong):
+    with pytest.raises(ValueError, match="got"):
+        Weighting(**wrong)
+
+
+def test_parameterization_is_read_from_the_scheduler():
+    assert process_of("flow").parameterization is Parameterization.FLOW

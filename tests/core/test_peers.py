@@ -1,0 +1,126 @@
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from latent_robust.core import NoiseProcess, make_objective
+
+EPSILON = NoiseProcess.from_scheduler(DDPMScheduler())
+PROCESSES = {
+    "epsilon": EPSILON,
+    "v_prediction": NoiseProcess.from_scheduler(DDPMScheduler(prediction_type="v_prediction")),
+    "sample": NoiseProcess.from_scheduler(DDPMScheduler(prediction_type="sample")),
+    "flow": NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler()),
+}
+
+
+def some_network(noisy, t, rows):
+    return 0.3 * noisy + 0.1
+
+
+def inputs(process, size=16):
+    generator = torch.Generator().manual_seed(0)
+    sample, noise = torch.randn(2, size, 1, 4, 4, generator=generator)
+    return sample, process.draw_times(size, generator), noise
+
+
+def test_pseudo_huber_is_the_squared_error_where_errors_are_small():
+    sample, t, noise = inputs(EPSILON)
+
+    def almost(noisy, t, rows):
+        return noise + 1e-3
+
+    loss = make_objective("pseudo-huber", EPSILON, huber_c=1.0)(almost, sample, t, noise)
+    # 2c (sqrt(d^2 + c^2) - c) = d^2 - d^4 / (4 c^2) + ...; in float32 the difference of two
+    # numbers near 1 has an error of 1e-7, a tenth of d^2 = 1e-6.
+    torch.testing.assert_close(loss.denoising, torch.full((16,), 1e-6), atol=2.5e-7, rtol=0)
+
+
+def test_pseudo_huber_grows_linearly_where_errors_are_large():
+    sample, t, noise = inputs(EPSILON)
+    losses = [
+        make_objective("pseudo-huber", EPSILON)(lambda *_, d=d: noise + d, sample, t, noise).total
+        for d in (1e4, 2e4)
+    ]
+    assert float(losses[1] / losses[0]) == pytest.approx(2, rel=1e-3)
+
+
+def test_input_perturbation_without_perturbation_is_plain_training():
+    values = [
+        make_objective(name, EPSILON, gamma=0)(some_network, *inputs(EPSILON)).total
+        for name in ("input-perturbation", "ddpm")
+    ]
+    assert torch.equal(*values)
+
+
+def test_input_perturbation_inflates_the_noise_of_the_input_only():
+    zeros = torch.zeros(50_000, 1)
+    t = torch.full((50_000,), 500)
+    seen = {}
+
+    def record(noisy, t, rows):
+        seen["std"] = noisy.std()
+        return noisy
+
+    make_objective("input-perturbation", EPSILON, gamma=0.5)(
+        record, zeros, t, torch.randn(zeros.shape, generator=torch.Generator().manual_seed(9))
+    )
+    _, sigma = EPSILON(t[:1], zeros)
+    # Standard error of a standard deviation from 50,000 draws: 0.3 %.
+    assert float(seen["std"] / sigma) == pytest.approx(1.25**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_ambient_at_level_zero_is_plain_training(name):
+    process = PROCESSES[name]
+    sample, t, noise = inputs(process)
+    plain = make_objective("ddpm", process)(some_network, sample, t, noise).denoising
+    ambient = make_objective("ambient", process)(
+        some_network, sample, t, noise, levels=torch.zeros(16)
+    ).denoising
+    # The same numbers in another order of operations; 1 / sigma magnifies float32 rounding.
+    torch.testing.assert_close(ambient, plain, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_ambient_is_minimised_by_the_clean_denoiser(name):
+    """Clean data N(0, tau^2) seen through noise of a known level: the minimiser over x0_hat = a y_s
+    must be the denoiser of the *clean* data, a = tau^2 / (tau^2 + s^2)."""
+    process, tau, level, size = PROCESSES[name], 0.8, 0.4, 400_000
+    generator = torch.Generator().manual_seed(0)
+    clean, dirt, noise = torch.randn(3, size, 1, generator=generator)
+    sample = tau * clean + level * dirt
+    t = process.times[400:401].expand(size)
+    alpha, sigma = process(t[:1], sample)
+    assert sigma / alpha > level
+    _, c_noise = process.parameterization.coefficients(alpha, sigma)
+    gain = process.parameterization.sample_gain(alpha, sigma)
+    objective = make_objective("ambient", process)
+
+    def loss(a):
+        def denoise(noisy, t, rows):
+            return gain * a * noisy / alpha + c_noise * noisy / sigma
+
+        levels = torch.full((size,), level)
+        return objective(denoise, sample, t, noise, levels=levels).total.double()
+
+    low, middle, high = loss(0.0), loss(0.5), loss(1.0)
+    minimiser = 0.5 - (high - low) / (4 * (low + high - 2 * middle))
+    expected = tau**2 / (tau**2 + float(sigma / alpha) ** 2)
+    # The sampling error of the covariance of sample and y_s is about s / (tau sqrt(400,000)),
+    # 0.6 % at s = 3; the tolerance is three times that.
+    assert float(minimiser) == pytest.approx(expected, rel=0.02)
+
+
+def test_ambient_ignores_times_below_the_level():
+    sample, noise = torch.randn(2, 2, 1, 4, 4)
+    t = torch.tensor([5, 900])
+    loss = make_objective("ambient", EPSILON)(
+        some_network, sample, t, noise, levels=torch.tensor([0.4, 0.4])
+    )
+    assert loss.denoising[0] == 0
+    assert loss.denoising[1] > 0
+
+
+def test_ambient_without_levels_says_what_it_needs():
+    with pytest.raises(ValueError, match="levels"):
+        make_objective("ambient", EPSILON)(some_network, *inputs(EPSILON))
