@@ -21,6 +21,7 @@ class RunLog:
         self.path, self.accelerator = out / "log.jsonl", accelerator
         self.rows: list[dict[str, Tensor | float]] = []
         self.samples, self.since = 0, time.perf_counter()
+        out.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process and self.path.exists():
             lines = self.path.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= step]

@@ -1,0 +1,144 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Points, make_trainer
+
+from latent_robust.errors import InputError
+from latent_robust.training.checkpoint import list_checkpoints, load_latest
+from latent_robust.training.loop import MAX_BAD_STEPS, Diverged
+from latent_robust.training.state import capture
+
+TINY = Path(__file__).with_name("tiny.py")
+
+
+def assert_same_state(a, b):
+    """Every tensor of two checkpoints, bit for bit."""
+    for part in ("model", "ema"):
+        left, right = getattr(a, part), getattr(b, part)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[k], right[k]) for k in left), part
+    assert a.optimizer["state"].keys() == b.optimizer["state"].keys()
+    for name, moments in a.optimizer["state"].items():
+        for key, value in moments.items():
+            assert torch.equal(value, b.optimizer["state"][name][key]), (name, key)
+    assert a.trainer["schedule"] == b.trainer["schedule"]
+    assert a.trainer["step"] == b.trainer["step"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, accumulation):
+    whole = make_trainer(tmp_path / "whole", gradient_accumulation=accumulation)
+    assert whole.train()
+    first = make_trainer(tmp_path / "parts", gradient_accumulation=accumulation, checkpoint_every=7)
+    first.config = first.config.model_copy(update={"steps": 7})  # leaves the schedule as it is
+    first.train()
+    torch.manual_seed(999)  # whatever ran in between
+    second = make_trainer(tmp_path / "parts", gradient_accumulation=accumulation, resume="auto")
+    assert second.step == 7
+    assert second.train()
+    assert_same_state(capture(whole), capture(second))
+    # DataLoader fetches nothing ahead without workers: the order is exactly what was trained on.
+    assert whole.task.dataset.seen == first.task.dataset.seen + second.task.dataset.seen
+    rows = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "parts")]
+    losses = [[json.loads(row)["loss"] for row in run] for run in rows]
+    assert losses[0] == losses[1]
+
+
+def run_tiny(out, steps, *more):
+    return subprocess.Popen(
+        [sys.executable, str(TINY), str(out), str(steps), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_killed_run_resumes_bit_for_bit(tmp_path):
+    """kill -9 while it saves after every step: mostly inside a save."""
+    steps = 4000
+    process = run_tiny(tmp_path / "killed", steps)
+    process.stdout.readline()
+    while not list_checkpoints(tmp_path / "killed" / "checkpoints"):
+        time.sleep(0.01)
+    time.sleep(random.Random(os.getpid()).uniform(0.0, 0.5))
+    process.kill()
+    process.wait()
+    reached = load_latest(tmp_path / "killed" / "checkpoints")[0].trainer["step"]
+    assert 0 < reached < steps
+
+    goal = reached + 5
+    resumed = make_trainer(tmp_path / "killed", steps=steps, resume="auto", checkpoint_every=steps)
+    whole = make_trainer(tmp_path / "whole", steps=steps, checkpoint_every=steps)
+    assert resumed.step == reached
+    for trainer in (resumed, whole):
+        batches = trainer._batches()
+        trainer.network.train()
+        while trainer.step < goal:
+            trainer._train_step(batches)
+            trainer.step += 1
+    assert_same_state(capture(resumed), capture(whole))
+
+
+def test_sigterm_saves_and_leaves(tmp_path):
+    process = run_tiny(tmp_path, 100_000)
+    process.stdout.readline()
+    while not list_checkpoints(tmp_path / "checkpoints"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 3
+    assert load_latest(tmp_path / "checkpoints") is not None
+
+
+def test_bad_samples_skip_their_step_and_are_named(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, dataset=Points(count=60, bad=[7]), steps=12)
+    assert trainer.train()
+    assert all(p.isfinite().all() for p in trainer.parameters)
+    skipped = [r.message for r in caplog.records if "skipped" in r.message]
+    assert len(skipped) == 1  # 12 steps of 5 are one epoch of 60
+    assert "7" in skipped[0]
+
+
+def test_several_bad_steps_in_a_row_stop_at_the_last_good_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path, dataset=Points(bad=range(37)))
+    with pytest.raises(Diverged, match=rf"{MAX_BAD_STEPS} steps in a row.*checkpoints"):
+        trainer.train()
+
+
+def test_clipping_really_clips(tmp_path):
+    trainer = make_trainer(tmp_path, max_gradient_norm=1e-3)
+    batches = trainer._batches()
+    trainer.network.train()
+    row = trainer._backward(next(batches), 0)
+    norm = trainer.accelerator.clip_grad_norm_(trainer.parameters, 1e-3)
+    assert row["loss"].isfinite()
+    assert norm > 1e-3
+    clipped = torch.stack([p.grad.norm() for p in trainer.parameters]).norm()
+    torch.testing.assert_close(clipped, torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"batch_size": 6}, {"weight": 1.0}])
+def test_resuming_with_other_settings_is_refused_with_the_difference(tmp_path, change):
+    make_trainer(tmp_path, steps=4).train()
+    with pytest.raises(InputError, match=rf"{next(iter(change))}: .* in the checkpoint"):
+        make_trainer(tmp_path, steps=4, resume="auto", **change)
+
+
+def test_log_keeps_only_what_was_trained(tmp_path):
+    """A killed run may have logged steps that its last checkpoint does not contain."""
+    make_trainer(tmp_path, steps=12, checkpoint_every=8).train()
+    for late in list_checkpoints(tmp_path / "checkpoints")[1:]:
+        (late / "manifest.json").unlink()
+    resumed = make_trainer(tmp_path, steps=12, resume="auto")
+    assert resumed.step == 8
+    resumed.train()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 13))

@@ -1,0 +1,99 @@
+import pytest
+import yaml
+
+from latent_robust.errors import InputError
+from latent_robust.training.config import TrainConfig
+from latent_robust.training.options import parse_options
+from latent_robust.training.run import choose_directory, dump
+
+
+def parse(*argv):
+    return parse_options(TrainConfig, list(argv), prog="train")
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("steps: 7\nbatch_size: 3\n")
+    config = parse("--config", str(file), "--steps", "9")
+    assert (config.steps, config.batch_size, config.seed) == (9, 3, 0)
+
+
+def test_environment_variables_do_not_leak_in(monkeypatch):
+    monkeypatch.setenv("SEED", "5")
+    monkeypatch.setenv("seed", "5")
+    assert parse().seed == 0
+
+
+def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
+    config = parse("--contamination", "gaussian:fraction=0.9,sigma=0.2; blur:fraction=0.1,sigma=1")
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    again = parse("--config", str(file))
+    assert dump(again) == dump(config)
+    assert config.contamination_specs == [
+        "gaussian:fraction=0.9,sigma=0.2",
+        "blur:fraction=0.1,sigma=1",
+    ]
+
+
+def test_contamination_may_be_a_list_in_yaml(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"contamination": ["a:fraction=1", "b:fraction=0"]}))
+    assert parse("--config", str(file)).contamination_specs == ["a:fraction=1", "b:fraction=0"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--bach-size", "3"], "unknown option --bach-size; did you mean --batch-size"),
+        (["--steps", "many"], "`steps` = 'many': should be a valid integer"),
+        (["--steps", "0"], "`steps` = '0': should be greater than or equal to 1"),
+        (["--objective", "robust"], "`objective` = 'robust': should be 'ddpm'"),
+        (["--band", "wide"], "`band` = 'wide'"),
+        (["--band", "-1"], "must be > 0, or 'auto'"),
+        (["--bias-min", "0.5"], "bias_min 0.5 is above bias_max"),
+        (["--objective", "ambient"], "needs noise levels"),
+        (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
+        (["--steps"], "expected one argument"),
+    ],
+)
+def test_wrong_usage_says_what_and_how(argv, message):
+    with pytest.raises(InputError) as error:
+        parse(*argv)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 3", "unknown key `batchsize`"),
+        ("batchsize: 3", "did you mean batch_size?"),
+        ("- 1", "must hold `key: value` lines"),
+        ("a: [", "not valid YAML"),
+        ("steps: [1]", "`steps` = [1]"),
+    ],
+)
+def test_a_wrong_file_says_what_and_how(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        parse("--config", str(file))
+    assert message in str(error.value)
+
+
+def test_resume_needs_no_value():
+    assert parse("--resume", "--steps", "3").resume == "auto"
+    assert parse("--resume").resume == "auto"
+    assert parse("--resume", "runs/x").resume == "runs/x"
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    assert choose_directory(parse(), "a", tmp_path) == tmp_path / "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("")
+    assert choose_directory(parse(), "a", tmp_path) == tmp_path / "a-2"
+    assert choose_directory(parse("--resume"), "a", tmp_path) == tmp_path / "a"
+    with pytest.raises(InputError, match="already holds a run"):
+        choose_directory(parse("--out", str(tmp_path / "a")), "a", tmp_path)
+    with pytest.raises(InputError, match="nothing to resume"):
+        choose_directory(parse("--resume"), "b", tmp_path)
