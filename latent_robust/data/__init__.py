@@ -1,0 +1,27 @@
+"""What comes in: decoding, quarantine, sources of pictures, contamination, noise levels.
+
+Names are imported from their modules when they are first used; torchvision takes seconds.
+"""
+
+from importlib import import_module
+
+_MODULES = {
+    "BadPicture": "decode",
+    "ContaminatedPictures": "contamination",
+    "PictureSet": "pictures",
+    "contaminate_folder": "contaminate",
+    "decode_picture": "decode",
+    "estimate_band": "levels",
+    "open_pictures": "sources",
+    "parse_contamination": "contamination",
+    "read_levels": "levels",
+    "write_quarantine": "sources",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

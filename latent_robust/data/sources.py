@@ -1,0 +1,119 @@
+"""From a `--data` specification to a set of pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from latent_robust.errors import InputError
+
+from .folder import FolderSource
+from .hints import did_you_mean
+from .jsonl import write_jsonl
+from .pictures import PictureSet, Source
+
+FORMS = {
+    "digits": "digits",
+    "fashion-mnist": "fashion-mnist:DIR",
+    "parquet": "parquet:FILE",
+    "hf": "hf:NAME[:SPLIT]",
+}
+
+
+def open_pictures(
+    spec: str,
+    *,
+    size: int,
+    channels: int,
+    limit: int | None = None,
+    max_bad_fraction: float = 0.05,
+    offline: bool = False,
+) -> PictureSet:
+    """Every picture is decoded once here; bad ones are left out and named in `.quarantine`.
+
+    spec: a folder, or one of FORMS; size: side in pixels; channels: 1 or 3; limit: the first so
+    many of the source, bad ones included; max_bad_fraction: in [0, 1].
+
+    Raises InputError: the specification, an unreadable source, no picture, too many bad ones.
+    """
+    if size < 1 or channels not in (1, 3):
+        raise InputError(f"need size >= 1 and 1 or 3 channels, got {size} and {channels}")
+    if limit is not None and limit < 1:
+        raise InputError(f"`limit` must be >= 1, got {limit}; leave it out to take every picture")
+    if not 0 <= max_bad_fraction <= 1:
+        raise InputError(f"`max_bad_fraction` must lie in [0, 1], got {max_bad_fraction}")
+    source = _open(spec, limit, offline)
+    pictures = PictureSet(source, spec, size=size, channels=channels, offline=offline)
+    _refuse_too_many_bad(pictures, max_bad_fraction)
+    return pictures
+
+
+def write_quarantine(rows: Iterable[dict], path: str | Path) -> None:
+    """rows: {"name", "reason"}; path: usually `quarantine.jsonl` of the run."""
+    write_jsonl(rows, path)
+
+
+def _open(spec: str, limit: int | None, offline: bool) -> Source:
+    # The libraries of each source are imported only when it is used.
+    kind, _, rest = spec.partition(":")
+    match kind, rest:
+        case "digits", "" if spec == "digits":
+            from .arrays import digits
+
+            return digits(limit)
+        case "fashion-mnist", rest if rest:
+            from .arrays import fashion_mnist
+
+            return fashion_mnist(_existing(rest, folder=True), limit)
+        case "parquet", rest if rest:
+            from .table import read_parquet
+
+            return read_parquet(_existing(rest, folder=False), limit)
+        case "hf", rest if rest:
+            from .table import read_hub
+
+            name, split = _hub_name(rest)
+            return read_hub(name, split, offline, limit)
+    if kind in FORMS:
+        raise InputError(f"{spec!r} is not of the form {FORMS[kind]}")
+    return FolderSource(_existing(spec, folder=True), limit)
+
+
+def _existing(given: str, folder: bool) -> Path:
+    path = Path(given).expanduser()
+    if path.is_dir() if folder else path.is_file():
+        return path
+    forms = f"a data set is the path of a folder, or {', '.join(FORMS.values())}"
+    if path.exists():
+        kind = "a file, not a folder" if folder else "a folder, not a file"
+        raise InputError(f"{given} is {kind}; {forms}")
+    try:
+        siblings = [sibling.name for sibling in path.parent.iterdir()]
+    except OSError:
+        siblings = []
+    near = did_you_mean(path.name, siblings) or did_you_mean(given.partition(":")[0], FORMS)
+    raise InputError(f"no such folder or file: {given!r}{near or ';'} {forms}")
+
+
+def _hub_name(rest: str) -> tuple[str, str]:
+    name, _, split = rest.partition(":")
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or Path(name).exists():
+        raise InputError(
+            f"{name!r} does not name a data set of the Hugging Face Hub (OWNER/NAME); "
+            "a folder is given by its path alone, a parquet file as parquet:FILE"
+        )
+    return name, split or "train"
+
+
+def _refuse_too_many_bad(pictures: PictureSet, max_bad_fraction: float) -> None:
+    bad = pictures.quarantine
+    total = len(pictures) + len(bad)
+    if len(pictures) and len(bad) <= max_bad_fraction * total:
+        return
+    examples = "; ".join(f"{row['name']}: {row['reason']}" for row in bad[:3])
+    limit = f"at most {max_bad_fraction:.1%}" if len(pictures) else "at least one good picture"
+    raise InputError(
+        f"{len(bad)} of {total} pictures of {pictures.spec} cannot be used ({limit} allowed). "
+        f"The first: {examples}. Mend or remove them, or raise `max_bad_fraction`"
+    )

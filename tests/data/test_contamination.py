@@ -1,0 +1,294 @@
+import json
+import pickle
+from collections import Counter
+from math import sqrt
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as v2
+
+from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
+from latent_robust.data.corruptions import CORRUPTIONS, to_bytes
+from latent_robust.errors import InputError
+
+EVERYTHING = [
+    "gaussian:fraction=0.9,sigma=0.0-0.3",
+    "salt-and-pepper:fraction=0.3,amount=0.1",
+    "blocks:fraction=0.3,size=0.3,count=2",
+    "blur:fraction=0.3,sigma=0.7",
+    "jpeg:fraction=0.3,quality=30",
+    "outliers:fraction=0.05,source=digits",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return open_pictures("digits", size=8, channels=1)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return open_pictures("digits", size=8, channels=3, limit=40)
+
+
+def contaminate(pictures, *specs, seed=0):
+    return ContaminatedPictures(pictures, parse_contamination(specs), seed)
+
+
+def test_independent_of_workers_order_and_access(few, monkeypatch):
+    samples = contaminate(few, *EVERYTHING)
+    expected = torch.stack([samples[i]["sample"] for i in range(len(samples))])
+    assert torch.equal(contaminate(few, *EVERYTHING).sample_tensor(), expected)
+    backwards = contaminate(few, *EVERYTHING)
+    for i in reversed(range(40)):
+        assert torch.equal(backwards[i]["sample"], expected[i])
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr("latent_robust.data.contamination.SMALL", 0)
+        for workers in (0, 2):
+            fresh = contaminate(few, *EVERYTHING)
+            loader = DataLoader(
+                fresh, 7, shuffle=True, num_workers=workers, collate_fn=fresh.collate
+            )
+            batches = list(loader)
+            index = torch.cat([batch["index"] for batch in batches])
+            assert sorted(index.tolist()) == list(range(40))
+            assert torch.equal(torch.cat([b["sample"] for b in batches]), expected[index])
+    assert torch.equal(pickle.loads(pickle.dumps(fresh))[3]["sample"], expected[3])
+
+
+def test_global_random_state_is_not_used(few):
+    before = torch.get_rng_state()
+    contaminate(few, *EVERYTHING).sample_tensor()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_is_another_contamination(few):
+    first, second = (contaminate(few, *EVERYTHING, seed=seed) for seed in (0, 1))
+    assert not torch.equal(first.sample_tensor(), second.sample_tensor())
+    assert first.fingerprint() != second.fingerprint()
+    assert first.fingerprint() == contaminate(few, *EVERYTHING).fingerprint()
+    assert first.fingerprint() != contaminate(few, *EVERYTHING[:-1]).fingerprint()
+
+
+def test_limit_does_not_change_the_first_pictures(pictures):
+    some = open_pictures("digits", size=8, channels=1, limit=20)
+    spec = EVERYTHING[:-1]
+    assert torch.equal(
+        contaminate(some, *spec).sample_tensor(), contaminate(pictures, *spec).sample_tensor(20)
+    )
+
+
+def test_untouched_pictures_are_the_pictures(few):
+    samples = contaminate(few, "gaussian:fraction=0,sigma=0.2")
+    assert torch.equal(samples.sample_tensor(), samples.clean_tensor())
+    assert torch.equal(samples.clean(3), 2 * few.picture(3) - 1)
+    assert all(row["corruptions"] == [] for row in samples.manifest())
+    assert not samples.levels().any()
+    everything = contaminate(few, "gaussian:fraction=1,sigma=0.2")
+    assert (everything.levels() == torch.tensor(0.4)).all()
+
+
+def test_fractions_are_binomial_and_independent(pictures):
+    samples = contaminate(
+        pictures, "gaussian:fraction=0.9,sigma=0.2", "blocks:fraction=0.5,size=0.2"
+    )
+    kinds = [tuple(c["kind"] for c in row["corruptions"]) for row in samples.manifest()]
+    n = len(pictures)
+    for p, count in (
+        (0.9, sum("gaussian" in row for row in kinds)),
+        (0.5, sum("blocks" in row for row in kinds)),
+        (0.45, sum(len(row) == 2 for row in kinds)),
+    ):
+        # 5 standard deviations of Binomial(n, p): a right generator fails once in 2 million seeds.
+        assert abs(count - n * p) < 5 * sqrt(n * p * (1 - p))
+
+
+def test_gaussian_noise_has_its_mean_and_deviation(pictures):
+    samples = contaminate(pictures, "gaussian:fraction=1,sigma=0.2")
+    noise = samples.sample_tensor() - samples.clean_tensor()
+    n = noise.numel()
+    # 5 standard errors: sigma / sqrt(2 n) of a deviation, sigma / sqrt(n) of a mean.
+    assert abs(noise.std() - 0.4) < 5 * 0.4 / sqrt(2 * n)
+    assert abs(noise.mean()) < 5 * 0.4 / sqrt(n)
+    # Neighbouring pictures get independent noise: correlations are N(0, 1 / pixels).
+    rows = noise.flatten(1) / 0.4
+    correlation = (rows[1:] * rows[:-1]).mean()
+    assert abs(correlation) < 5 / sqrt(n)
+
+
+def test_levels_are_the_deviations_of_each_picture():
+    big = open_pictures("digits", size=128, channels=1, limit=20)
+    samples = contaminate(big, "gaussian:fraction=0.8,sigma=0.05-0.3")
+    noise = samples.sample_tensor() - samples.clean_tensor()
+    levels = samples.levels()
+    assert levels.shape == (20,)
+    assert 0 < (levels == 0).sum() < 20
+    assert levels[levels > 0].min() >= 0.1
+    assert levels.max() <= 0.6
+    # 5 standard errors of a deviation over 128^2 pixels.
+    assert ((noise.flatten(1).std(1) - levels).abs() <= 5 * levels / sqrt(2 * 128**2)).all()
+
+
+def test_levels_add_in_squares_and_go_with_the_picture(few):
+    twice = ["gaussian:fraction=1,sigma=0.3", "gaussian:fraction=1,sigma=0.4"]
+    assert torch.allclose(contaminate(few, *twice).levels(), torch.tensor(1.0))
+    replaced = contaminate(few, *twice, "outliers:fraction=1,source=digits")
+    assert not replaced.levels().any()
+
+
+def test_clip_keeps_the_range(few):
+    samples = contaminate(few, "gaussian:fraction=1,sigma=0.5,clip=true").sample_tensor()
+    assert samples.min() == -1
+    assert samples.max() == 1
+
+
+def test_salt_and_pepper_hits_whole_pixels():
+    big = open_pictures("digits", size=128, channels=3, limit=1)
+    samples = contaminate(big, "salt-and-pepper:fraction=1,amount=0.2")
+    (record,) = next(samples.manifest())["corruptions"]
+    changed = samples[0]["sample"] != samples.clean(0)
+    # What was black already may have been hit as well.
+    assert 0 < changed.any(0).sum() <= record["pixels"]
+    assert set(samples[0]["sample"][changed].tolist()) == {-1.0, 1.0}
+    n = 128**2
+    # 5 standard deviations of Binomial(n, 0.2).
+    assert abs(record["pixels"] - 0.2 * n) < 5 * sqrt(n * 0.2 * 0.8)
+
+
+def test_blocks_are_where_the_record_says(few):
+    samples = contaminate(few, "blocks:fraction=1,size=0.25,count=2,fill=gray")
+    for i, row in enumerate(samples.manifest()):
+        (record,) = row["corruptions"]
+        expected = samples.clean(i).clone()
+        assert len(record["boxes"]) == 2
+        for top, left, height, width in record["boxes"]:
+            assert (height, width) == (2, 2)
+            expected[:, top : top + height, left : left + width] = 0  # gray in [-1, 1]
+        assert torch.equal(samples[i]["sample"], expected)
+
+
+def test_block_of_full_size_is_everything(few):
+    samples = contaminate(few, "blocks:fraction=1,size=1,fill=black")
+    assert (samples.sample_tensor() == -1).all()
+
+
+@pytest.mark.parametrize("sigma", [0.7, 50])
+def test_blur_is_what_the_record_says(few, sigma):
+    samples = contaminate(few, f"blur:fraction=1,sigma={sigma}")
+    (record,) = next(samples.manifest())["corruptions"]
+    kernel = [record["kernel"]] * 2
+    expected = v2.gaussian_blur(few.picture(0), kernel, [record["sigma"]] * 2)
+    assert torch.equal(samples[0]["sample"], 2 * expected - 1)
+
+
+def test_blur_leaves_a_flat_picture_alone():
+    (blur,) = parse_contamination(["blur:fraction=1,sigma=2"])
+    flat = torch.full((3, 9, 9), 0.3)
+    blurred, _ = blur.apply(flat, torch.Generator())
+    # The kernel sums to 1 but for rounding.
+    assert torch.allclose(blurred, flat, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_what_the_record_says(channels):
+    pictures = open_pictures("digits", size=8, channels=channels, limit=3)
+    samples = contaminate(pictures, "jpeg:fraction=1,quality=20")
+    (record,) = next(samples.manifest())["corruptions"]
+    decoded = v2.jpeg(to_bytes(pictures.picture(0)), record["quality"])
+    assert decoded.shape == (channels, 8, 8)
+    assert torch.equal(to_bytes((samples[0]["sample"] + 1) / 2), decoded)
+
+
+def test_outliers_are_pictures_of_the_other_source(few, zoo):
+    spec = {"kind": "outliers", "fraction": 0.5, "source": f"{zoo}/sub"}
+    samples = contaminate(few, spec)
+    others = open_pictures(f"{zoo}/sub", size=8, channels=3)
+    for i, row in enumerate(samples.manifest()):
+        picture = few.picture(i)
+        for record in row["corruptions"]:
+            picture = others.picture(record["outlier"])
+            assert others.name(record["outlier"]) == record["name"]
+        assert torch.equal(samples[i]["sample"], 2 * picture - 1)
+    with pytest.raises(InputError, match="no such folder"):
+        contaminate(few, {**spec, "source": f"{zoo}/none"})
+
+
+def test_manifest_round_trip(few, tmp_path):
+    samples = contaminate(few, *EVERYTHING, seed=7)
+    samples.write_manifest(tmp_path / "manifest.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert rows == list(samples.manifest())
+    assert [row["index"] for row in rows] == list(range(40))
+    assert [row["name"] for row in rows] == [few.name(i) for i in range(40)]
+    assert {row["seed"] for row in rows} == {7}
+    kinds = Counter(c["kind"] for row in rows for c in row["corruptions"])
+    assert set(kinds) <= set(CORRUPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+
+
+def test_unwritable_manifest_leaves_the_old_one(few, tmp_path, monkeypatch):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        contaminate(few).write_manifest(path)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.jsonl"]
+
+
+def test_text_and_dict_say_the_same():
+    assert parse_contamination(
+        ["gaussian:fraction=0.9,sigma=0.0-0.3", "gaussian:fraction=1,sigma=1e-3,clip=true"]
+    ) == parse_contamination(
+        [
+            {"kind": "gaussian", "fraction": 0.9, "sigma": [0.0, 0.3]},
+            {"kind": "gaussian", "fraction": 1, "sigma": 0.001, "clip": True},
+        ]
+    )
+    (outliers,) = parse_contamination(["outliers:fraction=0.1,source=fashion-mnist:/a-b/c=d"])
+    assert outliers.source == "fashion-mnist:/a-b/c=d"
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("gausian:fraction=1,sigma=1", "did you mean 'gaussian'"),
+        ("gaussian:fractoin=1,sigma=1", "did you mean 'fraction'"),
+        ("gaussian:fraction=1", "needs `sigma`"),
+        ("gaussian", "needs `fraction`, `sigma`|needs `sigma`, `fraction`"),
+        ("gaussian:fraction=1.5,sigma=1", r"`fraction` must be a number in \[0, 1\], got 1.5"),
+        ("gaussian:fraction=nan,sigma=1", "got nan"),
+        ("gaussian:fraction=1,sigma=-0.1", "got -0.1"),
+        ("gaussian:fraction=1,sigma=0.3-0.1", "`sigma` must be a number >= 0.3, got 0.1"),
+        ("gaussian:fraction=1,sigma=high", "got 'high'"),
+        ("gaussian:fraction=1,sigma", "NAME=VALUE"),
+        ("gaussian:fraction=1,fraction=1,sigma=1", "twice"),
+        ("gaussian:fraction=1,sigma=1,clip=1", "true or false"),
+        ("salt-and-pepper:fraction=1,amount=2", "amount"),
+        ("blocks:fraction=1,size=2", "size"),
+        ("blocks:fraction=1,size=0.2,count=1.5", "whole number >= 1"),
+        ("blocks:fraction=1,size=0.2,fill=red", "gray or black"),
+        ("blur:fraction=1,sigma=0", "sigma"),
+        ("jpeg:fraction=1,quality=0", r"whole number in \[1, 100\]"),
+        ("outliers:fraction=1,source=3", "must be a data set"),
+        ("outliers:fraction=1,pictures=3", "no parameter 'pictures'"),
+        ({"kind": "gaussian", "fraction": True, "sigma": 1}, "got True"),
+        ({"kind": "gaussian", "fraction": 1, "sigma": [1, 2, 3]}, r"\[low, high\]"),
+        ({"fraction": 1}, "needs a `kind`"),
+        (None, "needs a `kind`"),
+    ],
+)
+def test_wrong_contamination(spec, message):
+    with pytest.raises(InputError, match=message):
+        parse_contamination([spec])
+
+
+def test_contamination_must_be_a_list():
+    with pytest.raises(InputError, match="must be a list"):
+        parse_contamination("gaussian:fraction=1,sigma=1")
