@@ -1,0 +1,1 @@
+"""How good the samples are, against clean data that training never saw."""

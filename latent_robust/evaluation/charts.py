@@ -1,0 +1,121 @@
+"""The curves of a report: how training went, and where the regularizer acts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .figures import Curve, curves_svg
+from .runs import Run, noise_level
+
+_POINTS = 120  # per curve: more would not be visible, and every point costs bytes in the page
+_REGULARIZED = ("robust-adversarial", "robust-random", "invariance")
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    note: str
+    svg: str
+
+
+def charts(runs: Sequence[Run]) -> list[Chart]:
+    """Those that these runs have something to show in."""
+    return [*_training_charts(runs), *_schedule_charts(runs)]
+
+
+def _training_charts(runs: Sequence[Run]) -> list[Chart]:
+    made = []
+    for key, title, note in (
+        ("denoising", "Denoising loss", "What every objective minimises; running mean."),
+        (
+            "penalty",
+            "Equivariance penalty",
+            "How far the implied clean picture moves when the noise is moved; running mean.",
+        ),
+    ):
+        curves = [Curve(r.name, *_smooth(r.log, key), i) for i, r in enumerate(runs)]
+        curves = [curve for curve in curves if len(curve.x) > 1]
+        if curves:
+            description = f"{title} over the training steps of {_names(curves)}"
+            svg = curves_svg(curves, xlabel="step", description=description, log_y=True)
+            made.append(Chart(title, note, svg))
+    return made
+
+
+def _smooth(log: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """Steps and running means of what is positive and finite, at most _POINTS of each."""
+    points = [(row.get("step"), row.get(key)) for row in log]
+    points = [(x, y) for x, y in points if x is not None and _positive(y)]
+    window = -(-len(points) // _POINTS)
+    chunks = [points[i : i + window] for i in range(0, len(points), window or 1)]
+    middles = [chunk[len(chunk) // 2][0] for chunk in chunks]
+    # The mean over three neighbouring chunks: calm enough to compare curves.
+    groups = [[y for c in chunks[max(0, i - 1) : i + 2] for _, y in c] for i in range(len(chunks))]
+    return middles, [sum(group) / len(group) for group in groups]
+
+
+def _positive(y: object) -> bool:
+    return isinstance(y, int | float) and math.isfinite(y) and y > 0
+
+
+def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
+    regularized = [(i, run) for i, run in enumerate(runs) if run.objective in _REGULARIZED]
+    radii = [_radius_curve(run, i) for i, run in regularized if "rho" in run.config]
+    gates = [_gate_curve(run, i) for i, run in regularized if "weighting" in run.config]
+    levels = sorted({noise_level(run.config) or 0 for run in runs} - {0})
+    mark = (levels[0], f"contamination, {levels[0]:g}") if len(levels) == 1 else None
+    made = []
+    for title, note, curves in (
+        ("Radius", "How far the noise is moved, in units of the noise; its mean.", radii),
+        ("Gate", "How much the regularizer counts: 1 fully, 0 not at all.", gates),
+    ):
+        if curves:
+            svg = curves_svg(
+                curves,
+                xlabel="noise level, sigma / alpha (pictures span -1 to 1)",
+                description=f"{title} over the noise level for {_names(curves)}",
+                log_x=True,
+                mark=mark,
+            )
+            made.append(Chart(title, note, svg))
+    return made
+
+
+def _ddpm():
+    """alpha and sigma, (T,), of the linear schedule of Ho et al. 2020."""
+    import torch
+
+    from ..core import NoiseProcess
+
+    alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    process = NoiseProcess.from_alphas_cumprod(alphas_cumprod, "epsilon")
+    times = process.times[::5]
+    return process(times, times)
+
+
+def _radius_curve(run: Run, colour: int) -> Curve:
+    from ..core import RadiusSchedule
+
+    alpha, sigma = _ddpm()
+    default = RadiusSchedule()
+    bias = (
+        run.config.get("bias_min", default.bias_min) + run.config.get("bias_max", default.bias_max)
+    ) / 2
+    radius = RadiusSchedule(run.config["rho"], run.config.get("radius_scale", 1.0), bias, bias)
+    return Curve(run.name, (sigma / alpha).tolist(), radius(sigma).tolist(), colour)
+
+
+def _gate_curve(run: Run, colour: int) -> Curve:
+    from ..core import Weighting
+
+    alpha, sigma = _ddpm()
+    band = run.config.get("band")
+    band = band if _positive(band) else Weighting().band  # only read by the preset `band`
+    gate = Weighting(run.config["weighting"], band=band).gate(alpha, sigma)
+    return Curve(run.name, (sigma / alpha).tolist(), gate.tolist(), colour)
+
+
+def _names(curves: Sequence[Curve]) -> str:
+    return ", ".join(curve.name for curve in curves)

@@ -1,0 +1,218 @@
+"""Feature spaces: where distances between sets of pictures are measured."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .feature_network import ASSETS, load_network
+
+_LABELS = {"digits": "digit network", "fashion-mnist": "Fashion-MNIST network"}
+_SPECS = (
+    "pixels, digits, fashion-mnist, inception, dinov2:DIR, open_clip:NAME:FILE.safetensors, "
+    "open_clip:local-dir:DIR, or the FILE.safetensors of scripts/train_feature_network.py"
+)
+
+
+def metric_name(extractor: str, distance: str = "Fréchet") -> str:
+    """What tables call a distance in the features of the extractor of that name. FID and KID are
+    only what is measured in Inception features; the others are named for theirs."""
+    short = {"Fréchet": ("FID", "FD"), "kernel": ("KID", "KD")}[distance]
+    return short[0] if extractor == "inception" else f"{short[1]} ({label(extractor)})"
+
+
+def label(extractor: str) -> str:
+    """The extractor's name in words."""
+    return _LABELS.get(extractor, extractor)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Pictures (N, C, H, W), float, in [-1, 1] or beyond  =>  features (N, D), float32, CPU.
+
+    network: a batch on `device` to (B, D). clamp: a network looks at what a person would see.
+    """
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+    device: str | torch.device = "cpu"
+    clamp: bool = True
+    batch_size: int = 128
+
+    @property
+    def metric_name(self) -> str:
+        return metric_name(self.name)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        if pictures.ndim != 4 or len(pictures) == 0:
+            raise InputError(
+                f"need pictures (N, C, H, W), N > 0, got shape {tuple(pictures.shape)}"
+            )
+        bad = (~pictures.isfinite()).flatten(1).any(1).sum().item()
+        if bad:
+            raise InputError(
+                f"{bad} of {len(pictures)} pictures hold non-finite values, so they have no "
+                "features; the model that drew them has diverged: train with a lower learning rate"
+            )
+        features = []
+        for batch in pictures.split(self.batch_size):
+            batch = batch.to(self.device, torch.float32)
+            features.append(self.network(batch.clamp(-1, 1) if self.clamp else batch).float().cpu())
+        return torch.cat(features)
+
+
+def make_extractor(
+    spec: str,
+    *,
+    device: str | torch.device = "cpu",
+    weights: Path | None = None,
+    offline: bool = False,
+) -> Extractor:
+    """spec: `pixels` (raw values, where noise is visible), `digits`, `fashion-mnist`, `inception`,
+    `dinov2:DIR`, `open_clip:NAME:FILE.safetensors`, `open_clip:local-dir:DIR`, FILE.safetensors.
+
+    weights: Inception's, a .pth or .safetensors file; without it they are downloaded, unless
+    `offline`. InputError for an unknown spec or for weights that are not there.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "pixels":
+        return Extractor("pixels", lambda x: x.flatten(1), device, clamp=False)
+    if spec in _LABELS:
+        return Extractor(spec, _classifier(ASSETS / f"{spec}.safetensors", device), device)
+    if spec == "inception":
+        return Extractor("inception", _inception(weights, offline, device), device)
+    if kind == "dinov2" and rest:
+        return Extractor("DINOv2", _dinov2(Path(rest), device), device)
+    if kind == "open_clip" and ":" in rest:
+        network, name = _open_clip(rest, device)
+        return Extractor(name, network, device)
+    if spec.endswith(".safetensors"):
+        return Extractor(f"{Path(spec).stem} network", _classifier(Path(spec), device), device)
+    raise InputError(f"unknown features {spec!r}; one of: {_SPECS}")
+
+
+def _fit(pictures: Tensor, size: int | tuple[int, int], channels: int, mode="bilinear") -> Tensor:
+    """Resize and go to gray or to RGB, as far as needed."""
+    from torchvision.transforms.v2.functional import grayscale_to_rgb, rgb_to_grayscale
+
+    if pictures.shape[1] != channels:
+        pictures = rgb_to_grayscale(pictures) if channels == 1 else grayscale_to_rgb(pictures)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if pictures.shape[-2:] == size:
+        return pictures
+    return F.interpolate(pictures, size, mode=mode, antialias=True).clamp(-1, 1)
+
+
+def _classifier(path: Path, device):
+    network, _ = load_network(path)
+    network.to(device)
+    return lambda x: network.features(_fit(x, network.size, network.channels))
+
+
+def _inception(weights: Path | None, offline: bool, device):
+    from torch_fidelity.feature_extractor_inceptionv3 import (
+        URL_INCEPTION_V3,
+        FeatureExtractorInceptionV3,
+    )
+
+    remedy = f"fetch {URL_INCEPTION_V3} once and give its path as `weights`, or use `pixels`"
+    if weights is not None:
+        state = _read_weights(Path(weights), remedy)
+    elif offline:
+        raise InputError(f"Inception features need weights, and downloads are off; {remedy}")
+    else:
+        state = torch.hub.load_state_dict_from_url(
+            URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
+        )
+    # torch-fidelity would unpickle the user's file without restriction; it gets our own copy.
+    checked = io.BytesIO()
+    torch.save(state, checked)
+    checked.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=checked
+        ).to(device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{weights} does not hold Inception weights ({reason}); {remedy}"
+        ) from error
+
+    def features(x: Tensor) -> Tensor:
+        pictures = ((_fit(x, x.shape[-2:], 3) + 1) * 127.5).round().to(torch.uint8)
+        return network(pictures)[0]
+
+    return features
+
+
+def _read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"no Inception weights at {path}; {remedy}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has its own family of errors
+        raise InputError(
+            f"cannot read Inception weights from {path} ({error}); {remedy}"
+        ) from error
+
+
+def _dinov2(folder: Path, device):
+    from transformers import AutoModel
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no DINOv2 model at {folder}: expected config.json and model.safetensors")
+    try:
+        network, info = AutoModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load a DINOv2 model from {folder}: {error}") from error
+    if info["missing_keys"]:  # they would be random, with no more than a warning
+        raise InputError(f"{folder} lacks the weights {sorted(info['missing_keys'])[:3]} ...")
+    network.eval().to(device)
+    normalize = _normalizer(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, device)
+
+    def features(x: Tensor) -> Tensor:  # Stein et al. 2023: 224 pixels, bicubic, CLS token
+        return network(normalize(_fit(x, 224, 3, "bicubic"))).last_hidden_state[:, 0]
+
+    return features
+
+
+def _open_clip(rest: str, device):
+    import open_clip
+
+    name, _, path = rest.partition(":")
+    if not Path(path).exists() or (name != "local-dir" and not path.endswith(".safetensors")):
+        raise InputError(f"open_clip needs an existing .safetensors file or a folder, got {path!r}")
+    model, pretrained = (rest, None) if name == "local-dir" else (name, path)
+    try:
+        network = open_clip.create_model(model, pretrained, require_pretrained=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"cannot load open_clip model {rest!r}: {error}") from error
+    network.eval().to(device)
+    settings = open_clip.get_model_preprocess_cfg(network)
+    normalize = _normalizer(settings["mean"], settings["std"], device)
+
+    def features(x: Tensor) -> Tensor:
+        return network.encode_image(normalize(_fit(x, settings["size"], 3, "bicubic")))
+
+    return features, f"open_clip {Path(path).name if name == 'local-dir' else name}"
+
+
+def _normalizer(mean, std, device) -> Callable[[Tensor], Tensor]:
+    """From [-1, 1] to what a network with this mean and std of [0, 1] pictures was trained on."""
+    mean, std = (torch.tensor(c, device=device).reshape(1, 3, 1, 1) for c in (mean, std))
+    return lambda x: ((x + 1) / 2 - mean) / std

@@ -1,0 +1,165 @@
+"""Distances between sets of pictures, and what a single set shows of noise and of copying.
+
+The set-to-set metrics are torch-fidelity's, on features in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .features import Extractor
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); FID with Inception features.
+
+    a: (N, D), b: (M, D), N, M >= 2. With N or M below D it is biased upwards: compare only
+    figures of equal sample counts.
+    """
+    from torch_fidelity.metric_fid import (
+        KEY_METRIC_FID,
+        fid_features_to_statistics,
+        fid_statistics_to_metric,
+    )
+
+    a, b = _checked(a, b, 2, "the Fréchet distance")
+    statistics = fid_features_to_statistics(a), fid_features_to_statistics(b)
+    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+
+
+def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, float]:
+    """KID (Binkowski et al. 2018): mean and standard deviation over 100 random subsets.
+
+    a: (N, D), b: (M, D), N, M >= 4. A subset holds at most 1,000 rows and never more than half of
+    a set: subsets that are the whole set would all be equal and report a spread of 0.
+    """
+    from torch_fidelity.metric_kid import (
+        KEY_METRIC_KID_MEAN,
+        KEY_METRIC_KID_STD,
+        kid_features_to_metric,
+    )
+
+    a, b = _checked(a, b, 4, "the kernel distance")
+    size = min(1000, len(a) // 2, len(b) // 2)
+    metric = kid_features_to_metric(a, b, kid_subset_size=size, rng_seed=seed, verbose=False)
+    return metric[KEY_METRIC_KID_MEAN], metric[KEY_METRIC_KID_STD]
+
+
+def precision_recall(a: Tensor, b: Tensor, k: int = 3) -> tuple[float, float]:
+    """The share of a within b's manifold, and of b within a's (Kynkäänniemi et al. 2019).
+
+    a: generated (N, D), b: real (M, D), N, M > k. A manifold is the union of the balls that reach
+    from each point to its k-th neighbour.
+    """
+    from torch_fidelity.metric_prc import (
+        KEY_METRIC_PRECISION,
+        KEY_METRIC_RECALL,
+        prc_features_to_metric,
+    )
+
+    a, b = _checked(a, b, k + 1, f"precision and recall with {k} neighbours")
+    metric = prc_features_to_metric(
+        a, b, prc_neighborhood=k, prc_batch_size=2000, save_cpu_ram=True, verbose=False
+    )
+    return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]
+
+
+def residual_noise(pictures: Tensor) -> float:
+    """Standard deviation of the noise, estimated blindly (Immerkær 1996), in the pictures' units.
+
+    pictures: (N, C, H, W), H, W >= 3. A Laplacian difference that cancels structure up to second
+    order; its mean absolute response to noise of std 1 is 6 sqrt(2 / pi). Fine structure counts as
+    noise: clean 8x8 digits in [-1, 1] read .295, so read it beside the clean reference's value.
+    """
+    if pictures.ndim != 4 or min(pictures.shape[-2:]) < 3:
+        raise InputError(
+            "residual noise needs pictures (N, C, H, W) of at least 3x3, got "
+            f"{tuple(pictures.shape)}"
+        )
+    kernel = torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=torch.float64)
+    planes = pictures.detach().cpu().double().flatten(0, 1)[:, None]
+    response = F.conv2d(planes, kernel[None, None])
+    return (response.abs().mean() * (torch.pi / 2) ** 0.5 / 6).item()
+
+
+def nearest_distance(pictures: Tensor, reference: Tensor) -> Tensor:
+    """Euclidean distance of each picture to the nearest of the reference, in raw pixels.
+
+    pictures: (N, C, H, W); reference: (M, C, H, W).  =>  (N,). Small is not simply better: copies
+    of the reference have 0.
+    """
+    if pictures.shape[1:] != reference.shape[1:]:
+        raise InputError(
+            f"pictures of {tuple(pictures.shape[1:])} cannot be compared with a reference of "
+            f"{tuple(reference.shape[1:])}; give both the same size and channels"
+        )
+    reference = reference.flatten(1).double()
+    batches = pictures.flatten(1).double().split(256)
+    return torch.cat([torch.cdist(batch, reference).amin(1) for batch in batches])
+
+
+def nearest_similarity(features: Tensor, reference_features: Tensor) -> Tensor:
+    """Cosine similarity of each row to the nearest of the reference: 1 is a copy.
+
+    features: (N, D); reference_features: (M, D).  =>  (N,), in [-1, 1].
+    """
+    reference = F.normalize(reference_features.double())
+    batches = F.normalize(features.double()).split(1024)
+    return torch.cat([(batch @ reference.T).amax(1) for batch in batches])
+
+
+def evaluate(
+    samples: Tensor,
+    reference: Tensor,
+    extractors: Sequence[Extractor],
+    *,
+    training: Tensor | None = None,
+    seed: int = 0,
+) -> dict:
+    """Everything a table needs, as plain floats.
+
+    samples: generated (N, C, H, W); reference: clean (M, C, H, W); training: what the model saw,
+    to look for copies in the last extractor's features. All in [-1, 1].
+    """
+    result: dict = {}
+    for extractor in extractors:
+        features, clean = extractor(samples), extractor(reference)
+        kid, kid_std = kernel_distance(features, clean, seed)
+        precision, recall = precision_recall(features, clean)
+        result[extractor.name] = {
+            "frechet": frechet_distance(features, clean),
+            "kid": kid,
+            "kid_std": kid_std,
+            "precision": precision,
+            "recall": recall,
+        }
+    result["residual_noise"] = residual_noise(samples)
+    result["residual_noise_reference"] = residual_noise(reference)
+    result["nearest_distance"] = nearest_distance(samples, reference).mean().item()
+    result["samples"] = len(samples)
+    result["reference"] = len(reference)
+    if training is not None and extractors:
+        similarity = nearest_similarity(features, extractors[-1](training))
+        result["training_similarity"] = {
+            "mean": similarity.mean().item(),
+            "p95": similarity.quantile(0.95).item(),
+        }
+    return result
+
+
+def _checked(a: Tensor, b: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise InputError(
+            f"{what} needs features (N, D) and (M, D), got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if min(len(a), len(b)) < least:
+        raise InputError(
+            f"{what} needs at least {least} samples on each side, got {len(a)} and {len(b)}; "
+            "generate more"
+        )
+    return a.detach().cpu().double(), b.detach().cpu().double()

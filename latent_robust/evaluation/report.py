@@ -1,0 +1,139 @@
+"""One HTML file that shows what came of one or several runs. It needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .charts import charts
+from .runs import Run, read_runs
+from .tables import configuration_table, metrics_table, table_note
+
+_STAGES = 6  # pictures in a row that still fit a phone
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uri: the PNG's bytes. series: the run's place in the palette, None for data."""
+
+    title: str
+    note: str
+    alt: str
+    uri: str
+    width: int
+    height: int
+    series: int | None = None
+
+
+def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+    """Write the report on these run directories to `out`, and return it.
+
+    What a run does not have (yet) is left out. InputError for a directory that is not a run.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    out = Path(out)
+    found = read_runs(runs)
+    columns, rows = metrics_table(found)
+    environment = Environment(
+        loader=PackageLoader("latent_robust.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=title or _title(found),
+        facts=_facts(found),
+        runs=found,
+        pictures=_pictures(found),
+        columns=columns,
+        groups=_groups(columns),
+        rows=rows,
+        table_note=table_note(found),
+        charts=charts(found),
+        stages=[(i, run, _stages(run)) for i, run in enumerate(found) if run.stages],
+        configuration=configuration_table(found),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _title(runs: Sequence[Run]) -> str:
+    data = sorted({str(run.config["data"]) for run in runs if "data" in run.config})
+    what = "One model" if len(runs) == 1 else f"{len(runs)} models"
+    return f"{what}, trained on {', '.join(data)}" if data else what
+
+
+def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What all runs have in common, in a line."""
+    shared = {key: values[0] for key, values, differ in configuration_table(runs) if not differ}
+    keys = ("contamination", "parameterization", "steps", "batch_size", "seed")
+    facts = [(key.replace("_", " "), shared[key]) for key in keys if key in shared]
+    for run in runs:
+        if run.quarantined:
+            files = "file" if run.quarantined == 1 else "files"
+            whose = f" by {run.name}" if len(runs) > 1 else ""
+            facts.append(
+                (f"left out{whose}", f"{run.quarantined} bad {files}, see quarantine.jsonl")
+            )
+    return facts
+
+
+def _pictures(runs: Sequence[Run]) -> list[Picture]:
+    """Training data, what each run drew, the truth. Equal grids appear once."""
+
+    def data(stem: str, title: str, note: str) -> list[Picture]:
+        files = {
+            run.pictures[stem].read_bytes(): run for run in reversed(runs) if stem in run.pictures
+        }
+        return [
+            _picture(
+                run.pictures[stem], title if len(files) == 1 else f"{title} of {run.name}", note
+            )
+            for run in reversed(files.values())
+        ]
+
+    drawn = [
+        _picture(run.pictures["final"], run.name, _drawn_by(run), i)
+        for i, run in enumerate(runs)
+        if "final" in run.pictures
+    ]
+    return [
+        *data("training", "Training data", "what was shown in training"),
+        *drawn,
+        *data("clean", "Clean truth", "never shown in training"),
+    ]
+
+
+def _drawn_by(run: Run) -> str:
+    seconds = run.metrics.get("seconds")
+    return f"{run.objective}, {seconds / 60:.1f} min" if seconds else run.objective
+
+
+def _picture(path: Path, title: str, note: str, series: int | None = None) -> Picture:
+    from PIL import Image
+
+    content = path.read_bytes()
+    with Image.open(path) as image:
+        width, height = image.size
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    return Picture(title, note, f"Grid of pictures: {title}, {note}", uri, width, height, series)
+
+
+def _stages(run: Run) -> list[Picture]:
+    last = len(run.stages) - 1
+    places = {round(i * last / (_STAGES - 1)) for i in range(_STAGES)}
+    return [
+        _picture(path, f"step {step:,}", f"drawn by {run.name}")
+        for step, path in (run.stages[i] for i in sorted(places))
+    ]
+
+
+def _groups(columns) -> list[tuple[str, int]]:
+    """(heading, how many columns it spans)."""
+    names = [column.group for column in columns]
+    return [(name, names.count(name)) for name in dict.fromkeys(names)]

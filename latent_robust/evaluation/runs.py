@@ -1,0 +1,110 @@
+"""A run directory, as far as it has come: what a report can show of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """config: flat, from config.yaml; metrics: metrics.json or {}; log: the rows of log.jsonl;
+    pictures: files that exist, by stem (`training`, `clean`, `final`); stages: (step, file),
+    in order; quarantined: how many pictures were left out."""
+
+    name: str
+    config: dict
+    metrics: dict = field(default_factory=dict)
+    log: list[dict] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)
+    stages: list[tuple[int, Path]] = field(default_factory=list)
+    quarantined: int = 0
+
+    @property
+    def objective(self) -> str:
+        return str(self.config.get("objective", "unknown objective"))
+
+
+def read_runs(directories: Sequence[Path]) -> list[Run]:
+    """In the given order, named by their directories; as much of the path as tells them apart.
+
+    InputError for a directory without config.yaml, or with files that cannot be read.
+    """
+    if not directories:
+        raise InputError("a report needs at least one run directory")
+    paths = [Path(directory).resolve() for directory in directories]
+    if len(set(paths)) < len(paths):
+        raise InputError("the same run directory was given twice")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [_read_run(path, "/".join(path.parts[-depth:])) for path in paths]
+
+
+def _read_run(directory: Path, name: str) -> Run:
+    samples = directory / "samples"
+    stems = ("training", "clean", "final")
+    steps = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in samples.glob("step-*.png"))
+    quarantine = directory / "quarantine.jsonl"
+    return Run(
+        name=name,
+        config=_read_config(directory),
+        metrics=_read_metrics(directory / "metrics.json"),
+        log=_read_log(directory / "log.jsonl"),
+        pictures={s: samples / f"{s}.png" for s in stems if (samples / f"{s}.png").is_file()},
+        stages=sorted((int(match[1]), path) for match, path in steps if match),
+        quarantined=len(quarantine.read_text().splitlines()) if quarantine.is_file() else 0,
+    )
+
+
+def _read_config(directory: Path) -> dict:
+    import yaml
+
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{directory} is not a run directory: it has no config.yaml")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold keys and values, got {type(config).__name__}")
+    return config
+
+
+def _read_metrics(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"cannot read {path}: {error}; evaluate the run again") from error
+
+
+def _read_log(path: Path) -> list[dict]:
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the line that a killed run was writing
+    return rows
+
+
+def noise_level(config: dict) -> float | None:
+    """The standard deviation of the Gaussian contamination in units of the data, [-1, 1].
+
+    The configuration states it in units of [0, 1]: `gaussian:fraction=0.9,sigma=0.2`, or a range,
+    `sigma=0.0-0.3`, whose upper end counts. None where there is no such contamination.
+    """
+    contamination = config.get("contamination") or []
+    for entry in [contamination] if isinstance(contamination, str) else contamination:
+        match = re.match(r"gaussian:.*\bsigma=(?:[0-9.]+-)?([0-9.]+)", str(entry))
+        if match:
+            return 2 * float(match[1])
+    return None

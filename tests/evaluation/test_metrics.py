@@ -1,0 +1,139 @@
+import json
+
+import pytest
+import torch
+
+from latent_robust.errors import InputError
+from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.metrics import (
+    evaluate,
+    frechet_distance,
+    kernel_distance,
+    nearest_distance,
+    nearest_similarity,
+    precision_recall,
+    residual_noise,
+)
+
+
+def gaussian(count: int, *shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whitened(count: int, dimensions: int, seed: int) -> torch.Tensor:
+    """A sample of mean exactly 0 and covariance exactly the identity."""
+    x = gaussian(count, dimensions, seed=seed).double()
+    x = x - x.mean(0)
+    factor = torch.linalg.cholesky(torch.cov(x.T))
+    return torch.linalg.solve_triangular(factor, x.T, upper=False).T
+
+
+def test_frechet_distance_of_identical_sets_is_zero():
+    x = gaussian(500, 16, seed=0)
+    # Eigenvalues in float64 are good to 1e-16 times 16 dimensions; their roots to 1e-8 at worst.
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    x = whitened(400, 8, seed=1)
+    shift, scale = torch.arange(8.0), torch.linspace(0.5, 2, 8)
+    closed_form = shift.square().sum() + (1 - scale).square().sum()
+    # The sample moments are exact, so only rounding in float64 remains.
+    assert frechet_distance(x, x * scale + shift) == pytest.approx(closed_form.item(), rel=1e-6)
+
+
+def test_frechet_distance_is_symmetric():
+    a, b = gaussian(300, 8, seed=0), 1.5 * gaussian(200, 8, seed=1) + 0.3
+    # The two orders take the eigenvalues of transposed products: equal up to rounding.
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
+
+
+def test_kernel_distance_of_one_distribution_is_zero_within_its_spread():
+    mean, spread = kernel_distance(gaussian(400, 8, seed=0), gaussian(400, 8, seed=1), seed=0)
+    # The mean of 100 subsets of half the set varies about as much as one of them.
+    assert abs(mean) < 3 * spread
+    assert spread > 0
+
+
+def test_kernel_distance_between_points_in_closed_form():
+    a, b = torch.zeros(8, 4), torch.full((8, 4), 2.0)
+    # k(x, y) = (x y / 4 + 1)^3: k(a, a) = k(a, b) = 1, k(b, b) = 5^3.
+    assert kernel_distance(a, b) == (1 + 125 - 2, 0)
+
+
+def test_kernel_distance_is_repeatable():
+    a, b = gaussian(50, 4, seed=0), gaussian(60, 4, seed=1)
+    assert kernel_distance(a, b, seed=3) == kernel_distance(a, b, seed=3)
+    assert kernel_distance(a, b, seed=3) != kernel_distance(a, b, seed=4)
+
+
+def test_precision_and_recall_of_identical_and_of_far_sets():
+    x = gaussian(200, 4, seed=0)
+    assert precision_recall(x, x) == (1, 1)
+    assert precision_recall(x, x + 100) == (0, 0)
+
+
+def test_a_dropped_half_costs_recall_and_not_precision():
+    real = torch.cat([gaussian(200, 4, seed=0), gaussian(200, 4, seed=1) + 100])
+    precision, recall = precision_recall(real[:200], real)
+    assert precision == 1
+    assert recall == 0.5
+
+
+def test_residual_noise_of_noise_is_its_standard_deviation():
+    # 200 x 30^2 responses, correlated over 3x3: relative error about 0.2 %; 2 % is ten times that.
+    noise = 0.3 * gaussian(200, 1, 32, 32, seed=0)
+    assert residual_noise(noise) == pytest.approx(0.3, rel=0.02)
+
+
+def test_residual_noise_does_not_see_planes():
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    # Products of a function of x and a straight line in y cancel; float64 leaves 1e-14.
+    plane = (0.1 * x + 0.2 * y + 0.01 * x**2 - 1)[None, None]
+    assert residual_noise(plane) == pytest.approx(0, abs=1e-6)
+
+
+def test_nearest_finds_the_copy():
+    reference = gaussian(300, 1, 8, 8, seed=0)
+    distance = nearest_distance(reference[:20], reference)
+    # cdist takes differences of squares: 1e-16 of |x|^2 = 64 leaves a root of about 1e-7.
+    assert distance.shape == (20,)
+    assert distance.max() < 1e-6
+    assert nearest_distance(reference[:1] + 0.5, reference[:1]).item() == pytest.approx(4, rel=1e-6)
+
+
+def test_similarity_ignores_length_and_is_one_for_a_copy():
+    reference = gaussian(50, 16, seed=0)
+    similarity = nearest_similarity(3 * reference[:7], reference)
+    torch.testing.assert_close(similarity, torch.ones(7).double())
+    assert nearest_similarity(-reference[:1], reference[:1]).item() == pytest.approx(-1)
+
+
+def test_evaluation_is_json_and_names_its_extractors():
+    pictures = gaussian(60, 1, 8, 8, seed=0).clamp(-1, 1)
+    extractors = [make_extractor("pixels"), make_extractor("digits")]
+    result = evaluate(pictures[:30], pictures, extractors, training=pictures[:30])
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["pixels"].keys() == result["digits"].keys()
+    assert set(result["pixels"]) == {"frechet", "kid", "kid_std", "precision", "recall"}
+    assert (result["samples"], result["reference"]) == (30, 60)
+    assert result["nearest_distance"] < 1e-6
+    # Float32 features, so a cosine of 1 is good to 1e-6.
+    assert result["training_similarity"] == pytest.approx({"mean": 1, "p95": 1}, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metric, count", [(frechet_distance, 1), (kernel_distance, 3), (precision_recall, 3)]
+)
+def test_too_few_samples_are_refused(metric, count):
+    with pytest.raises(InputError, match=f"got {count} and 10"):
+        metric(gaussian(count, 4, seed=0), gaussian(10, 4, seed=1))
+
+
+def test_unequal_shapes_are_refused():
+    with pytest.raises(InputError, match=r"\(9, 4\) and \(9, 5\)"):
+        frechet_distance(torch.zeros(9, 4), torch.zeros(9, 5))
+    with pytest.raises(InputError, match="same size"):
+        nearest_distance(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(InputError, match="3x3"):
+        residual_noise(torch.zeros(2, 1, 2, 8))

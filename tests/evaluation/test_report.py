@@ -1,0 +1,180 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from latent_robust.errors import InputError
+from latent_robust.evaluation.charts import _smooth, charts
+from latent_robust.evaluation.figures import Curve, curves_svg, picture_grid, save_grid
+from latent_robust.evaluation.report import write_report
+from latent_robust.evaluation.runs import noise_level, read_runs
+from latent_robust.evaluation.tables import configuration_table, metrics_table, number
+
+RESULT = {
+    "pixels": {"frechet": 2.0, "kid": 0.01, "kid_std": 0.002, "precision": 0.5, "recall": 0.6},
+    "residual_noise": 0.4,
+    "residual_noise_reference": 0.3,
+    "nearest_distance": 3.0,
+    "samples": 1000,
+    "reference": 1797,
+}
+
+
+def make_run(folder: Path, frechet: float, noise: float, **config) -> Path:
+    config = {
+        "objective": "robust-adversarial", "data": "digits",
+        "contamination": ["gaussian:fraction=0.9,sigma=0.2"], "steps": 100, "seed": 0,
+        "weighting": "band", "band": 0.5, "rho": 2.0,
+    } | config  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    metrics = RESULT | {"pixels": RESULT["pixels"] | {"frechet": frechet}, "residual_noise": noise}
+    floors = {"training set": RESULT | {"residual_noise": 0.5}}
+    (folder / "metrics.json").write_text(
+        json.dumps({"seconds": 90.0, "metrics": metrics, "floors": floors})
+    )
+    rows = [{"step": i, "denoising": 1 / i, "penalty": 2 / i} for i in range(1, 101)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i, name in enumerate(("training", "clean", "final", "step-50", "step-100")):
+        value = frechet / 10 if name == "final" else i / 10
+        save_grid(torch.full((4, 1, 8, 8), value), folder / "samples" / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    return [
+        make_run(tmp_path / "plain", 2.0, 0.2, objective="ddpm"),
+        make_run(tmp_path / "robust", 1.0, 0.31),
+    ]
+
+
+def test_report_is_one_file_that_needs_nothing_else(two_runs, tmp_path):
+    out = write_report(two_runs, tmp_path / "new" / "report.html")
+    page = out.read_text()
+    assert re.search(r"https?://|<script|<link|url\((?!#)|src=\"(?!data:)", page) is None
+    assert all(name in page for name in ("plain", "robust", "training set"))
+    assert len(re.findall("<svg role=", page)) == 4  # loss, penalty, radius, gate
+    # training and clean once, both final grids, two stages of each run
+    assert len(re.findall("<img ", page)) == 2 + 2 + 4
+    assert len(re.findall('<img [^>]*alt="[^"]+"', page)) == 8
+
+
+def test_report_of_the_same_runs_is_the_same_file(two_runs, tmp_path):
+    pages = [write_report(two_runs, tmp_path / name).read_bytes() for name in "ab"]
+    assert pages[0] == pages[1]
+
+
+def test_a_run_with_only_a_configuration_is_reported(tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("objective: ddpm\nsteps: 10\n")
+    page = write_report([tmp_path / "begun"], tmp_path / "report.html").read_text()
+    assert "begun" in page
+    assert "<img" not in page
+    assert "ddpm" in page
+
+
+def test_what_a_run_says_is_not_taken_for_markup(tmp_path):
+    run = make_run(tmp_path / "a<b>&", 1.0, 0.3, data="<script>alert(1)</script>")
+    page = write_report([run], tmp_path / "report.html", title="<i>").read_text()
+    assert "<script>" not in page
+    assert "a<b>" not in page
+    assert "<i>" not in page
+
+
+def test_best_is_least_most_or_nearest_to_the_clean_noise(two_runs):
+    columns, rows = metrics_table(read_runs(two_runs))
+    best = {
+        column.title: [row.name for row in rows if row.cells[i].best]
+        for i, column in enumerate(columns)
+    }
+    assert best == {
+        "FD": ["robust"],
+        "KD": ["plain", "robust"],
+        "precision": ["plain", "robust"],
+        "recall": ["plain", "robust"],
+        "noise": ["robust"],
+        "nearest": [],
+    }
+    assert [row.name for row in rows] == ["plain", "robust", "training set"]
+    assert [row.series for row in rows] == [0, 1, None]
+
+
+def test_differing_keys_are_found(two_runs):
+    table = configuration_table(read_runs(two_runs))
+    assert [key for key, _, differs in table if differs] == ["objective"]
+
+
+def test_runs_are_named_apart(tmp_path):
+    runs = [make_run(tmp_path / f"seed-{seed}" / "ddpm", 1.0, 0.3) for seed in (0, 1)]
+    assert [run.name for run in read_runs(runs)] == ["seed-0/ddpm", "seed-1/ddpm"]
+
+
+def test_directories_that_are_no_runs_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        read_runs([tmp_path])
+    with pytest.raises(InputError, match="at least one"):
+        read_runs([])
+
+
+def test_killed_log_and_quarantine_are_read(tmp_path):
+    run = make_run(tmp_path / "run", 1.0, 0.3)
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 101, "deno')
+    (run / "quarantine.jsonl").write_text('{"path": "a"}\n{"path": "b"}\n')
+    (found,) = read_runs([run])
+    assert len(found.log) == 100
+    assert found.quarantined == 2
+    assert [step for step, _ in found.stages] == [50, 100]
+    assert "2 bad files" in write_report([run], tmp_path / "report.html").read_text()
+
+
+def test_noise_level_is_in_units_of_the_data():
+    assert noise_level({"contamination": ["blur:fraction=0.1,sigma=3"]}) is None
+    assert noise_level({"contamination": ["gaussian:fraction=0.9,sigma=0.2"]}) == 0.4
+    assert noise_level({"contamination": ["gaussian:fraction=0.9,sigma=0.0-0.3"]}) == 0.6
+    assert noise_level({}) is None
+
+
+def test_smoothing_keeps_a_constant_and_bounds_the_points():
+    x, y = _smooth([{"step": i, "loss": 0.5} for i in range(10_000)], "loss")
+    assert set(y) == {0.5}
+    assert len(x) == len(y) <= 120
+    assert _smooth([{"step": 1, "loss": float("nan")}, {"step": 2}], "loss") == ([], [])
+
+
+def test_plain_training_has_no_radius(tmp_path):
+    run = make_run(tmp_path / "plain", 1.0, 0.3, objective="ddpm")
+    assert [chart.title for chart in charts(read_runs([run]))] == [
+        "Denoising loss",
+        "Equivariance penalty",
+    ]
+
+
+def test_numbers_have_three_digits():
+    written = [number(x) for x in (0.0, 12345.6, 123.45, 1.005, 0.04567, -0.00012, None)]
+    assert written == ["0.00", "12,346", "123", "1.00", "0.0457", "\u22120.0001", "\u2013"]
+
+
+def test_grid_shows_each_picture_enlarged_and_exact():
+    pictures = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
+    grid = picture_grid(pictures, columns=2, scale=3)
+    gutter = 1
+    assert grid.size == (2 * 12 + gutter, 2 * 12 + gutter)
+    assert [grid.getpixel(p)[0] for p in ((0, 0), (11, 11), (13, 0), (0, 13))] == [0, 0, 128, 255]
+    assert grid.getpixel((24, 24)) == (128, 128, 128)  # an empty place is gutter
+
+
+def test_grid_refuses_what_is_no_picture():
+    with pytest.raises(InputError, match="shape"):
+        picture_grid(torch.zeros(2, 5, 4, 4))
+
+
+def test_curves_take_the_colours_of_the_page():
+    svg = curves_svg([Curve("a", [1, 2], [3, 4], 1)], xlabel="step", description='"a" & b')
+    assert svg.startswith('<svg role="img" aria-label="&quot;a&quot; &amp; b"')
+    assert "var(--series-1)" in svg
+    assert re.search("#0[0-9a-f]{5}", svg) is None
