@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
@@ -46,11 +45,3 @@ def training_scheduler(config: PixelConfig) -> SchedulerMixin:
         variance_type="learned_range" if config.learned_variance else "fixed_small",
         timestep_spacing="trailing",
     )
-
-
-def sampling_scheduler(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
-    """sampler: "ddim" (deterministic; plain Euler for flow) or "ddpm" (ancestral)."""
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-    kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]
-    return kind.from_config(scheduler.config)

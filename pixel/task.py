@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from latent_robust.core import NoiseProcess
 from latent_robust.data import ContaminatedPictures
 from latent_robust.evaluation.figures import save_grid
-from latent_robust.evaluation.sampling import draw_samples
+from latent_robust.evaluation.sampling import draw_samples, sampling_scheduler
 
 from .config import PixelConfig
-from .network import build_network, sampling_scheduler, training_scheduler
+from .network import build_network, training_scheduler
 from .variance import LearnedVariance
 
 PREVIEW = 64  # pictures in each grid of `samples/`

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
 
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from latent_robust.core import derive_seed
@@ -20,11 +20,10 @@ from latent_robust.data import (
     read_levels,
     write_quarantine,
 )
-from latent_robust.errors import InputError
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import evaluate
-from latent_robust.evaluation.report import write_report
+from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.training.command import INTERRUPTED, run_command
 from latent_robust.training.files import write_json, writing
 from latent_robust.training.loop import Trainer
@@ -39,8 +38,11 @@ from latent_robust.training.run import (
 )
 
 from .config import PixelConfig
-from .network import build_network, sampling_scheduler
+from .network import build_network
 from .task import PREVIEW, PixelTask
+
+logger = logging.getLogger(__name__)
+BAND_PICTURES = 2048  # enough for the median of `band: auto`
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,28 +50,30 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(lambda: _main(argv))
 
 
+# What `train-pixel` does without arguments.
+DEMO = ["--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"]
+
+
 def _main(argv: list[str]) -> int:
     config = parse_options(PixelConfig, argv or DEMO, prog="train-pixel")
     if config.dry_run:
         return _dry_run(config)
-    name = f"{config.data.partition(':')[0]}-{config.objective}".replace("/", "-")
-    out = choose_directory(config, name)
-    runs = []
-    if config.beside is not None and config.beside != config.objective:
-        plain = config.model_copy(update={"objective": config.beside, "beside": None})
-        runs.append((plain, out / config.beside))
-    runs.append((config, out))
+    kind = config.data.partition(":")[0].strip("./").replace("/", "-")
+    out = choose_directory(config, f"{kind}-{config.objective}")
+    runs = [(config, out)]
+    if config.beside is not None:
+        # First, so that the report of the main run can be written when that ends.
+        plain = {"objective": config.beside, "beside": None, "resume": config.resume and "auto"}
+        runs.insert(0, (config.model_copy(update=plain), out / config.beside))
     for settings, folder in runs:
         if not train(settings, folder):
             print(f"stopped; go on with: train-pixel --out {out} --resume", file=sys.stderr)
             return INTERRUPTED
-    report = write_report([folder for _, folder in runs], out / "report.html")
-    print_table([folder for _, folder in runs])
-    print(f"report: {report}")
+    folders = [folder for _, folder in runs]
+    with writing(out):
+        report = write_report(folders, out / "report.html")
+    print(f"\n{metrics_text(folders)}\n\nreport: {report}")
     return 0
-
-
-DEMO = ["--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"]
 
 
 def _dry_run(config: PixelConfig) -> int:
@@ -79,8 +83,8 @@ def _dry_run(config: PixelConfig) -> int:
     print(dump(config), end="")
     also = f", after {config.beside}" if config.beside else ""
     print(
-        f"# would train {config.objective}{also}: a U-Net of {parameters / 1e6:.2f} M parameters on "
-        f"{config.data} at {config.size}x{config.size}, {config.steps} steps of "
+        f"# would train {config.objective}{also}: a U-Net of {parameters / 1e6:.2f} M parameters "
+        f"on {config.data} at {config.size}x{config.size}, {config.steps} steps of "
         f"{config.batch_size * config.gradient_accumulation} pictures a process"
     )
     return 0
@@ -88,13 +92,14 @@ def _dry_run(config: PixelConfig) -> int:
 
 def train(config: PixelConfig, out: Path) -> bool:
     """One run, from data to metrics. False when a signal stopped it."""
-    if (out / "metrics.json").exists() and config.resume is not None:
+    if config.resume is not None and finished(out, config.steps):
         return True
     dataset = open_dataset(config)
     levels = levels_of(config, dataset)
     if config.band == "auto":
-        band = estimate_band(dataset.sample_tensor(limit=1000))
-        config = config.model_copy(update={"band": max(band, 1e-3)})
+        # Flat pictures have an estimate of 0, which is no band.
+        band = max(estimate_band(dataset.sample_tensor(limit=BAND_PICTURES)), 1e-3)
+        config = config.model_copy(update={"band": band})
     accelerator = start_accelerator(config, out)
     main = accelerator.is_main_process
     if main:
@@ -126,6 +131,13 @@ def train(config: PixelConfig, out: Path) -> bool:
     return True
 
 
+def finished(out: Path, steps: int) -> bool:
+    try:
+        return json.loads((out / "metrics.json").read_text())["steps"] == steps
+    except FileNotFoundError:
+        return False
+
+
 def open_dataset(config: PixelConfig) -> ContaminatedPictures:
     pictures = open_pictures(
         config.data,
@@ -153,8 +165,13 @@ def prepare_directory(config: PixelConfig, dataset: ContaminatedPictures, out: P
         (out / "samples").mkdir(parents=True, exist_ok=True)
         write_config(config, out)
         dataset.write_manifest(out / "manifest.jsonl")
-        if dataset.pictures.quarantine:
-            write_quarantine(dataset.pictures.quarantine, out / "quarantine.jsonl")
+        if dataset.quarantine:
+            write_quarantine(dataset.quarantine, out / "quarantine.jsonl")
+            print(
+                f"{len(dataset.quarantine)} broken pictures are left out, see "
+                f"{out / 'quarantine.jsonl'}",
+                file=sys.stderr,
+            )
         save_grid(dataset.sample_tensor(limit=PREVIEW), out / "samples" / "training.png")
         save_grid(dataset.clean_tensor(limit=PREVIEW), out / "samples" / "clean.png")
 
@@ -162,31 +179,25 @@ def prepare_directory(config: PixelConfig, dataset: ContaminatedPictures, out: P
 def finish(config: PixelConfig, task: PixelTask, network, out: Path, seconds: float) -> None:
     """With the averaged weights: save them for diffusers, draw, measure, report."""
     with writing(out):
-        kind = DDPMPipeline if config.learned_variance else DDIMPipeline
-        if isinstance(task.scheduler, FlowMatchEulerDiscreteScheduler):
-            network.save_pretrained(out / "pipeline" / "unet")
-            task.scheduler.save_pretrained(out / "pipeline" / "scheduler")
-        else:
-            scheduler = sampling_scheduler(task.scheduler, config.sampler)
-            kind(unet=network, scheduler=scheduler).save_pretrained(out / "pipeline")
-        if config.samples:
-            metrics = measure(config, task, network, out)
-            write_json(
-                out / "metrics.json",
-                {
-                    "objective": config.objective,
-                    "steps": config.steps,
-                    "seed": config.seed,
-                    "seconds": round(seconds, 1),
-                    **metrics,
-                },
-            )
+        network.save_pretrained(out / "unet")
+        task.scheduler.save_pretrained(out / "scheduler")
+        facts = {
+            "objective": config.objective,
+            "steps": config.steps,
+            "seed": config.seed,
+            "seconds": round(seconds, 1),
+        }
+        measured = measure(config, task, network, out) if config.samples else {}
+        write_json(out / "metrics.json", {**facts, **measured})
         write_report([out], out / "report.html")
 
 
 def measure(config: PixelConfig, task: PixelTask, network, out: Path) -> dict:
     """Distances of fresh samples, and of the training set itself, to the *clean* pictures."""
     samples = task.draw(network, config.samples)
+    if not samples.isfinite().all():
+        logger.warning("the network draws non-finite pictures: it has diverged; nothing to measure")
+        return {}
     save_grid(samples[:PREVIEW], out / "samples" / "final.png")
     count = min(len(task.dataset), max(config.samples, 10_000))
     clean, dirty = task.dataset.clean_tensor(count), task.dataset.sample_tensor(count)
@@ -196,16 +207,6 @@ def measure(config: PixelConfig, task: PixelTask, network, out: Path) -> dict:
         "metrics": evaluate(samples, clean, extractors, training=dirty, seed=config.seed),
         "floors": {"training set": evaluate(dirty, clean, extractors, seed=config.seed)},
     }
-
-
-def print_table(runs: list[Path]) -> None:
-    """The metrics of each run, and of the training set, one row each."""
-    rows = {}
-    for run in runs:
-        saved = json.loads((run / "metrics.json").read_text())
-        rows["training set"] = saved["floors"]["training set"]
-        rows[saved["objective"]] = saved["metrics"]
-    print(rows)
 
 
 if __name__ == "__main__":

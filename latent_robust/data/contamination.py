@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from latent_robust.core import derive_generator
+
 from .contamination_spec import parse_contamination
 from .corruptions import Corruption, Outliers
 from .jsonl import write_jsonl
@@ -29,7 +31,7 @@ __all__ = ["ContaminatedPictures", "parse_contamination"]
 class ContaminatedPictures(Dataset):
     """Samples in [-1, 1], which Gaussian noise may leave.
 
-    A batch comes collated out of `__getitems__`: DataLoader(..., collate_fn=samples.collate).
+    `__getitems__` gives a whole batch as one dict, so a DataLoader must not collate it again.
     """
 
     def __init__(self, pictures: PictureSet, corruptions: Sequence[Corruption], seed: int):
@@ -54,11 +56,6 @@ class ContaminatedPictures(Dataset):
         samples = torch.stack([self._sample(index) for index in indices.tolist()])
         return {"sample": samples, "index": indices}
 
-    @staticmethod
-    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """For a DataLoader: the batch is collated already."""
-        return batch
-
     def clean(self, index: int) -> Tensor:
         """The picture before contamination, (C, H, W) in [-1, 1]. For evaluation."""
         return _to_sample(self.pictures.picture(index))
@@ -77,6 +74,12 @@ class ContaminatedPictures(Dataset):
         if len(indices) == len(self) and self._small():
             self._samples = samples
         return samples
+
+    @property
+    def quarantine(self) -> list[dict]:
+        """Broken pictures of the source and of the outliers' sources."""
+        outliers = [c.pictures for c in self.corruptions if isinstance(c, Outliers)]
+        return [row for pictures in (self.pictures, *outliers) for row in pictures.quarantine]
 
     def manifest(self) -> Iterator[dict]:
         """Rows {"index", "name", "seed", "corruptions": [{"kind", what was drawn}]}."""
@@ -113,7 +116,7 @@ class ContaminatedPictures(Dataset):
         picture = self.pictures.picture(index)
         records = []
         for position, corruption in enumerate(self.corruptions):
-            generator = _generator(self.seed, position, index)
+            generator = derive_generator(self.seed, "corruption", position, index)
             if torch.rand((), generator=generator) < corruption.fraction:
                 picture, record = corruption.apply(picture, generator)
                 records.append({"kind": corruption.kind, **record})
@@ -125,12 +128,6 @@ class ContaminatedPictures(Dataset):
 
     def _first(self, limit: int | None) -> range:
         return range(len(self))[:limit]
-
-
-def _generator(seed: int, position: int, index: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed} {position} {index}".encode()).digest()
-    # torch's generator on a CPU looks at 32 bits of its seed.
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def _to_sample(picture: Tensor) -> Tensor:

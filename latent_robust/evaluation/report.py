@@ -62,6 +62,32 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     return out
 
 
+def metrics_text(runs: Sequence[Path]) -> str:
+    """The report's table of metrics for a terminal."""
+    found = read_runs(runs)
+    columns, rows = metrics_table(found)
+    shown = [i for i, column in enumerate(columns) if column.title not in ("precision", "recall")]
+    objectives = [run.objective for run in found]
+    lines = [
+        ["", *(f"{columns[i].title} ({columns[i].group})" for i in shown)],
+        *(
+            [
+                row.name if row.series is None else objectives[row.series],
+                *(row.cells[i].text for i in shown),
+            ]
+            for row in rows
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(w) if n else text.ljust(w)
+            for n, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
 def _title(runs: Sequence[Run]) -> str:
     data = sorted({str(run.config["data"]) for run in runs if "data" in run.config})
     what = "One model" if len(runs) == 1 else f"{len(runs)} models"

@@ -1,0 +1,173 @@
+"""The commands `latent-robust` and `finetune-latent`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .training.command import run_command
+
+DATA_HELP = "digits, fashion-mnist:DIR, parquet:FILE, a folder of pictures, or hf:NAME[:SPLIT]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    return run_command(lambda: options.work(options))
+
+
+def finetune_latent(argv: list[str] | None = None) -> int:
+    print(
+        "error: finetune-latent is not part of this version yet. In your own loop, "
+        "latent_robust.EquivariancePenalty works with any diffusers model today (see README)",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="latent-robust", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    contaminate = _command(commands, "contaminate", _contaminate, "make a dirty copy of pictures")
+    contaminate.add_argument("--data", required=True, help=DATA_HELP)
+    contaminate.add_argument(
+        "--contamination", required=True, help="e.g. 'gaussian:fraction=0.9,sigma=0.2'"
+    )
+    contaminate.add_argument("--out", type=Path, required=True, help="a new or empty directory")
+    contaminate.add_argument("--size", type=int, required=True, help="pixels a side")
+    contaminate.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    contaminate.add_argument("--limit", type=int, help="only the first N pictures")
+    contaminate.add_argument("--seed", type=int, default=0)
+    contaminate.add_argument("--offline", action="store_true")
+
+    sample = _command(commands, "sample", _sample, "draw pictures from a finished run")
+    sample.add_argument("run", type=Path, help="a run directory")
+    sample.add_argument("--out", type=Path, required=True, help="a PNG file for the grid")
+    sample.add_argument("--count", type=int, default=64)
+    sample.add_argument("--steps", type=int, help="sampling steps (default: the run's)")
+    sample.add_argument("--sampler", choices=("ddim", "ddpm"), help="default: the run's")
+    sample.add_argument("--seed", type=int, default=0)
+
+    evaluate = _command(commands, "evaluate", _evaluate, "compare pictures with clean ones")
+    evaluate.add_argument("pictures", help="a run directory, or pictures as for --reference")
+    evaluate.add_argument("--reference", help=f"{DATA_HELP} (default: the run's clean data)")
+    evaluate.add_argument("--features", default="pixels,digits", help="comma-separated")
+    evaluate.add_argument("--weights", type=Path, help="weights file of the inception features")
+    evaluate.add_argument("--samples", type=int, default=1797, help="drawn from a run")
+    evaluate.add_argument("--size", type=int, help="pixels a side (default: the run's)")
+    evaluate.add_argument("--channels", type=int, choices=(1, 3), help="default: the run's, or 3")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--offline", action="store_true")
+
+    report = _command(commands, "report", _report, "one page that puts runs side by side")
+    report.add_argument("runs", type=Path, nargs="+", help="run directories")
+    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report.add_argument("--title")
+
+    audit = _command(commands, "audit", _audit, "let a model judge its training data (not yet)")
+    audit.add_argument("run", type=Path, nargs="?")
+    return parser
+
+
+def _command(commands, name: str, work, help: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    command.set_defaults(work=work)
+    return command
+
+
+def _contaminate(options: argparse.Namespace) -> int:
+    from .data import contaminate_folder, open_pictures, parse_contamination
+
+    corruptions = parse_contamination(
+        [spec.strip() for spec in options.contamination.split(";") if spec.strip()]
+    )
+    pictures = open_pictures(
+        options.data,
+        size=options.size,
+        channels=options.channels,
+        limit=options.limit,
+        offline=options.offline,
+    )
+    contaminate_folder(pictures, corruptions, options.seed, options.out)
+    print(f"{len(pictures)} pictures and their manifest are in {options.out}")
+    for row in pictures.quarantine:
+        print(f"left out: {row['name']}: {row['reason']}")
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from .evaluation.figures import save_grid
+
+    save_grid(_draw(options.run, options.count, options.seed, options), options.out)
+    print(f"{options.count} pictures are in {options.out}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+
+    from .evaluation.features import make_extractor
+    from .evaluation.metrics import evaluate
+
+    run = Path(options.pictures)
+    config = _run_config(run) if (run / "config.yaml").exists() else {}
+    reference = options.reference or config.get("data")
+    size = options.size or config.get("size")
+    if reference is None or size is None:
+        raise InputError(f"{run} is not a run directory: give --reference and --size as well")
+    channels = options.channels or config.get("channels", 3)
+    extractors = [
+        make_extractor(spec, weights=options.weights, offline=options.offline)
+        for spec in options.features.split(",")
+    ]
+    limit = config.get("limit") if options.reference is None else None
+    clean = _pictures(reference, size, channels, limit, options.offline)
+    if config:
+        samples = _draw(run, options.samples, options.seed, options)
+    else:
+        samples = _pictures(options.pictures, size, channels, None, options.offline)
+    print(json.dumps(evaluate(samples, clean, extractors, seed=options.seed), indent=2))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .evaluation.report import write_report
+
+    print(f"report: {write_report(options.runs, options.out, title=options.title)}")
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    raise InputError("audit is not part of this version yet")
+
+
+def _run_config(run: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        return yaml.safe_load((run / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{run} is not a run directory: {error}") from None
+
+
+def _pictures(spec: str, size: int, channels: int, limit: int | None, offline: bool):
+    from .data import ContaminatedPictures, open_pictures
+
+    pictures = open_pictures(spec, size=size, channels=channels, limit=limit, offline=offline)
+    return ContaminatedPictures(pictures, [], 0).clean_tensor()
+
+
+def _draw(run: Path, count: int, seed: int, options: argparse.Namespace):
+    from .evaluation.sampling import draw_samples, load_run
+
+    config = _run_config(run)
+    network, scheduler = load_run(run, getattr(options, "sampler", None) or config["sampler"])
+    steps = getattr(options, "steps", None) or config["sampling_steps"]
+    return draw_samples(network, scheduler, count, steps=steps, seed=seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
