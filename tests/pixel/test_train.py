@@ -1,0 +1,268 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from latent_robust.cli import finetune_latent
+from latent_robust.cli import main as latent_robust
+from latent_robust.training import files
+from pixel.train import main
+
+from .conftest import TINY
+
+
+def names(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_directory_holds_what_was_promised(finished_run):
+    assert {
+        "config.yaml",
+        "manifest.jsonl",
+        "log.jsonl",
+        "metrics.json",
+        "report.html",
+        "samples/training.png",
+        "samples/clean.png",
+        "samples/final.png",
+        "samples/step-00000002.png",
+        "unet/diffusion_pytorch_model.safetensors",
+        "checkpoints/step-00000004/manifest.json",
+        "ddpm/metrics.json",
+    } <= names(finished_run)
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert config["objective"] == "robust-adversarial"
+    log = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert all("penalty" in row for row in log)
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert set(metrics["metrics"]) >= {"pixels", "digits", "residual_noise"}
+    report = (finished_run / "report.html").read_text()
+    assert "ddpm" in report
+    assert "robust-adversarial" in report
+
+
+def test_its_own_configuration_repeats_it_bit_for_bit(finished_run, tmp_path):
+    code = main(["--config", str(finished_run / "config.yaml"), "--out", str(tmp_path / "again")])
+    assert code == 0
+    weights = [
+        load_file(run / "unet/diffusion_pytorch_model.safetensors")
+        for run in (finished_run, tmp_path / "again")
+    ]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_a_finished_run_is_neither_overwritten_nor_trained_again(finished_run, capsys):
+    before = (finished_run / "log.jsonl").read_bytes()
+    settings = ["--config", str(finished_run / "config.yaml"), "--out", str(finished_run)]
+    assert main(settings) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*settings, "--resume"]) == 0
+    assert (finished_run / "log.jsonl").read_bytes() == before
+
+
+def test_the_network_loads_in_diffusers(finished_run):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel.from_pretrained(finished_run / "unet")
+    scheduler = DDPMScheduler.from_pretrained(finished_run / "scheduler")
+    pipeline = DDPMPipeline(unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=2, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
+
+
+def test_commands_on_a_finished_run(finished_run, tmp_path, capsys):
+    assert (
+        latent_robust(
+            [
+                "sample",
+                str(finished_run),
+                "--count=4",
+                "--steps=2",
+                "--sampler=ddpm",
+                "--out",
+                str(tmp_path / "s.png"),
+            ]
+        )
+        == 0
+    )
+    assert Image.open(tmp_path / "s.png").size[0] > 8
+    capsys.readouterr()
+    assert (
+        latent_robust(
+            ["evaluate", str(finished_run), "--samples=20", "--features=pixels", "--offline"]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["pixels"]["frechet"] > 0
+    assert (
+        latent_robust(
+            [
+                "report",
+                str(finished_run),
+                str(finished_run / "ddpm"),
+                "--out",
+                str(tmp_path / "r.html"),
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "r.html").stat().st_size > 10_000
+
+
+def test_contaminate_then_train_on_the_copy_and_evaluate_it(train, tmp_path, capsys):
+    assert (
+        latent_robust(
+            [
+                "contaminate",
+                "--data=digits",
+                "--contamination=jpeg:fraction=1,quality=30",
+                "--size=8",
+                "--channels=1",
+                "--limit=40",
+                "--out=dirty",
+            ]
+        )
+        == 0
+    )
+    assert len(list((tmp_path / "dirty").glob("*.png"))) == 40
+    assert train("--data=dirty", "--out=run") == 0
+    capsys.readouterr()
+    assert (
+        latent_robust(
+            [
+                "evaluate",
+                "dirty",
+                "--reference=digits",
+                "--size=8",
+                "--channels=1",
+                "--features=pixels",
+            ]
+        )
+        == 0
+    )
+    # 40 recompressed digits are not all 1,797 clean ones, but they are digits.
+    assert 0 < json.loads(capsys.readouterr().out)["pixels"]["frechet"] < 100
+
+
+@pytest.mark.parametrize("option", ["v_prediction", "sample", "flow"])
+def test_every_parameterization_trains_and_draws(train, option, tmp_path):
+    assert train(f"--parameterization={option}", "--out=run") == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["metrics"]
+    assert latent_robust(["sample", "run", "--count=2", "--steps=2", "--out=s.png"]) == 0
+
+
+def test_ambient_takes_its_levels_from_a_file(train, tmp_path):
+    rows = [json.dumps({"index": i, "level": 0.4 * (i % 2)}) for i in range(40)]
+    (tmp_path / "levels.jsonl").write_text("\n".join(rows))
+    assert train("--objective=ambient", "--levels=levels.jsonl", "--out=run") == 0
+
+
+def test_band_auto_is_resolved_and_written(train, tmp_path):
+    assert train("--band=auto", "--contamination=gaussian:fraction=1,sigma=0.2", "--out=run") == 0
+    band = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["band"]
+    # The noise is .4 in [-1, 1]; strokes of 8x8 digits count as noise too.
+    assert 0.35 < band < 0.55
+
+
+def test_dry_run_touches_nothing(train, tmp_path, capsys):
+    assert train("--dry-run", "--data=hf:some/where") == 0
+    assert list(tmp_path.iterdir()) == []
+    out = capsys.readouterr().out
+    assert yaml.safe_load(out)["data"] == "hf:some/where"
+    assert "would train robust-adversarial" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lerning-rate=1"], "did you mean --learning-rate?"),
+        (["--steps=x"], "`steps` = 'x'"),
+        (["--data=digit"], "digits"),
+        (["--data=nowhere/at/all"], "no such folder or file"),
+        (["--data=hf:nobody/nothing"], "offline"),
+        (["--contamination=gauss:fraction=1"], "gaussian"),
+        (["--contamination=gaussian:sigma=1"], "fraction"),
+        (["--objective=ambient"], "levels"),
+        (["--objective=ambient", "--levels=none.jsonl"], "cannot read the levels"),
+        (["--size=9"], "divisible by 2"),
+        (["--norm-groups=3"], "multiple of norm_groups"),
+        (["--dropout=0.1"], "fraction 1"),
+        (["--resume=nowhere", "--out=run"], "no valid checkpoint"),
+        (["--device=cuda"], "not available"),
+        (["--features=inception", "--out=run"], "weights"),
+    ],
+)
+def test_wrong_input_is_a_clear_message_and_exit_code_2(train, options, message, capsys):
+    if options == ["--device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert train(*options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_broken_pictures_are_named_and_the_run_goes_on(train, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(37):  # with the three broken ones the 40 that TINY reads
+        Image.fromarray(np.full((9, 9), 6 * i, np.uint8)).save(folder / f"{i:02}.png")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("not a picture")
+    whole = (folder / "00.png").read_bytes()
+    (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert train("--data=pictures", "--max-bad-fraction=0.1", "--out=run") == 0
+    rows = [json.loads(row) for row in (tmp_path / "run/quarantine.jsonl").read_text().splitlines()]
+    assert {os.path.basename(row["name"]) for row in rows} == {"empty.png", "text.png", "torn.png"}
+    assert "3 broken pictures" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert train("--data=pictures", "--max-bad-fraction=0.05", "--out=run2") == 2
+    assert "torn.png" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert train("--out=run") == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_run(tmp_path):
+    """torchrun on the CPU: one log, one set of files, equal weights on both ranks; resumable."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "pixel.train", *TINY, "--out", str(tmp_path / "run"), "--samples=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
+    log = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in log] == [1, 2, 3, 4]
+    whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+
+    import shutil
+
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
+    (tmp_path / "run/metrics.json").unlink()
+    subprocess.run(
+        [*command, "--resume"], check=True, env=environment, capture_output=True, timeout=300
+    )
+    again = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize("command", [lambda: finetune_latent([]), lambda: latent_robust(["audit"])])
+def test_what_is_not_built_yet_says_so(command, capsys):
+    assert command() == 2
+    assert "not part of this version yet" in capsys.readouterr().err
