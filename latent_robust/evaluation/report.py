@@ -137,7 +137,10 @@ def _pictures(runs: Sequence[Run]) -> list[Picture]:
 
 def _drawn_by(run: Run) -> str:
     seconds = run.metrics.get("seconds")
-    return f"{run.objective}, {seconds / 60:.1f} min" if seconds else run.objective
+    facts = [run.objective] if run.name != run.objective else []
+    facts += [f"{run.config['steps']:,} steps"] if "steps" in run.config else []
+    facts += [f"{seconds / 60:.1f} min"] if seconds else []
+    return ", ".join(facts)
 
 
 def _picture(path: Path, title: str, note: str, series: int | None = None) -> Picture:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -31,7 +31,8 @@ class Run:
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """In the given order, named by their directories; as much of the path as tells them apart.
+    """In the given order; several are named by their objectives if these tell them apart, else by
+    as much of their paths as does.
 
     InputError for a directory without config.yaml, or with files that cannot be read.
     """
@@ -43,7 +44,10 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    return [_read_run(path, "/".join(path.parts[-depth:])) for path in paths]
+    found = [_read_run(path, "/".join(path.parts[-depth:])) for path in paths]
+    if 1 < len(found) == len({run.objective for run in found}):
+        found = [replace(run, name=run.objective) for run in found]
+    return found
 
 
 def _read_run(directory: Path, name: str) -> Run:

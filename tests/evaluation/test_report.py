@@ -56,7 +56,7 @@ def test_report_is_one_file_that_needs_nothing_else(two_runs, tmp_path):
     out = write_report(two_runs, tmp_path / "new" / "report.html")
     page = out.read_text()
     assert re.search(r"https?://|<script|<link|url\((?!#)|src=\"(?!data:)", page) is None
-    assert all(name in page for name in ("plain", "robust", "training set"))
+    assert all(name in page for name in ("ddpm", "robust-adversarial", "training set"))
     assert len(re.findall("<svg role=", page)) == 4  # loss, penalty, radius, gate
     # training and clean once, both final grids, two stages of each run
     assert len(re.findall("<img ", page)) == 2 + 2 + 4
@@ -92,14 +92,14 @@ def test_best_is_least_most_or_nearest_to_the_clean_noise(two_runs):
         for i, column in enumerate(columns)
     }
     assert best == {
-        "FD": ["robust"],
-        "KD": ["plain", "robust"],
-        "precision": ["plain", "robust"],
-        "recall": ["plain", "robust"],
-        "noise": ["robust"],
+        "FD": ["robust-adversarial"],
+        "KD": ["ddpm", "robust-adversarial"],
+        "precision": ["ddpm", "robust-adversarial"],
+        "recall": ["ddpm", "robust-adversarial"],
+        "noise": ["robust-adversarial"],
         "nearest": [],
     }
-    assert [row.name for row in rows] == ["plain", "robust", "training set"]
+    assert [row.name for row in rows] == ["ddpm", "robust-adversarial", "training set"]
     assert [row.series for row in rows] == [0, 1, None]
 
 
@@ -108,7 +108,8 @@ def test_differing_keys_are_found(two_runs):
     assert [key for key, _, differs in table if differs] == ["objective"]
 
 
-def test_runs_are_named_apart(tmp_path):
+def test_runs_are_named_by_objective_or_apart(two_runs, tmp_path):
+    assert [run.name for run in read_runs(two_runs)] == ["ddpm", "robust-adversarial"]
     runs = [make_run(tmp_path / f"seed-{seed}" / "ddpm", 1.0, 0.3) for seed in (0, 1)]
     assert [run.name for run in read_runs(runs)] == ["seed-0/ddpm", "seed-1/ddpm"]
 
