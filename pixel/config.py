@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -44,6 +45,7 @@ class PixelConfig(TrainConfig):
     features: tuple[str, ...] = Field(
         ("pixels", "digits"), description="spaces in which distances to clean data are measured"
     )
+    weights: Path | None = Field(None, description="weights file of the inception features")
 
     @model_validator(mode="after")
     def _fits(self):

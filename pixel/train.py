@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_robust.core import derive_seed
 from latent_robust.data import (
@@ -20,7 +21,7 @@ from latent_robust.data import (
     read_levels,
     write_quarantine,
 )
-from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.features import Extractor, make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import evaluate
 from latent_robust.evaluation.report import metrics_text, write_report
@@ -69,6 +70,8 @@ def _main(argv: list[str]) -> int:
         if not train(settings, folder):
             print(f"stopped; go on with: train-pixel --out {out} --resume", file=sys.stderr)
             return INTERRUPTED
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     folders = [folder for _, folder in runs]
     with writing(out):
         report = write_report(folders, out / "report.html")
@@ -95,37 +98,39 @@ def train(config: PixelConfig, out: Path) -> bool:
     if config.resume is not None and finished(out, config.steps):
         return True
     dataset = open_dataset(config)
-    levels = levels_of(config, dataset)
     if config.band == "auto":
         # Flat pictures have an estimate of 0, which is no band.
         band = max(estimate_band(dataset.sample_tensor(limit=BAND_PICTURES)), 1e-3)
         config = config.model_copy(update={"band": band})
     accelerator = start_accelerator(config, out)
     main = accelerator.is_main_process
-    if main:
-        prepare_directory(config, dataset, out)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("tensorboard")
-
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, main)
-    same = identity(config, dataset.fingerprint(), accelerator.num_processes)
     trainer = Trainer(
         task,
         config.objective_for(task.process),
         config,
         accelerator,
         out=out,
-        levels=levels,
-        identity=same,
+        levels=levels_of(config, dataset),
+        identity=identity(config, dataset.fingerprint(), accelerator.num_processes),
     )
+    # What can be refused is refused before anything is written or trained.
+    extractors = extractors_of(config, accelerator.device) if main and config.samples else []
     resume(trainer, config.resume, out)
-    started = time.perf_counter()
+    if main:
+        prepare_directory(config, dataset, out)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("tensorboard")
+
+    fresh, started = trainer.step == 0, time.perf_counter()
     if not trainer.train():
         return False
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started if fresh else None
     if main:
-        trainer.with_average(lambda network: finish(config, task, network, out, seconds))
+        trainer.with_average(
+            lambda network: finish(config, task, network, extractors, out, seconds)
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return True
@@ -149,6 +154,13 @@ def open_dataset(config: PixelConfig) -> ContaminatedPictures:
     )
     corruptions = parse_contamination(config.contamination_specs)
     return ContaminatedPictures(pictures, corruptions, config.seed)
+
+
+def extractors_of(config: PixelConfig, device: torch.device) -> list[Extractor]:
+    return [
+        make_extractor(spec, device=device, weights=config.weights, offline=config.offline)
+        for spec in config.features
+    ]
 
 
 def levels_of(config: PixelConfig, dataset: ContaminatedPictures) -> Tensor | None:
@@ -176,8 +188,18 @@ def prepare_directory(config: PixelConfig, dataset: ContaminatedPictures, out: P
         save_grid(dataset.clean_tensor(limit=PREVIEW), out / "samples" / "clean.png")
 
 
-def finish(config: PixelConfig, task: PixelTask, network, out: Path, seconds: float) -> None:
-    """With the averaged weights: save them for diffusers, draw, measure, report."""
+def finish(
+    config: PixelConfig,
+    task: PixelTask,
+    network: nn.Module,
+    extractors: list[Extractor],
+    out: Path,
+    seconds: float | None,
+) -> None:
+    """With the averaged weights: save them for diffusers, draw, measure, report.
+
+    seconds: how long training took; None if it was resumed.
+    """
     with writing(out):
         network.save_pretrained(out / "unet")
         task.scheduler.save_pretrained(out / "scheduler")
@@ -185,14 +207,21 @@ def finish(config: PixelConfig, task: PixelTask, network, out: Path, seconds: fl
             "objective": config.objective,
             "steps": config.steps,
             "seed": config.seed,
-            "seconds": round(seconds, 1),
         }
-        measured = measure(config, task, network, out) if config.samples else {}
+        if seconds is not None:
+            facts["seconds"] = round(seconds, 1)
+        measured = measure(config, task, network, extractors, out) if extractors else {}
         write_json(out / "metrics.json", {**facts, **measured})
         write_report([out], out / "report.html")
 
 
-def measure(config: PixelConfig, task: PixelTask, network, out: Path) -> dict:
+def measure(
+    config: PixelConfig,
+    task: PixelTask,
+    network: nn.Module,
+    extractors: list[Extractor],
+    out: Path,
+) -> dict:
     """Distances of fresh samples, and of the training set itself, to the *clean* pictures."""
     samples = task.draw(network, config.samples)
     if not samples.isfinite().all():
@@ -201,8 +230,6 @@ def measure(config: PixelConfig, task: PixelTask, network, out: Path) -> dict:
     save_grid(samples[:PREVIEW], out / "samples" / "final.png")
     count = min(len(task.dataset), max(config.samples, 10_000))
     clean, dirty = task.dataset.clean_tensor(count), task.dataset.sample_tensor(count)
-    device = next(network.parameters()).device
-    extractors = [make_extractor(s, device=device, offline=config.offline) for s in config.features]
     return {
         "metrics": evaluate(samples, clean, extractors, training=dirty, seed=config.seed),
         "floors": {"training set": evaluate(dirty, clean, extractors, seed=config.seed)},

@@ -22,7 +22,7 @@ from .state import restore
 FREE = {
     "config", "out", "resume", "device", "offline", "dry_run", "workers", "steps", "beside",
     "log_every", "checkpoint_every", "keep_checkpoints", "sampler", "sampling_steps", "samples",
-    "features", "max_bad_fraction",
+    "features", "weights", "max_bad_fraction",
 }  # fmt: skip
 
 
