@@ -41,6 +41,9 @@ class PixelConfig(TrainConfig):
     # sampling and evaluation
     sampler: Literal["ddim", "ddpm"] = "ddim"
     sampling_steps: int = Field(50, ge=1)
+    clip: float | None = Field(
+        None, gt=0, description="keep the sampler's implied clean picture within +-clip"
+    )
     samples: int = Field(1797, ge=0, description="pictures drawn for the metrics; 0 for none")
     features: tuple[str, ...] = Field(
         ("pixels", "digits"), description="spaces in which distances to clean data are measured"

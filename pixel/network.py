@@ -27,6 +27,7 @@ def build_network(config: PixelConfig) -> UNet2DModel:
         add_attention=bool(config.attention_levels),
         attention_head_dim=config.attention_head_dim,
         norm_num_groups=config.norm_groups,
+        attn_norm_num_groups=config.norm_groups,
         resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
         dropout=config.dropout,
     )
@@ -40,8 +41,11 @@ def training_scheduler(config: PixelConfig) -> SchedulerMixin:
         num_train_timesteps=config.noise_steps,
         beta_schedule=config.beta_schedule,
         prediction_type=config.parameterization,
-        # Contaminated training tensors leave [-1, 1]; clipping in the sampler would hide it.
-        clip_sample=False,
+        # Off by default: contaminated training tensors leave [-1, 1], and clipping in the sampler
+        # would hide part of what was learned. The cosine schedule needs it with epsilon: at its
+        # last step alpha is 1e-5, and an error of the prediction is divided by that.
+        clip_sample=config.clip is not None,
+        clip_sample_range=config.clip or 1.0,
         variance_type="learned_range" if config.learned_variance else "fixed_small",
         timestep_spacing="trailing",
     )

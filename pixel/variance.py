@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log, pi
+
 import torch
 from torch import Tensor, nn
 
@@ -45,11 +47,9 @@ class LearnedVariance:
         weight = alpha_before * beta / sigma.square()
         error = weight * (sample - implied)  # difference of the two posterior means
         kl = 0.5 * (log_variance - tilde.log() - 1 + (tilde + error.square()) / log_variance.exp())
-        nll = 0.5 * (
-            1.8378770664093453 + log_variance + (sample - implied).square() / log_variance.exp()
-        )
+        nll = 0.5 * (log(2 * pi) + log_variance + (sample - implied).square() / log_variance.exp())
         term = torch.where((variance_before > 0).expand_as(kl), kl, nll)
-        per_sample = term.flatten(1).mean(1) / torch.log(torch.tensor(2.0))
+        per_sample = term.flatten(1).mean(1) / log(2)
         return VLB_WEIGHT * len(self.process.times) * per_sample.mean()
 
     def _posterior_variance(self, t: Tensor, like: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ def main() -> int:
         extra = dict(pair.split("=", 1) for pair in options.set)
         run_table(options.table, table, options.jobs, extra)
     render(options.table, table)
+    if "figure" in table:
+        draw_figure(options.table, table)
     return 0
 
 
@@ -141,6 +143,24 @@ def markdown(name: str, table: dict) -> str:
             f"| *the contaminated training set itself* | {len(dirty)} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
+
+
+def draw_figure(name: str, table: dict) -> None:
+    """results/NAME.png: the grids of the runs that the table's `figure` names, side by side."""
+    folder = ROOT / "runs/tables" / name
+    panels = {title: folder / file for title, file in table["figure"].items()}
+    if not all(path.exists() for path in panels.values()):
+        print(f"no figure: not all of {', '.join(map(str, panels.values()))} are there")
+        return
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(3 * len(panels), 3.3), layout="constrained")
+    for axes, (title, path) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.imshow(Image.open(path), cmap="gray", interpolation="nearest")
+        axes.set_title(title, fontsize=11)
+        axes.axis("off")
+    figure.savefig(ROOT / f"results/{name}.png", dpi=100)
 
 
 def spread(values: list[float]) -> str:

@@ -71,8 +71,9 @@ class NoiseProcess:
                 # synchronisation per step.)
                 raise IndexError(f"`t` must lie in 0..{steps - 1}, got {t.tolist()}")
             if t.device not in on_device:
+                dtype = torch.float32 if t.device.type == "mps" else torch.float64
                 on_device[t.device] = tuple(
-                    c.to(t.device, torch.float32) for c in on_device[torch.device("cpu")]
+                    c.to(t.device, dtype) for c in on_device[torch.device("cpu")]
                 )
             alpha, sigma = on_device[t.device]
             return alpha[t.long()], sigma[t.long()]

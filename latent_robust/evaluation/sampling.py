@@ -18,7 +18,11 @@ def sampling_scheduler(scheduler, sampler: str):
 
     if "FlowMatch" in type(scheduler).__name__:
         return type(scheduler).from_config(scheduler.config)
-    return {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler].from_config(scheduler.config)
+    if sampler == "ddim":
+        return DDIMScheduler.from_config(scheduler.config)
+    # With "trailing" the last step does not start at t = 0, where diffusers' learned variance then
+    # interpolates from log(1e-20).
+    return DDPMScheduler.from_config(scheduler.config, timestep_spacing="linspace")
 
 
 def load_run(run: Path, sampler: str) -> tuple[nn.Module, object]:
@@ -55,6 +59,12 @@ def draw_samples(
     learned variance under DDIM) gives its mean only.
     """
     config = network.config
+    # DDIM must follow the noise that belongs to the clipped picture, not the network's own.
+    clipped = (
+        {"use_clipped_model_output": scheduler.config.get("clip_sample", False)}
+        if "DDIM" in type(scheduler).__name__
+        else {}
+    )
     shape = (config.in_channels, config.sample_size, config.sample_size)
     takes_variance = getattr(scheduler.config, "variance_type", "").startswith("learned") and (
         "DDPM" in type(scheduler).__name__
@@ -71,6 +81,6 @@ def draw_samples(
             output = network(x, t.expand(len(x))).sample.float()
             if not takes_variance:
                 output = output[:, : shape[0]]
-            x = scheduler.step(output, t, x, generator=generators).prev_sample
+            x = scheduler.step(output, t, x, generator=generators, **clipped).prev_sample
         pictures.append(x.float().cpu())
     return torch.cat(pictures) if pictures else torch.zeros(0, *shape)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from latent_robust.errors import InputError
+
+REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 
 
 @contextmanager
@@ -18,13 +23,22 @@ def writing(path: Path, kept: str = "nothing that was there before has changed")
     """Turns the disk's refusals into an InputError that says what is still safe."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        code = _os_error(error)
+        if code not in REFUSALS:
             raise
         raise InputError(
-            f"cannot write {path}: {os.strerror(error.errno)}. Free some space or choose another "
-            f"--out; {kept}"
+            f"cannot write {path}: {os.strerror(code)}. Free some space or choose another --out; "
+            f"{kept}"
         ) from error
+
+
+def _os_error(error: Exception) -> int | None:
+    """safetensors hides the system's error in its message."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else None
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

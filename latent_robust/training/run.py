@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from latent_robust.errors import InputError
 
@@ -21,8 +23,8 @@ from .state import restore
 # Settings that may differ between a run and its continuation; everything else must agree.
 FREE = {
     "config", "out", "resume", "device", "offline", "dry_run", "workers", "steps", "beside",
-    "log_every", "checkpoint_every", "keep_checkpoints", "sampler", "sampling_steps", "samples",
-    "features", "weights", "max_bad_fraction",
+    "log_every", "checkpoint_every", "keep_checkpoints", "sampler", "sampling_steps", "clip",
+    "samples", "features", "weights", "max_bad_fraction",
 }  # fmt: skip
 
 
@@ -39,6 +41,8 @@ def start_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with="tensorboard",
         project_dir=out,
+        # The main process draws and measures alone while the others wait for it.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     if accelerator.num_processes != processes:
         raise RuntimeError(

@@ -17,6 +17,11 @@ TINY = [
 
 
 @pytest.fixture
+def tiny_options():
+    return TINY
+
+
+@pytest.fixture
 def train(tmp_path, monkeypatch):
     """train(*options) => exit code, of a run of seconds in an empty directory."""
     monkeypatch.chdir(tmp_path)

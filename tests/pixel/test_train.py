@@ -15,8 +15,6 @@ from latent_robust.cli import main as latent_robust
 from latent_robust.training import files
 from pixel.train import main
 
-from .conftest import TINY
-
 
 def names(folder):
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
@@ -241,10 +239,10 @@ def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_run(tmp_path):
+def test_two_processes_train_as_one_run(tmp_path, tiny_options):
     """torchrun on the CPU: one log, one set of files, equal weights on both ranks; resumable."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pixel.train", *TINY, "--out", str(tmp_path / "run"), "--samples=0"]
+    command += ["-m", "pixel.train", *tiny_options, "--out", str(tmp_path / "run"), "--samples=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
     log = (tmp_path / "run/log.jsonl").read_text().splitlines()

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from latent_robust.errors import InputError
 from latent_robust.training import checkpoint as module
@@ -82,11 +83,19 @@ def test_rotation_keeps_the_newest_and_leaves_other_files_alone(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "notes"
 
 
-def test_a_full_disk_is_a_clear_error_and_the_old_checkpoint_stays(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        # What safetensors 0.8 really raises.
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_a_clear_error_and_the_old_checkpoint_stays(tmp_path, monkeypatch, error):
     good = save_checkpoint(some_checkpoint(1), tmp_path, keep=1)
 
     def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(InputError, match=r"No space left.*earlier checkpoints are intact"):
