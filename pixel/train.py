@@ -25,8 +25,8 @@ from latent_robust.evaluation.features import Extractor, make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import evaluate
 from latent_robust.evaluation.report import metrics_text, write_report
+from latent_robust.files import write_json, writing
 from latent_robust.training.command import INTERRUPTED, run_command
-from latent_robust.training.files import write_json, writing
 from latent_robust.training.loop import Trainer
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import (
@@ -51,18 +51,19 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(lambda: _main(argv))
 
 
-# What `train-pixel` does without arguments.
+# What `train-pixel` does when it is not told what to train on.
 DEMO = ["--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"]
 
 
 def _main(argv: list[str]) -> int:
-    config = parse_options(PixelConfig, argv or DEMO, prog="train-pixel")
+    told = any(word.startswith(("--config", "--data", "--contamination")) for word in argv)
+    config = parse_options(PixelConfig, argv if told else [*DEMO, *argv], prog="train-pixel")
     if config.dry_run:
         return _dry_run(config)
     kind = config.data.partition(":")[0].strip("./").replace("/", "-")
     out = choose_directory(config, f"{kind}-{config.objective}")
     runs = [(config, out)]
-    if config.beside is not None:
+    if config.beside not in (None, config.objective):
         # First, so that the report of the main run can be written when that ends.
         plain = {"objective": config.beside, "beside": None, "resume": config.resume and "auto"}
         runs.insert(0, (config.model_copy(update=plain), out / config.beside))
@@ -75,7 +76,9 @@ def _main(argv: list[str]) -> int:
     folders = [folder for _, folder in runs]
     with writing(out):
         report = write_report(folders, out / "report.html")
-    print(f"\n{metrics_text(folders)}\n\nreport: {report}")
+    if config.samples:
+        print(f"\n{metrics_text(folders)}")
+    print(f"\nreport: {report}")
     return 0
 
 

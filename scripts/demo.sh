@@ -3,5 +3,5 @@
 # same contaminated digits and puts them side by side. Arguments go to train-pixel.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/install.sh
+. scripts/install.sh ""
 exec .venv/bin/train-pixel "$@"

@@ -9,10 +9,10 @@ from torchvision.transforms.v2 import functional as v2
 from tqdm import tqdm
 
 from latent_robust.errors import InputError
+from latent_robust.files import write_jsonl
 
 from .contamination import ContaminatedPictures
 from .corruptions import Corruption, to_bytes
-from .jsonl import write_jsonl
 from .pictures import PictureSet
 
 

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from latent_robust.core import derive_generator
+from latent_robust.files import write_jsonl
 
 from .contamination_spec import parse_contamination
 from .corruptions import Corruption, Outliers
-from .jsonl import write_jsonl
 from .pictures import SMALL, PictureSet
 
 __all__ = ["ContaminatedPictures", "parse_contamination"]

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from latent_robust.errors import InputError
+from latent_robust.errors import InputError, did_you_mean
 
 from .corruptions import CORRUPTIONS, Corruption
-from .hints import did_you_mean
 
 _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 

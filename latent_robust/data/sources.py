@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from latent_robust.errors import InputError
+from latent_robust.errors import InputError, did_you_mean
+from latent_robust.files import write_jsonl
 
 from .folder import FolderSource
-from .hints import did_you_mean
-from .jsonl import write_jsonl
 from .pictures import PictureSet, Source
 
 FORMS = {

@@ -28,8 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latent_robust.errors import InputError
-
-from .files import sync_directory, writing
+from latent_robust.files import sync_directory, writing
 
 logger = logging.getLogger(__name__)
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "trainer.json")

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .files import write_atomically, writing
+from latent_robust.files import write_atomically, writing
 
 
 class RunLog:

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from latent_robust.errors import InputError
+from latent_robust.files import write_atomically
 
 from .checkpoint import load_checkpoint, load_latest
 from .config import TrainConfig
-from .files import write_atomically
 from .loop import Trainer
 from .state import restore
 

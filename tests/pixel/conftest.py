@@ -3,6 +3,7 @@ import pytest
 from pixel.train import main
 
 TINY = [
+    "--data=digits",
     "--steps=4",
     "--batch-size=4",
     "--samples=16",

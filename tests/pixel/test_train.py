@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from latent_robust import files
 from latent_robust.cli import finetune_latent
 from latent_robust.cli import main as latent_robust
-from latent_robust.training import files
 from pixel.train import main
 
 
@@ -169,6 +169,17 @@ def test_band_auto_is_resolved_and_written(train, tmp_path):
     band = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["band"]
     # The noise is .4 in [-1, 1]; strokes of 8x8 digits count as noise too.
     assert 0.35 < band < 0.55
+
+
+def test_without_data_it_is_the_demo(capsys):
+    """Also with options that do not say what to train on."""
+    for options in ([], ["--steps=7"]):
+        assert main([*options, "--dry-run"]) == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["contamination"] == "gaussian:fraction=0.9,sigma=0.2"
+        assert config["beside"] == "ddpm"
+    assert main(["--data=digits", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["contamination"] == "none"
 
 
 def test_dry_run_touches_nothing(train, tmp_path, capsys):

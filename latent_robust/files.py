@@ -6,16 +6,23 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from latent_robust.errors import InputError
+from .errors import InputError
 
-REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+REFUSALS = {
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM"),
+        *("ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG"),
+    )
+    if hasattr(errno, name)
+}
 
 
 @contextmanager
@@ -28,8 +35,8 @@ def writing(path: Path, kept: str = "nothing that was there before has changed")
         if code not in REFUSALS:
             raise
         raise InputError(
-            f"cannot write {path}: {os.strerror(code)}. Free some space or choose another --out; "
-            f"{kept}"
+            f"cannot write {path}: {os.strerror(code)}. Choose a place that is writable and has "
+            f"room; {kept}"
         ) from error
 
 
@@ -41,23 +48,39 @@ def _os_error(error: Exception) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Temporary file, fsync, rename."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to that becomes `path` when all is written: temporary file beside it, fsync,
+    rename. An older file at `path` is untouched until then."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_atomically(path: str | Path, data: bytes | str) -> None:
+    with whole_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_jsonl(rows: Iterable[dict], path: str | Path) -> None:
+    """One row a line. Names of files that are not UTF-8 survive as \\u escapes."""
+    with whole_file(path) as file:
+        for row in rows:
+            file.write(json.dumps(row).encode() + b"\n")
 
 
 def sync_directory(path: Path) -> None:
