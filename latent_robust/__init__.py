@@ -13,13 +13,11 @@ from .core import (
     Objective,
     Parameterization,
     RadiusSchedule,
+    RobustObjective,
     Weighting,
     make_objective,
     shared_dropout,
 )
-
-# The name of the objective with its regularizer on; plain training is the same class without one.
-RobustObjective = Objective
 
 __version__ = "0.1.0"
 

@@ -1,18 +1,19 @@
 """The method. Imports torch and nothing else."""
 
 from .dropout import shared_dropout
-from .objective import EquivariancePenalty, Loss, Objective
+from .objective import EquivariancePenalty, Loss, Objective, RobustObjective
 from .parameterization import Parameterization
 from .peers import Ambient, InputPerturbation, PseudoHuber
 from .perturbation import adversarial_perturbation, random_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule
-from .registry import OBJECTIVES, make_objective
+from .registry import OBJECTIVES, REGULARIZED, make_objective
 from .seeds import derive_generator, derive_seed
 from .weighting import Preset, Weighting
 
 __all__ = [
     "OBJECTIVES",
+    "REGULARIZED",
     "Ambient",
     "EquivariancePenalty",
     "InputPerturbation",
@@ -23,6 +24,7 @@ __all__ = [
     "Preset",
     "PseudoHuber",
     "RadiusSchedule",
+    "RobustObjective",
     "Weighting",
     "adversarial_perturbation",
     "derive_generator",

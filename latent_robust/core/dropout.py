@@ -12,7 +12,9 @@ def shared_dropout(denoise: Callable[..., Tensor], device: torch.device) -> Call
     """`denoise`, every call of which starts from today's random state and leaves it untouched.
 
     Two calls then draw the same dropout masks (for inputs of one shape). Without this, two forward
-    passes of a network with dropout differ by far more than the displacement under study.
+    passes of a network with dropout differ by far more than the displacement under study. To be
+    made anew in every training step, before the step's first forward pass: what is made once
+    replays the same masks for ever.
     """
     devices = [device] if device.type == "cuda" else []
     cpu_state = torch.get_rng_state()

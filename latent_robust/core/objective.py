@@ -3,9 +3,9 @@
     noisy      = alpha(t) * sample + sigma(t) * noise
     prediction = denoise(noisy, t)
     residual   = denoise(noisy + sigma * w, t) - prediction - shift(w)       # equivariance
-    loss       = || prediction - target ||^2 + weighting(t) * || residual ||^2
+    loss       = || prediction - target ||^2 + weighting(w, t) * || residual ||^2
 
-("Why Adversarially Train Diffusion Models?", ICLR 2026: move the noise by w and the prediction must
+where || . ||^2 is the mean over a sample's elements. ("Why Adversarially Train Diffusion Models?", ICLR 2026: move the noise by w and the prediction must
 move with it; then the clean sample that it implies does not move.) How far: radius.py. In which
 direction: perturbation.py. How much it counts: weighting.py. What else there is: peers.py.
 """
@@ -65,7 +65,7 @@ class EquivariancePenalty:
 
         denoise: noisy (B, ...) => prediction (B, ...), with t and conditions bound; prediction:
         what it gave for `noisy`, *not detached*: the gradient must flow through both branches, or
-        training diverges. With dropout, wrap `denoise` in `shared_dropout` before the first call.
+        training diverges. For a network with dropout see `shared_dropout`.
         """
         return self.per_sample(denoise, noisy, t, prediction, generator).mean()
 
@@ -82,17 +82,21 @@ class EquivariancePenalty:
         DistributedDataParallel the unwrapped one, whose extra passes do not touch the buckets."""
         alpha, sigma = self.process(t, noisy)
         radius = self.radius(sigma, generator)
+
+        def moved(w: Tensor) -> Tensor:
+            return (noisy + sigma * w).to(noisy.dtype)  # what the network was given, it gets again
+
         if self.attack == "random":
             w = random_perturbation(noisy, radius, generator)
         else:
             w = adversarial_perturbation(
-                lambda w: (attacked or denoise)(noisy + sigma * w),
+                lambda w: (attacked or denoise)(moved(w)),
                 prediction,
                 radius,
                 generator,
                 self.attack_steps,
             )
-        residual = denoise(noisy + sigma * w).float() - prediction.float()
+        residual = denoise(moved(w)).float() - prediction.float()
         if self.equivariant:
             residual = residual - self.process.parameterization.shift(w, alpha, sigma)
         return self.weighting(w, radius, alpha, sigma) * residual.square().flatten(1).mean(1)
@@ -174,3 +178,15 @@ class Objective:
         """=>  the loss of each sample, (B,)."""
         target = self.process.parameterization.target(sample, noise, alpha, sigma)
         return (prediction - target).square().flatten(1).mean(1)
+
+
+class RobustObjective(Objective):
+    """Plain denoising with the regularizer: the default `EquivariancePenalty` unless given."""
+
+    def __init__(
+        self,
+        process: NoiseProcess,
+        penalty: EquivariancePenalty | None = None,
+        fraction: float = 1.0,
+    ):
+        super().__init__(process, penalty or EquivariancePenalty(process), fraction)

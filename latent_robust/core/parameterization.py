@@ -17,8 +17,6 @@ class Parameterization(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object):
-        if value == "flow_prediction":  # diffusers' name in its multistep schedulers
-            return cls.FLOW
         names = ", ".join(p.value for p in cls)
         raise ValueError(f"unknown parameterization {value!r}; one of: {names}")
 

@@ -38,9 +38,15 @@ class NoiseProcess:
         input that the network sees, not the scheduler's own variance-exploding sample.
         FlowMatchEuler gives alpha = 1 - sigma, sigma = t / num_train_timesteps.
 
-        Raises TypeError for a scheduler that is neither.
+        Raises TypeError for a scheduler that is neither, and for a multistep sampler of flow
+        models, whose `alphas_cumprod` are not the process.
         """
         config = scheduler.config
+        if "flow" in config.get("prediction_type", "") or config.get("use_flow_sigmas", False):
+            raise TypeError(
+                f"{type(scheduler).__name__} with flow sigmas samples a flow model but does not "
+                "say how it was trained; use FlowMatchEulerDiscreteScheduler.from_config(...)"
+            )
         if hasattr(scheduler, "alphas_cumprod"):
             return cls.from_alphas_cumprod(scheduler.alphas_cumprod, config.prediction_type)
         if "FlowMatch" in type(scheduler).__name__:

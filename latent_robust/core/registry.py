@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .objective import EquivariancePenalty, Objective
+from .objective import EquivariancePenalty, Objective, RobustObjective
 from .peers import Ambient, InputPerturbation, PseudoHuber
 from .process import NoiseProcess
 from .radius import RadiusSchedule
@@ -17,6 +17,9 @@ OBJECTIVES = {
     "input-perturbation": "DDPM-IP",
     "ambient": "ambient diffusion, given the noise level of each sample",
 }
+
+# Those that have the regularizer, and so its settings and its cost.
+REGULARIZED = frozenset({"robust-adversarial", "robust-random", "invariance"})
 
 
 def make_objective(
@@ -39,11 +42,12 @@ def make_objective(
         case "ddpm":
             return Objective(process)
         case "robust-adversarial":
-            return Objective(process, penalty(attack="adversarial"), fraction)
+            return RobustObjective(process, penalty(attack="adversarial"), fraction)
         case "robust-random":
-            return Objective(process, penalty(attack="random"), fraction)
+            return RobustObjective(process, penalty(attack="random"), fraction)
         case "invariance":
-            return Objective(process, penalty(attack="adversarial", equivariant=False), fraction)
+            control = penalty(attack="adversarial", equivariant=False)
+            return RobustObjective(process, control, fraction)
         case "pseudo-huber":
             return PseudoHuber(process, huber_c)
         case "input-perturbation":

@@ -26,7 +26,8 @@ class Weighting:
     `band` is a standard deviation in the data's own units: the regularizer acts where the
     contamination lives and lets go where global structure is decided. For Gaussian data of
     standard deviation tau, weight * gate = L makes the optimal denoiser that of
-    tau / sqrt(1 + L) (DESIGN section 2); the same weight means the same in every parameterization.
+    tau / sqrt(1 + L); the same weight means the same in every parameterization. Sampling then ends
+    at tau * spread(tau): noise shrinks more than structure does.
     """
 
     preset: Preset | str = Preset.BAND
@@ -49,6 +50,26 @@ class Weighting:
         if self.preset is not Preset.BAND:
             return torch.ones_like(sigma)
         return (self.band * alpha / sigma.clamp_min(1e-12)).square().clamp_max(1)
+
+    def spread(self, tau: float) -> float:
+        """Standard deviation at which the probability-flow ODE ends for Gaussian data of standard
+        deviation tau, over tau: 1 is untouched, 0 is gone.
+
+        dy/ds = (y - x0_hat) / s with the minimiser x0_hat of the loss, integrated in closed form;
+        `normalized` gives 1 / sqrt(1 + weight). Directions that an attack favours see a larger
+        weight than this. Not defined for `paper`, whose weight depends on the radius.
+        """
+        if self.preset is Preset.PAPER:
+            raise ValueError("the spread is known for the presets `normalized` and `band`")
+        lam, t2 = self.weight, tau**2
+        shrunk = t2 / (1 + lam)
+        if self.preset is Preset.NORMALIZED:
+            return (shrunk / t2) ** 0.5
+        # Above the band s^2 L = lam b^2 is constant: d ln y / ds = (s^2 + A) / (s (s^2 + C)).
+        b2 = self.band**2
+        a, c = lam * b2, lam * b2 + t2
+        above = b2 ** (a / (2 * c)) * (b2 + c) ** (t2 / (2 * c))
+        return above * (shrunk / (b2 + shrunk)) ** 0.5 / tau
 
     def __call__(self, w: Tensor, radius: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """w: (B, ...); radius, alpha, sigma: (B, 1, ...).  =>  (B,)."""

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from scipy.integrate import solve_ivp
 from torch import nn
 
 from latent_robust.core import (
@@ -10,6 +11,7 @@ from latent_robust.core import (
     Objective,
     Parameterization,
     RadiusSchedule,
+    RobustObjective,
     Weighting,
     make_objective,
 )
@@ -117,25 +119,33 @@ def test_gaussian_minimiser_matches_closed_form(parameterization, lam):
     assert float(minimiser) == pytest.approx(tau_e2 / (tau_e2 + s2), rel=0.01)
 
 
-def test_probability_flow_ends_at_the_predicted_spread():
-    """dy/ds = (y - x0_hat) / s of the banded minimiser, integrated numerically, ends at
-    tau_e sqrt((s_b^2 + tau^2) / (s_b^2 + tau_e^2)): noise shrinks, structure stays."""
-    from scipy.integrate import solve_ivp
+@pytest.mark.parametrize("tau", [0.1, 0.4, 1.0, 4.0])
+@pytest.mark.parametrize("preset", ["normalized", "band"])
+def test_probability_flow_ends_at_the_predicted_spread(preset, tau):
+    """dy/ds = (y - x0_hat) / s, integrated numerically with the very gate that trains: the closed
+    form says how much noise and how much structure remain."""
+    weighting = Weighting(preset, weight=3.0, band=0.5)
 
-    lam, band = 3.0, 0.5
-    for tau in (0.1, 2.0):
+    def slope(s, y):
+        alpha = torch.tensor((1 + s * s) ** -0.5, dtype=torch.float64)
+        lam = 3.0 * float(weighting.gate(alpha, s * alpha))
         tau_e2 = tau**2 / (1 + lam)
+        return y * s / (tau_e2 + s * s)
 
-        def slope(s, y, tau=tau, tau_e2=tau_e2):
-            variance = tau_e2 if s < band else tau**2
-            return y * s / (variance + s * s)  # (y - y variance / (variance + s^2)) / s
+    far = 1000.0
+    y = [(far**2 + tau**2) ** 0.5]
+    for start, end in ((far, 0.5), (0.5, 1e-6)):  # the gate has a kink at the band
+        y = solve_ivp(slope, (start, end), y, rtol=1e-8, atol=1e-12, method="LSODA").y[:, -1]
+    # Starting at s = 1000 instead of infinity costs (tau^2 + lambda b^2) / 1000^2.
+    assert y[0] / tau == pytest.approx(weighting.spread(tau), rel=1e-4)
 
-        y = (100.0**2 + tau**2) ** 0.5  # the spread at s = 100
-        for start, end in ((100.0, band), (band, 1e-6)):
-            y = solve_ivp(slope, (start, end), [y], rtol=1e-9, atol=1e-12).y[0, -1]
-        predicted = (tau_e2 * (band**2 + tau**2) / (band**2 + tau_e2)) ** 0.5
-        assert y == pytest.approx(predicted, rel=1e-5)
-        assert predicted / tau == pytest.approx({0.1: 0.51, 2.0: 0.92}[tau], abs=0.01)
+
+def test_band_removes_noise_and_keeps_structure():
+    band, constant = Weighting("band", 3.0, 0.5), Weighting("normalized", 3.0)
+    assert constant.spread(0.1) == constant.spread(4.0) == 0.5
+    assert band.spread(0.1) < 0.51
+    assert band.spread(4.0) > 0.9
+    assert Weighting("band", 0.0, 0.5).spread(0.3) == pytest.approx(1)
 
 
 def test_gradient_flows_through_both_branches():
@@ -240,6 +250,20 @@ def test_zero_terminal_snr_stays_finite():
         Network(), sample, torch.tensor([999, 999]), noise
     )
     assert loss.total.isfinite()
+
+
+def test_robust_objective_has_its_regularizer_on():
+    process = process_of("epsilon")
+    loss = RobustObjective(process)(Network(), *batch(process))
+    assert (loss.penalty > 0).all()
+
+
+def test_half_precision_network_gets_half_precision_input():
+    process, network = process_of("epsilon"), Network().bfloat16()
+    sample, t, noise = batch(process)
+    noisy = process.add_noise(sample, noise, t).bfloat16()
+    prediction = network.layers(noisy)
+    assert EquivariancePenalty(process)(network.layers, noisy, t, prediction).isfinite()
 
 
 def test_unknown_objective_lists_the_known_ones():

@@ -3,6 +3,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -82,3 +83,12 @@ def test_fractional_times_of_a_discrete_process_are_refused():
 def test_an_unknown_scheduler_is_refused_with_the_remedy():
     with pytest.raises(TypeError, match=r"EDMEulerScheduler.*by hand"):
         NoiseProcess.from_scheduler(EDMEulerScheduler())
+
+
+def test_a_multistep_sampler_of_flow_models_is_refused():
+    """Its alphas_cumprod exist and are not the process."""
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, algorithm_type="dpmsolver++"
+    )
+    with pytest.raises(TypeError, match="FlowMatchEuler"):
+        NoiseProcess.from_scheduler(scheduler)
