@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .training.command import run_command
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REFERENCE = 10_000  # clean pictures to measure against, or as many as samples
 DATA_HELP = "digits, fashion-mnist:DIR, parquet:FILE, a folder of pictures, or hf:NAME[:SPLIT]"
 
 
@@ -50,13 +54,20 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, help="sampling steps (default: the run's)")
     sample.add_argument("--sampler", choices=("ddim", "ddpm"), help="default: the run's")
     sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
 
     evaluate = _command(commands, "evaluate", _evaluate, "compare pictures with clean ones")
     evaluate.add_argument("pictures", help="a run directory, or pictures as for --reference")
-    evaluate.add_argument("--reference", help=f"{DATA_HELP} (default: the run's clean data)")
+    evaluate.add_argument(
+        "--reference",
+        help=f"clean pictures: {DATA_HELP} (default: the run's, before it contaminated them)",
+    )
     evaluate.add_argument("--features", default="pixels,digits", help="comma-separated")
     evaluate.add_argument("--weights", type=Path, help="weights file of the inception features")
-    evaluate.add_argument("--samples", type=int, default=1797, help="drawn from a run")
+    evaluate.add_argument(
+        "--samples", type=int, default=2000, help="drawn from a run; evenly spaced ones of a set"
+    )
+    evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     evaluate.add_argument("--size", type=int, help="pixels a side (default: the run's)")
     evaluate.add_argument("--channels", type=int, choices=(1, 3), help="default: the run's, or 3")
     evaluate.add_argument("--seed", type=int, default=0)
@@ -114,21 +125,22 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     run = Path(options.pictures)
     config = _run_config(run) if (run / "config.yaml").exists() else {}
-    reference = options.reference or config.get("data")
+    reference = options.reference or config.get("reference") or config.get("data")
     size = options.size or config.get("size")
     if reference is None or size is None:
         raise InputError(f"{run} is not a run directory: give --reference and --size as well")
     channels = options.channels or config.get("channels", 3)
     extractors = [
-        make_extractor(spec, weights=options.weights, offline=options.offline)
+        make_extractor(
+            spec, device=options.device, weights=options.weights, offline=options.offline
+        )
         for spec in options.features.split(",")
     ]
-    limit = config.get("limit") if options.reference is None else None
-    clean = _pictures(reference, size, channels, limit, options.offline)
+    clean = _pictures(reference, size, channels, max(REFERENCE, options.samples), options.offline)
     if config:
         samples = _draw(run, options.samples, options.seed, options)
     else:
-        samples = _pictures(options.pictures, size, channels, None, options.offline)
+        samples = _pictures(options.pictures, size, channels, options.samples, options.offline)
     print(json.dumps(evaluate(samples, clean, extractors, seed=options.seed), indent=2))
     return 0
 
@@ -145,28 +157,32 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _run_config(run: Path) -> dict[str, Any]:
-    import yaml
+    from .evaluation.runs import read_runs
 
-    try:
-        return yaml.safe_load((run / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{run} is not a run directory: {error}") from None
+    return read_runs([run])[0].config
 
 
-def _pictures(spec: str, size: int, channels: int, limit: int | None, offline: bool):
+def _pictures(spec: str, size: int, channels: int, count: int, offline: bool) -> Tensor:
+    """At most `count`, evenly spaced."""
     from .data import ContaminatedPictures, open_pictures
 
-    pictures = open_pictures(spec, size=size, channels=channels, limit=limit, offline=offline)
-    return ContaminatedPictures(pictures, [], 0).clean_tensor()
+    pictures = open_pictures(spec, size=size, channels=channels, offline=offline)
+    return ContaminatedPictures(pictures, [], 0).clean_tensor(count)
 
 
-def _draw(run: Path, count: int, seed: int, options: argparse.Namespace):
+def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tensor:
     from .evaluation.sampling import draw_samples, load_run
 
     config = _run_config(run)
     network, scheduler = load_run(run, getattr(options, "sampler", None) or config["sampler"])
-    steps = getattr(options, "steps", None) or config["sampling_steps"]
-    return draw_samples(network, scheduler, count, steps=steps, seed=seed)
+    return draw_samples(
+        network.to(options.device),
+        scheduler,
+        count,
+        steps=getattr(options, "steps", None) or config["sampling_steps"],
+        seed=seed,
+        device=options.device,
+    )
 
 
 if __name__ == "__main__":

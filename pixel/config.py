@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from latent_robust.core import REGULARIZED
 from latent_robust.training.config import ObjectiveName, TrainConfig
 
 
@@ -45,8 +46,16 @@ class PixelConfig(TrainConfig):
         None, gt=0, description="keep the sampler's implied clean picture within +-clip"
     )
     samples: int = Field(1797, ge=0, description="pictures drawn for the metrics; 0 for none")
-    features: tuple[str, ...] = Field(
-        ("pixels", "digits"), description="spaces in which distances to clean data are measured"
+    features: tuple[str, ...] | None = Field(
+        None,
+        description="spaces in which distances to clean data are measured: pixels, digits, "
+        "fashion-mnist, inception, dinov2:DIR, open_clip:NAME:FILE, FILE.safetensors "
+        "(default: pixels; for the digits also their network's)",
+    )
+    reference: str | None = Field(
+        None,
+        description="clean pictures to measure against, as --data (default: the data "
+        "before --contamination)",
     )
     weights: Path | None = Field(None, description="weights file of the inception features")
 
@@ -66,7 +75,13 @@ class PixelConfig(TrainConfig):
                 )
         if self.parameterization == "flow" and (self.learned_variance or self.sampler == "ddpm"):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
-        if self.dropout and self.fraction < 1 and self.objective.startswith(("robust", "inv")):
+        if self.features is None:
+            self.features = ("pixels", "digits") if self.data == "digits" else ("pixels",)
+        if self.learned_variance and self.objective in ("ambient", "input-perturbation"):
+            raise ValueError(
+                f"learned_variance needs samples noised as usual, which {self.objective} does not"
+            )
+        if self.dropout and self.fraction < 1 and self.objective in REGULARIZED:
             raise ValueError(
                 f"dropout {self.dropout} with fraction {self.fraction}: dropout masks cannot be "
                 "shared between batches of different size; use fraction 1 or dropout 0"

@@ -18,7 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import yaml
@@ -32,45 +32,55 @@ def main() -> int:
     parser.add_argument("table", help=f"one of {', '.join(tables())}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--render", action="store_true", help="run nothing")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all rows")
     options = parser.parse_args()
     if options.table not in tables():
         parser.error(f"no table {options.table!r}; there are {', '.join(tables())}")
     table = yaml.safe_load((ROOT / f"configs/tables/{options.table}.yaml").read_text())
+    failed = 0
     if not options.render:
-        extra = dict(pair.split("=", 1) for pair in options.set)
-        run_table(options.table, table, options.jobs, extra)
+        failed = run_table(options.table, table, options.jobs)
     render(options.table, table)
     if "figure" in table:
         draw_figure(options.table, table)
-    return 0
+    return min(failed, 1)
 
 
 def tables() -> list[str]:
     return sorted(path.stem for path in (ROOT / "configs/tables").glob("*.yaml"))
 
 
-def run_table(name: str, table: dict, jobs: int, extra: dict) -> None:
+def settings_of(table: dict, row: dict) -> dict:
+    settings = {**table.get("common", {}), **row}
+    return {key: value for key, value in settings.items() if key not in ("name", "seeds")}
+
+
+def run_table(name: str, table: dict, jobs: int) -> int:
+    """Runs what is not there yet, or was made with other settings.  =>  how many failed."""
+    have = finished(name)
     todo = [
         (row, seed)
         for row in table["rows"]
         for seed in row.get("seeds", [0])
-        if (row["name"], seed) not in finished(name)
+        if have.get((row["name"], seed), {}).get("settings") != settings_of(table, row)
     ]
+    failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        for row, seed, saved in pool.map(lambda job: run(name, table, *job, extra), todo):
-            if saved is not None:
-                record(name, row, seed, saved)
+        started = [pool.submit(run, name, table, row, seed) for row, seed in todo]
+        for future in as_completed(started):
+            row, seed, saved = future.result()
+            if saved is None:
+                failed += 1
+            else:
+                record(name, table, row, seed, saved)
+    return failed
 
 
-def run(name: str, table: dict, row: dict, seed: int, extra: dict) -> tuple[dict, int, dict | None]:
+def run(name: str, table: dict, row: dict, seed: int) -> tuple[dict, int, dict | None]:
     slug = re.sub(r"[^a-z0-9.]+", "-", row["name"].lower()).strip("-")
     out = ROOT / "runs" / "tables" / name / f"{slug}-seed{seed}"
-    settings = {**table.get("common", {}), **row, **extra}
-    settings = {k: v for k, v in settings.items() if k not in ("name", "seeds")}
     out.mkdir(parents=True, exist_ok=True)
     config = out / "settings.yaml"
-    config.write_text(yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(settings_of(table, row)))
     command = [sys.executable, "-m", "pixel.train", "--config", str(config), "--out", str(out)]
     command += ["--seed", str(seed), "--resume"]
     print(f"{name}: {row['name']}, seed {seed}", flush=True)
@@ -94,9 +104,10 @@ def finished(name: str) -> dict[tuple[str, int], dict]:
     return {(entry["row"], entry["seed"]): entry for entry in entries}
 
 
-def record(name: str, row: dict, seed: int, saved: dict) -> None:
+def record(name: str, table: dict, row: dict, seed: int, saved: dict) -> None:
     entries = finished(name)
-    entries[row["name"], seed] = {"row": row["name"], "seed": seed, **saved}
+    settings = settings_of(table, row)
+    entries[row["name"], seed] = {"row": row["name"], "seed": seed, "settings": settings, **saved}
     path = ROOT / f"results/{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
@@ -117,32 +128,38 @@ def render(name: str, table: dict) -> None:
 
 def markdown(name: str, table: dict) -> str:
     entries = finished(name)
-    spaces = next(
-        ([k for k, v in e["metrics"].items() if isinstance(v, dict) and "frechet" in v]
-         for e in entries.values()), []
-    )  # fmt: skip
+    measured = [e["metrics"] for e in entries.values() if "metrics" in e]
+    if not measured:
+        return ""
+    spaces = [k for k, v in measured[0].items() if isinstance(v, dict) and "frechet" in v]
     columns = [(f"FD ({s})", lambda m, s=s: m[s]["frechet"]) for s in spaces]
-    columns += [(f"KD ({s}) x 1000", lambda m, s=s: 1000 * m[s]["kid"]) for s in spaces[-1:]]
+    columns += [(f"1000 x KD ({s})", lambda m, s=s: 1000 * m[s]["kid"]) for s in spaces]
     columns += [
         ("residual noise", lambda m: m["residual_noise"]),
         ("nearest clean", lambda m: m["nearest_distance"]),
     ]
-    lines = [
-        "| training | seeds | " + " | ".join(title for title, _ in columns) + " |",
-        "|---|---|" + "---|" * len(columns),
-    ]
+    titles = [title for title, _ in columns]
+    lines = [f"| training | seeds | {' | '.join(titles)} |", "|---|---|" + "---|" * len(columns)]
     for row in table["rows"]:
         runs = [e for (r, _), e in entries.items() if r == row["name"]]
-        if runs:
-            cells = [spread([value(e["metrics"]) for e in runs]) for _, value in columns]
-            lines.append(f"| {row['name']} | {len(runs)} | " + " | ".join(cells) + " |")
-    dirty = [e["floors"]["training set"] for (r, _), e in entries.items() if r == "DDPM"]
-    if dirty:
-        cells = [spread([value(m) for m in dirty]) for _, value in columns]
-        lines.append(
-            f"| *the contaminated training set itself* | {len(dirty)} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines)
+        if not runs:
+            continue
+        if any("metrics" not in e for e in runs):
+            lines.append(f"| {row['name']} | {len(runs)} | diverged |" + " |" * (len(columns) - 1))
+            continue
+        cells = [spread([value(e["metrics"]) for e in runs]) for _, value in columns]
+        lines.append(f"| {row['name']} | {len(runs)} | {' | '.join(cells)} |")
+    # Each seed has a contaminated training set of its own; rows of a seed share it.
+    dirty = {e["seed"]: e["floors"]["training set"] for e in entries.values() if has_dirt(e)}
+    cells = [spread([value(m) for m in dirty.values()]) for _, value in columns]
+    label = "*the contaminated training set itself*"
+    lines.append(f"| {label} | {len(dirty)} | {' | '.join(cells)} |")
+    clean = measured[0]["residual_noise_reference"]
+    return "\n".join(lines) + f"\n\nResidual noise of the clean pictures: {clean:.3g}."
+
+
+def has_dirt(entry: dict) -> bool:
+    return "floors" in entry and entry["settings"].get("contamination") != "none"
 
 
 def draw_figure(name: str, table: dict) -> None:

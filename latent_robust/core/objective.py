@@ -5,9 +5,10 @@
     residual   = denoise(noisy + sigma * w, t) - prediction - shift(w)       # equivariance
     loss       = || prediction - target ||^2 + weighting(w, t) * || residual ||^2
 
-where || . ||^2 is the mean over a sample's elements. ("Why Adversarially Train Diffusion Models?", ICLR 2026: move the noise by w and the prediction must
-move with it; then the clean sample that it implies does not move.) How far: radius.py. In which
-direction: perturbation.py. How much it counts: weighting.py. What else there is: peers.py.
+where || . ||^2 is the mean over a sample's elements ("Why Adversarially Train Diffusion Models?",
+ICLR 2026). Move the noise by w, and the prediction must move with it; then the clean sample that it
+implies stays where it is. How far: radius.py. In which direction: perturbation.py. How much it
+counts: weighting.py. What else a user could train: peers.py.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from .pictures import PictureSet
 def contaminate_folder(
     pictures: PictureSet, corruptions: Sequence[Corruption], seed: int, out: Path
 ) -> None:
-    """Writes 000000.png, ... (clipped, 8 bits), then metadata.jsonl (for `datasets`: file_name,
-    the original name, label) and manifest.jsonl (what was done; for evaluation).
+    """Writes 000000.png, ... (clipped, 8 bits; sorted by name they are in the manifest's order),
+    then metadata.jsonl (for `datasets`: file_name, the original name, label) and manifest.jsonl
+    (what was done; for evaluation).
 
     out: a directory that is new or empty. The manifest comes last: where it is, all is. Raises
     InputError if `out` holds anything or cannot be written.
@@ -33,7 +34,7 @@ def contaminate_folder(
             raise InputError(f"{out} is not empty; choose a new or empty directory")
         for index in tqdm(range(len(samples)), "writing", delay=2, leave=False):
             picture = (samples[index]["sample"] + 1) / 2
-            v2.to_pil_image(to_bytes(picture)).save(out / _file_name(index))
+            v2.to_pil_image(to_bytes(picture)).save(out / _file_name(index, len(samples)))
     except OSError as error:
         raise InputError(
             f"cannot write to {out}: {error.strerror or error}; choose a place that is writable "
@@ -45,11 +46,12 @@ def contaminate_folder(
 
 def _metadata(pictures: PictureSet) -> Iterator[dict]:
     for index in range(len(pictures)):
-        row = {"file_name": _file_name(index), "original": pictures.name(index)}
+        row = {"file_name": _file_name(index, len(pictures)), "original": pictures.name(index)}
         if pictures.labels is not None:
             row["label"] = int(pictures.labels[index])
         yield row
 
 
-def _file_name(index: int) -> str:
-    return f"{index:06d}.png"
+def _file_name(index: int, count: int) -> str:
+    digits = max(6, len(str(count - 1)))
+    return f"{index:0{digits}d}.png"

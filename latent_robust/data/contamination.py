@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -61,19 +61,32 @@ class ContaminatedPictures(Dataset):
         return _to_sample(self.pictures.picture(index))
 
     def clean_tensor(self, limit: int | None = None) -> Tensor:
-        """The first `limit`, (N, C, H, W)."""
-        return torch.stack([self.clean(index) for index in self._first(limit)])
+        """`limit` evenly spaced pictures (None: all), those of `sample_tensor`, (N, C, H, W)."""
+        return self._stack(self.clean, self._spaced(limit), "reading")
 
     def sample_tensor(self, limit: int | None = None) -> Tensor:
-        """The first `limit`, (N, C, H, W). Kept in memory if it is the whole of a small set."""
+        """`limit` evenly spaced samples (None: all), (N, C, H, W).
+
+        Evenly spaced, first and last included, because the first N of a sorted folder may all be
+        of one class. Kept in memory if it is the whole of a small set.
+        """
+        indices = self._spaced(limit)
+        whole = len(indices) == len(self)
         if self._samples is not None:
-            return self._samples[:limit]
-        indices = self._first(limit)
-        progress = tqdm(indices, "contaminating", delay=2, leave=False)
-        samples = torch.stack([self._sample(index) for index in progress])
-        if len(indices) == len(self) and self._small():
+            return self._samples if whole else self._samples[indices]
+        samples = self._stack(self._sample, indices, "contaminating")
+        if whole and self._small():
             self._samples = samples
         return samples
+
+    def materialize(self) -> None:
+        """Contaminate a small set now and keep it in memory; nothing happens for a large one.
+
+        To be called before a DataLoader forks its workers, which then share the one copy instead of
+        each making its own.
+        """
+        if self._small():
+            self.sample_tensor()
 
     @property
     def quarantine(self) -> list[dict]:
@@ -83,8 +96,10 @@ class ContaminatedPictures(Dataset):
 
     def manifest(self) -> Iterator[dict]:
         """Rows {"index", "name", "seed", "corruptions": [{"kind", what was drawn}]}."""
+        # What is drawn depends on the shape alone (see Corruption): nothing has to be decoded.
+        blank = torch.zeros(self.pictures.channels, self.pictures.size, self.pictures.size)
         for index in range(len(self)):
-            _, records = self._contaminate(index)
+            _, records = self._contaminate(blank, index)
             name = self.pictures.name(index)
             yield {"index": index, "name": name, "seed": self.seed, "corruptions": records}
 
@@ -110,10 +125,9 @@ class ContaminatedPictures(Dataset):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _sample(self, index: int) -> Tensor:
-        return _to_sample(self._contaminate(index)[0])
+        return _to_sample(self._contaminate(self.pictures.picture(index), index)[0])
 
-    def _contaminate(self, index: int) -> tuple[Tensor, list[dict]]:
-        picture = self.pictures.picture(index)
+    def _contaminate(self, picture: Tensor, index: int) -> tuple[Tensor, list[dict]]:
         records = []
         for position, corruption in enumerate(self.corruptions):
             generator = derive_generator(self.seed, "corruption", position, index)
@@ -126,8 +140,17 @@ class ContaminatedPictures(Dataset):
         pictures = self.pictures
         return len(self) * pictures.channels * pictures.size**2 * 4 <= SMALL
 
-    def _first(self, limit: int | None) -> range:
-        return range(len(self))[:limit]
+    def _spaced(self, limit: int | None) -> Tensor:
+        """=>  indices (N,), int64, all different."""
+        count = len(self) if limit is None else min(limit, len(self))
+        return torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
+
+    def _stack(self, one: Callable[[int], Tensor], indices: Tensor, what: str) -> Tensor:
+        shape = (self.pictures.channels, self.pictures.size, self.pictures.size)
+        stacked = torch.empty(len(indices), *shape)
+        for row, index in enumerate(tqdm(indices.tolist(), what, delay=2, leave=False)):
+            stacked[row] = one(index)
+        return stacked
 
 
 def _to_sample(picture: Tensor) -> Tensor:

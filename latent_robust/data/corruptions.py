@@ -3,15 +3,18 @@
 Each is a dataclass that validates itself; `fraction` is the share of the pictures that it hits.
 `apply(picture, generator)` takes (C, H, W), nominally in [0, 1], and gives the dirty picture and
 what was drawn, which with the clean picture is enough to do it again (but for the noise itself).
+What is drawn, and the record of it, may depend on the picture's shape but not on its values.
 """
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
+from io import BytesIO
 from math import ceil, inf, isfinite
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as v2
 
@@ -191,7 +194,11 @@ class Jpeg(Corruption):
         self._check("quality", self.quality, 1, 100, whole=True)
 
     def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
-        decoded = v2.jpeg(to_bytes(picture), self.quality)
+        # Pillow, bit-equal to torchvision's v2.jpeg: that is deprecated since torchvision 0.29 and
+        # would warn for every picture.
+        file = BytesIO()
+        v2.to_pil_image(to_bytes(picture)).save(file, "JPEG", quality=self.quality)
+        decoded = v2.pil_to_tensor(Image.open(file))
         return v2.to_dtype(decoded, torch.float32, scale=True), {"quality": self.quality}
 
 

@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from ..core import REGULARIZED, RadiusSchedule, Weighting
 from .figures import Curve, curves_svg
 from .runs import Run, noise_level
 
 _POINTS = 120  # per curve: more would not be visible, and every point costs bytes in the page
-_REGULARIZED = ("robust-adversarial", "robust-random", "invariance")
+_LOWEST, _HIGHEST = 0.01, 160.0  # s = sigma / alpha from end to end of the linear DDPM schedule
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,12 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 def _training_charts(runs: Sequence[Run]) -> list[Chart]:
     made = []
     for key, title, note in (
-        ("denoising", "Denoising loss", "What every objective minimises; running mean."),
+        ("denoising", "Denoising loss", "The regression part of the loss. Running mean."),
         (
             "penalty",
-            "Equivariance penalty",
-            "How far the implied clean picture moves when the noise is moved; running mean.",
+            "Penalty",
+            "The regularizer's term of the loss, weight included; compare runs of the same "
+            "weighting only. Running mean.",
         ),
     ):
         curves = [Curve(r.name, *_smooth(r.log, key), i) for i, r in enumerate(runs)]
@@ -61,7 +66,7 @@ def _positive(y: object) -> bool:
 
 
 def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
-    regularized = [(i, run) for i, run in enumerate(runs) if run.objective in _REGULARIZED]
+    regularized = [(i, run) for i, run in enumerate(runs) if run.objective in REGULARIZED]
     radii = [_radius_curve(run, i) for i, run in regularized if "rho" in run.config]
     gates = [_gate_curve(run, i) for i, run in regularized if "weighting" in run.config]
     levels = sorted({noise_level(run.config) or 0 for run in runs} - {0})
@@ -83,38 +88,31 @@ def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
     return made
 
 
-def _ddpm():
-    """alpha and sigma, (T,), of the linear schedule of Ho et al. 2020."""
-    import torch
-
-    from ..core import NoiseProcess
-
-    alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
-    process = NoiseProcess.from_alphas_cumprod(alphas_cumprod, "epsilon")
-    times = process.times[::5]
-    return process(times, times)
+def _noise_levels(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """s = sigma / alpha, alpha, sigma, each (200,): alpha + sigma = 1 in flow matching, else
+    alpha^2 + sigma^2 = 1."""
+    s = torch.logspace(math.log10(_LOWEST), math.log10(_HIGHEST), 200)
+    flow = run.config.get("parameterization") == "flow"
+    alpha = 1 / (1 + s) if flow else (1 + s.square()).rsqrt()
+    return s, alpha, s * alpha
 
 
 def _radius_curve(run: Run, colour: int) -> Curve:
-    from ..core import RadiusSchedule
-
-    alpha, sigma = _ddpm()
+    s, _, sigma = _noise_levels(run)
     default = RadiusSchedule()
     bias = (
         run.config.get("bias_min", default.bias_min) + run.config.get("bias_max", default.bias_max)
     ) / 2
     radius = RadiusSchedule(run.config["rho"], run.config.get("radius_scale", 1.0), bias, bias)
-    return Curve(run.name, (sigma / alpha).tolist(), radius(sigma).tolist(), colour)
+    return Curve(run.name, s.tolist(), radius(sigma).tolist(), colour)
 
 
 def _gate_curve(run: Run, colour: int) -> Curve:
-    from ..core import Weighting
-
-    alpha, sigma = _ddpm()
+    s, alpha, sigma = _noise_levels(run)
     band = run.config.get("band")
     band = band if _positive(band) else Weighting().band  # only read by the preset `band`
     gate = Weighting(run.config["weighting"], band=band).gate(alpha, sigma)
-    return Curve(run.name, (sigma / alpha).tolist(), gate.tolist(), colour)
+    return Curve(run.name, s.tolist(), gate.tolist(), colour)
 
 
 def _names(curves: Sequence[Curve]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..files import write_atomically
 
 HEADER = "feature_network"
 ASSETS = Path(__file__).parent / "assets"
@@ -73,8 +74,7 @@ def save_network(network: FeatureNetwork, path: Path, *, data: str, accuracy: fl
         "accuracy": accuracy,
         "seed": seed,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save(network.state_dict(), {HEADER: json.dumps(description)}))
+    write_atomically(path, save(network.state_dict(), {HEADER: json.dumps(description)}))
 
 
 def load_network(path: Path) -> tuple[FeatureNetwork, dict]:

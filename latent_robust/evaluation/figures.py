@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,9 +50,10 @@ def picture_grid(pictures: Tensor, columns: int = 8, scale: int | None = None) -
 
 
 def save_grid(pictures: Tensor, path: Path, columns: int = 8) -> None:
-    """`picture_grid` as a PNG file; makes the folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture_grid(pictures, columns).save(path, format="PNG")
+    """`picture_grid` as a PNG file, whole or absent; makes the folder. InputError if it cannot."""
+    grid = picture_grid(pictures, columns)
+    with whole_file(path) as file:
+        grid.save(file, format="PNG")
 
 
 @dataclass(frozen=True)

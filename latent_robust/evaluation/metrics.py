@@ -14,6 +14,8 @@ from torch import Tensor
 from ..errors import InputError
 from .features import Extractor
 
+_CHUNK = 512  # pictures at a time: 25 MB of 3 x 64 x 64 in float32
+
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); FID with Inception features.
@@ -82,25 +84,40 @@ def residual_noise(pictures: Tensor) -> float:
             f"{tuple(pictures.shape)}"
         )
     kernel = torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=torch.float64)
-    planes = pictures.detach().cpu().double().flatten(0, 1)[:, None]
-    response = F.conv2d(planes, kernel[None, None])
-    return (response.abs().mean() * (torch.pi / 2) ** 0.5 / 6).item()
+    total, count = 0.0, 0
+    for batch in pictures.detach().split(_CHUNK):
+        response = F.conv2d(batch.cpu().double().flatten(0, 1)[:, None], kernel[None, None])
+        total, count = total + response.abs().sum().item(), count + response.numel()
+    return total / count * (torch.pi / 2) ** 0.5 / 6
 
 
 def nearest_distance(pictures: Tensor, reference: Tensor) -> Tensor:
     """Euclidean distance of each picture to the nearest of the reference, in raw pixels.
 
-    pictures: (N, C, H, W); reference: (M, C, H, W).  =>  (N,). Small is not simply better: copies
-    of the reference have 0.
+    pictures: (N, C, H, W); reference: (M, C, H, W).  =>  (N,), float32. Small is not simply better:
+    copies of the reference have 0.
+
+    The nearest is found by |x|^2 - 2 x y + |y|^2 in float32, whose rounding may prefer one that is
+    as good as equally near; the distance to it is then taken directly. No more than some MB are
+    copied, however many there are.
     """
     if pictures.shape[1:] != reference.shape[1:]:
         raise InputError(
             f"pictures of {tuple(pictures.shape[1:])} cannot be compared with a reference of "
             f"{tuple(reference.shape[1:])}; give both the same size and channels"
         )
-    reference = reference.flatten(1).double()
-    batches = pictures.flatten(1).double().split(256)
-    return torch.cat([torch.cdist(batch, reference).amin(1) for batch in batches])
+    reference = reference.flatten(1)
+    distances = []
+    for batch in pictures.flatten(1).split(_CHUNK):
+        batch = batch.float()
+        least, nearest = batch.new_full((len(batch),), torch.inf), batch
+        for part in reference.split(_CHUNK):
+            distance, index = torch.cdist(batch, part.float()).min(1)
+            nearer = distance < least
+            least = torch.where(nearer, distance, least)
+            nearest = torch.where(nearer[:, None], part[index].float(), nearest)
+        distances.append((batch - nearest).norm(dim=1))
+    return torch.cat(distances)
 
 
 def nearest_similarity(features: Tensor, reference_features: Tensor) -> Tensor:
@@ -113,26 +130,43 @@ def nearest_similarity(features: Tensor, reference_features: Tensor) -> Tensor:
     return torch.cat([(batch @ reference.T).amax(1) for batch in batches])
 
 
+class FeatureCache:
+    """Pictures (N, C, H, W) whose features are extracted when first asked for, and then kept."""
+
+    def __init__(self, pictures: Tensor):
+        self.pictures = pictures
+        self._features: dict[Extractor, Tensor] = {}
+
+    def __call__(self, extractor: Extractor) -> Tensor:
+        """=>  features (N, D)."""
+        if extractor not in self._features:
+            self._features[extractor] = extractor(self.pictures)
+        return self._features[extractor]
+
+
 def evaluate(
-    samples: Tensor,
-    reference: Tensor,
+    samples: Tensor | FeatureCache,
+    reference: Tensor | FeatureCache,
     extractors: Sequence[Extractor],
     *,
-    training: Tensor | None = None,
+    training: Tensor | FeatureCache | None = None,
     seed: int = 0,
 ) -> dict:
     """Everything a table needs, as plain floats.
 
-    samples: generated (N, C, H, W); reference: clean (M, C, H, W); training: what the model saw,
-    to look for copies in the last extractor's features. All in [-1, 1].
+    samples: generated (N, C, H, W); reference: clean (M, C, H, W), or the training pictures where
+    there are no clean ones; training: what the model saw, to look for copies in the last
+    extractor's features. All in [-1, 1]; as a FeatureCache if they take part in several calls.
     """
+    drawn, real = _cached(samples), _cached(reference)
+    samples, reference = drawn.pictures, real.pictures
     result: dict = {}
     for extractor in extractors:
-        features, clean = extractor(samples), extractor(reference)
-        kid, kid_std = kernel_distance(features, clean, seed)
-        precision, recall = precision_recall(features, clean)
+        features, real_features = drawn(extractor), real(extractor)
+        kid, kid_std = kernel_distance(features, real_features, seed)
+        precision, recall = precision_recall(features, real_features)
         result[extractor.name] = {
-            "frechet": frechet_distance(features, clean),
+            "frechet": frechet_distance(features, real_features),
             "kid": kid,
             "kid_std": kid_std,
             "precision": precision,
@@ -144,12 +178,16 @@ def evaluate(
     result["samples"] = len(samples)
     result["reference"] = len(reference)
     if training is not None and extractors:
-        similarity = nearest_similarity(features, extractors[-1](training))
+        similarity = nearest_similarity(features, _cached(training)(extractors[-1]))
         result["training_similarity"] = {
             "mean": similarity.mean().item(),
             "p95": similarity.quantile(0.95).item(),
         }
     return result
+
+
+def _cached(pictures: Tensor | FeatureCache) -> FeatureCache:
+    return pictures if isinstance(pictures, FeatureCache) else FeatureCache(pictures)
 
 
 def _checked(a: Tensor, b: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:

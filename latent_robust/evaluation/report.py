@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import write_atomically
 from .charts import charts
+from .comparison import caution, heading, introduction, table_note
 from .runs import Run, read_runs
-from .tables import configuration_table, metrics_table, table_note
+from .tables import Row, configuration_table, metrics_table
 
 _STAGES = 6  # pictures in a row that still fit a phone
 
@@ -30,7 +32,8 @@ class Picture:
 def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
     """Write the report on these run directories to `out`, and return it.
 
-    What a run does not have (yet) is left out. InputError for a directory that is not a run.
+    What a run does not have (yet) is left out. InputError for a directory that is not a run, and
+    for a place that cannot be written to.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -46,46 +49,47 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     )
     page = environment.get_template("report.html.j2").render(
         title=title or _title(found),
+        introduction=introduction(found),
         facts=_facts(found),
         runs=found,
         pictures=_pictures(found),
         columns=columns,
         groups=_groups(columns),
         rows=rows,
+        heading=heading(found),
+        caution=caution(found),
         table_note=table_note(found),
         charts=charts(found),
         stages=[(i, run, _stages(run)) for i, run in enumerate(found) if run.stages],
         configuration=configuration_table(found),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_atomically(out, page)
     return out
 
 
 def metrics_text(runs: Sequence[Path]) -> str:
-    """The report's table of metrics for a terminal."""
+    """The report's table of metrics for a terminal, with what must be known to read it."""
     found = read_runs(runs)
     columns, rows = metrics_table(found)
     shown = [i for i, column in enumerate(columns) if column.title not in ("precision", "recall")]
-    objectives = [run.objective for run in found]
     lines = [
         ["", *(f"{columns[i].title} ({columns[i].group})" for i in shown)],
-        *(
-            [
-                row.name if row.series is None else objectives[row.series],
-                *(row.cells[i].text for i in shown),
-            ]
-            for row in rows
-        ),
+        *([_row_name(row, found), *(row.cells[i].text for i in shown)] for row in rows),
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
+    table = "\n".join(
         "  ".join(
             text.rjust(w) if n else text.ljust(w)
             for n, (text, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     )
+    return f"{table}\n\n{caution(found)}".rstrip()
+
+
+def _row_name(row: Row, runs: Sequence[Run]) -> str:
+    name = row.name if row.series is None else runs[row.series].objective
+    return f"{name} ({row.note})" if row.note else name
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -110,9 +114,9 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _pictures(runs: Sequence[Run]) -> list[Picture]:
-    """Training data, what each run drew, the truth. Equal grids appear once."""
+    """Training data, what each run drew, the truth if it is known. Equal grids appear once."""
 
-    def data(stem: str, title: str, note: str) -> list[Picture]:
+    def data(stem: str, runs: Sequence[Run], title: str, note: str) -> list[Picture]:
         files = {
             run.pictures[stem].read_bytes(): run for run in reversed(runs) if stem in run.pictures
         }
@@ -123,15 +127,16 @@ def _pictures(runs: Sequence[Run]) -> list[Picture]:
             for run in reversed(files.values())
         ]
 
+    known = [run for run in runs if run.compared_with == "clean"]
     drawn = [
         _picture(run.pictures["final"], run.name, _drawn_by(run), i)
         for i, run in enumerate(runs)
         if "final" in run.pictures
     ]
     return [
-        *data("training", "Training data", "what was shown in training"),
+        *data("training", runs, "Training data", "what was shown in training"),
         *drawn,
-        *data("clean", "Clean truth", "never shown in training"),
+        *data("clean", known, "Clean truth", "never shown in training"),
     ]
 
 

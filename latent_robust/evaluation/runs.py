@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
+
+_NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,20 @@ class Run:
     @property
     def objective(self) -> str:
         return str(self.config.get("objective", "unknown objective"))
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.metrics.get("metrics"))
+
+    @property
+    def compared_with(self) -> str:
+        """With pictures of the kind `clean`, or, where there are none, `training`."""
+        return "training" if self.metrics.get("compared_with") == "training" else "clean"
+
+
+def compared_with(runs: Sequence[Run]) -> set[str]:
+    """What those that have been measured were measured against: none, one or both kinds."""
+    return {run.compared_with for run in runs if run.measured}
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
@@ -103,12 +120,16 @@ def _read_log(path: Path) -> list[dict]:
 def noise_level(config: dict) -> float | None:
     """The standard deviation of the Gaussian contamination in units of the data, [-1, 1].
 
-    The configuration states it in units of [0, 1]: `gaussian:fraction=0.9,sigma=0.2`, or a range,
-    `sigma=0.0-0.3`, whose upper end counts. None where there is no such contamination.
+    The configuration states it in units of [0, 1], among other corruptions, in one text or several:
+    `gaussian:fraction=0.9,sigma=0.2; blur:fraction=0.1,sigma=1`. The upper end counts of a range,
+    `sigma=0.0-0.3`; several Gaussians add in squares. None where there is none.
     """
     contamination = config.get("contamination") or []
-    for entry in [contamination] if isinstance(contamination, str) else contamination:
-        match = re.match(r"gaussian:.*\bsigma=(?:[0-9.]+-)?([0-9.]+)", str(entry))
-        if match:
-            return 2 * float(match[1])
-    return None
+    texts = [contamination] if isinstance(contamination, str) else contamination
+    levels = []
+    for spec in (spec for text in texts for spec in str(text).split(";")):
+        kind, _, parameters = spec.partition(":")
+        sigma = re.search(rf"\bsigma\s*=\s*(?:{_NUMBER}-)?({_NUMBER})", parameters)
+        if kind.strip() == "gaussian" and sigma:
+            levels.append(2 * float(sigma[1]))
+    return math.hypot(*levels) if levels else None

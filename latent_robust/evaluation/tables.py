@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .features import label, metric_name
-from .runs import Run
+from .runs import Run, compared_with
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """series: the run's place in the palette; None for a yardstick, which is not a run."""
+    """series: the run's place in the palette; None for a yardstick, which is not a run. note: what
+    it was measured against, where that is not the same for all."""
 
     name: str
     cells: list[Cell]
     series: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,32 @@ class Cell:
 
 
 def metrics_table(runs: Sequence[Run]) -> tuple[list[Column], list[Row]]:
-    """Columns and rows; both empty when no run has been evaluated."""
-    results = [(run.name, i, run.metrics.get("metrics") or {}) for i, run in enumerate(runs)]
-    results = [entry for entry in results if entry[2]]
+    """Columns and rows; both empty when no run has been evaluated.
+
+    The best of a column is marked only where everything was measured against clean pictures.
+    """
+    measured = [(i, run, run.metrics["metrics"]) for i, run in enumerate(runs) if run.measured]
+    kinds = compared_with(runs)
+    notes = (
+        {"clean": "against clean pictures", "training": "against its training pictures"}
+        if len(kinds) > 1
+        else {"clean": "", "training": ""}
+    )
     floors = _floors(runs)
-    everything = [result for _, _, result in results] + [result for _, result in floors]
+    everything = [result for *_, result in measured] + [result for _, result in floors]
     columns = [
         c for c in _columns(everything) if any(_look(r, c.key) is not None for r in everything)
     ]
-    best = {c: _best(c, [result for *_, result in results]) for c in columns}
+    rivals = [result for *_, result in measured] if kinds == {"clean"} else []
+    best = {c: _best(c, rivals) for c in columns}
     rows = [
-        Row(name, [_cell(c, result, best[c]) for c in columns], series)
-        for name, series, result in results
+        Row(run.name, [_cell(c, result, best[c]) for c in columns], i, notes[run.compared_with])
+        for i, run, result in measured
     ]
-    rows += [Row(name, [_cell(c, result, None) for c in columns]) for name, result in floors]
+    rows += [
+        Row(name, [_cell(c, result, None) for c in columns], note=notes["clean"])
+        for name, result in floors
+    ]
     return columns, rows
 
 
@@ -156,26 +170,3 @@ def _written(config: dict, key: str) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def table_note(runs: Sequence[Run]) -> str:
-    """What the columns mean and how many pictures stand behind them."""
-    results = [run.metrics.get("metrics") or {} for run in runs]
-    clean = {r["residual_noise_reference"] for r in results if "residual_noise_reference" in r}
-    counts = {(r["samples"], r["reference"]) for r in results if {"samples", "reference"} <= set(r)}
-    note = (
-        "Distances (FD, FID, KD, KID): smaller is better. Precision: the share of drawn pictures "
-        "that could be real; recall: the share of real ones that could be drawn (noise raises it "
-        "too, so read both). "
-        "Noise: blind estimate, best near that of clean pictures"
-    )
-    note += f", {number(clean.pop())}. " if len(clean) == 1 else ". "
-    note += (
-        "Nearest: distance to the most similar clean picture; likeness: cosine "
-        "to the most similar training picture, 1 being a copy. "
-        "Rows in gray are yardsticks."
-    )
-    if len(counts) == 1:
-        samples, reference = counts.pop()
-        note += f" {samples:,} drawn pictures against {reference:,} clean ones."
-    return note

@@ -65,6 +65,16 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int) -> Path:
     return final
 
 
+def set_aside_later(folder: Path, step: int) -> None:
+    """Checkpoints beyond `step` belong to a branch that a resumed run leaves: renamed, so that
+    they are neither resumed from nor pruned in favour of."""
+    for path in list_checkpoints(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            aside = path.with_name(f"abandoned-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Oldest first; says nothing about their validity."""
     return sorted(folder.glob("step-[0-9]*"))

@@ -6,9 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from latent_robust.errors import InputError
-
-from .loop import Diverged
+from latent_robust.errors import Diverged, InputError
 
 INTERRUPTED = 1
 

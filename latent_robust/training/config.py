@@ -31,7 +31,9 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, description="of weights, batches, noise and contamination")
     steps: int = Field(5000, ge=1, description="optimizer steps")
     resume: str | None = Field(
-        None, description="'auto' (the default without a value): this --out; or a run or checkpoint"
+        None,
+        exclude=True,
+        description="'auto' (the default without a value): this --out; or a run or checkpoint",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     offline: bool = Field(False, description="never touch the network")
@@ -77,7 +79,11 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.9995, ge=0, lt=1, description="0 switches the average off")
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no",
+        description="of the network; noise and targets stay float32. bf16 cannot carry the "
+        "perturbations of the very lowest noise levels (t < 20 of 1000)",
+    )
 
     # what is written, and when
     log_every: int = Field(50, ge=1)

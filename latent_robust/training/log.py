@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from math import inf
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ class RunLog:
         self.samples, self.since = 0, time.perf_counter()
         out.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process and self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step(line) <= step]
             write_atomically(self.path, "".join(line + "\n" for line in kept))
 
     def add(self, row: dict[str, Tensor | float], samples: int) -> None:
@@ -50,3 +51,11 @@ class RunLog:
         if "penalty" in means:
             shown["penalty"] = f"{means['penalty']:.4f}"
         return shown
+
+
+def _step(line: str) -> float:
+    """Infinity for a line that a killed run left half written."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return inf

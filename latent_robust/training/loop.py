@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from latent_robust.core import NoiseProcess, Objective, derive_generator, derive_seed
+from latent_robust.errors import Diverged
 
 from .batches import StepBatches, loader
 from .checkpoint import save_checkpoint
@@ -51,10 +52,6 @@ class Task(Protocol):
 
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
         """Called with the averaged weights in place; draws samples, for example."""
-
-
-class Diverged(RuntimeError):
-    """Several steps in a row had a non-finite loss or gradient."""
 
 
 class Trainer:
@@ -208,8 +205,11 @@ class Trainer:
             i.tolist() for r, i in zip(rows, indices, strict=True) if not r["loss"].isfinite()
         ]
         self.bad_steps += 1
+        if self.accelerator.scaler:
+            self.optimizer.step()  # skipped by the scaler, which must learn of it
         logger.warning(
-            "step %d skipped: non-finite loss or gradient; samples of the batch: %s",
+            "step %d skipped: non-finite loss or gradient; indices of its samples (names: "
+            "manifest.jsonl): %s",
             self.step,
             culprits or [i.tolist() for i in indices],
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +10,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from latent_robust.errors import InputError
+from latent_robust.errors import InputError, did_you_mean
 
 Config = TypeVar("Config", bound=BaseModel)
+_ALL = "; --help lists the valid ones"
 
 
 def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> Config:
@@ -66,7 +66,8 @@ def read_yaml(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
         raise InputError(f"{path} must hold `key: value` lines, got a {type(values).__name__}")
     for key in values:
         if key not in config_class.model_fields:
-            raise InputError(f"unknown key `{key}` in {path}" + _nearest(str(key), config_class))
+            hint = did_you_mean(str(key), config_class.model_fields)
+            raise InputError(f"unknown key `{key}` in {path}{hint or _ALL}")
     return values
 
 
@@ -95,16 +96,9 @@ def _complete_resume(argv: list[str]) -> list[str]:
 
 
 def _explain_unknown(message: str, argv: list[str], config_class: type[BaseModel]) -> str:
-    known = {name.replace("_", "-") for name in config_class.model_fields}
+    known = {"--" + name.replace("_", "-") for name in config_class.model_fields}
     for word in argv:
         option = word.partition("=")[0]
-        name = option.removeprefix("--").removeprefix("no-")
-        if option.startswith("--") and name not in known:
-            return f"unknown option {option}" + _nearest(name, config_class, "--")
+        if option.startswith("--") and option.replace("--no-", "--") not in known:
+            return f"unknown option {option}{did_you_mean(option, known) or _ALL}"
     return message.removeprefix("error parsing CLI: ")
-
-
-def _nearest(name: str, config_class: type[BaseModel], prefix: str = "") -> str:
-    names = [field.replace("_", "-") if prefix else field for field in config_class.model_fields]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists the valid ones"

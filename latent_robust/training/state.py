@@ -37,7 +37,7 @@ def capture(trainer: Trainer) -> Checkpoint:
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Raises InputError, with the differences, if the checkpoint is of another run."""
-    _compare(checkpoint.trainer["identity"], trainer.identity)
+    compare(checkpoint.trainer["identity"], trainer.identity)
     with torch.no_grad():
         for name, value in trained_state(trainer).items():
             value.copy_(checkpoint.model[name])
@@ -68,15 +68,16 @@ def network_buffers(network: torch.nn.Module) -> dict[str, Tensor]:
     return {name: b for name, b in network.named_buffers() if name in state}
 
 
-def _compare(saved: dict, current: dict) -> None:
+def compare(saved: dict, current: dict) -> None:
+    """Raises InputError that lists the differences, if there are any."""
     differences = [
-        f"  {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now"
+        f"  {key}: {saved.get(key)!r} in the saved run, {current.get(key)!r} now"
         for key in sorted({*saved, *current})
         if saved.get(key) != current.get(key)
     ]
     if differences:
         raise InputError(
-            "this checkpoint belongs to a different run:\n"
+            "what was saved belongs to a different run:\n"
             + "\n".join(differences)
             + "\nUse the same settings and data, or start a new run with another --out"
         )

@@ -9,6 +9,7 @@ from latent_robust.data import (
     open_pictures,
     parse_contamination,
 )
+from latent_robust.data.contaminate import _file_name
 from latent_robust.data.corruptions import to_bytes
 from latent_robust.errors import InputError
 
@@ -42,6 +43,15 @@ def test_folder_holds_the_samples_and_the_manifest(pictures, tmp_path):
     assert [row["original"] for row in rows(out / "metadata.jsonl")] == [
         pictures.name(i) for i in range(14)
     ]
+
+
+@pytest.mark.parametrize("count, length", [(1, 6), (1_000_000, 6), (1_000_001, 7), (12_345_678, 8)])
+def test_sorted_names_are_in_the_manifests_order(count, length):
+    around = {10**k + step for k in range(8) for step in (-1, 0, 1)} | {count - 1}
+    indices = sorted(index for index in around if 0 <= index < count)
+    names = [_file_name(index, count) for index in indices]
+    assert names == sorted(names)
+    assert {len(name) for name in names} == {length + len(".png")}
 
 
 def test_without_corruption_it_is_a_bit_equal_copy(pictures, tmp_path):

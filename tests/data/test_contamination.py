@@ -1,5 +1,7 @@
 import json
 import pickle
+import re
+import warnings
 from collections import Counter
 from math import sqrt
 
@@ -78,8 +80,55 @@ def test_limit_does_not_change_the_first_pictures(pictures):
     some = open_pictures("digits", size=8, channels=1, limit=20)
     spec = EVERYTHING[:-1]
     assert torch.equal(
-        contaminate(some, *spec).sample_tensor(), contaminate(pictures, *spec).sample_tensor(20)
+        contaminate(some, *spec).sample_tensor(), contaminate(pictures, *spec).sample_tensor()[:20]
     )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_limit_takes_evenly_spaced_pictures(few, kept):
+    samples = contaminate(few, *EVERYTHING)
+    dirty, clean = contaminate(few, *EVERYTHING).sample_tensor(), samples.clean_tensor()
+    if kept:
+        samples.materialize()
+    for limit, expected in (
+        (1, [0]),
+        (2, [0, 39]),
+        (4, [0, 13, 26, 39]),
+        (14, range(0, 40, 3)),
+        (40, range(40)),
+        (41, range(40)),
+        (None, range(40)),
+    ):
+        assert torch.equal(samples.sample_tensor(limit), dirty[list(expected)])
+        assert torch.equal(samples.clean_tensor(limit), clean[list(expected)])
+
+
+def test_no_picture_is_taken_twice(few):
+    samples = contaminate(few)
+    for limit in range(1, 41):
+        indices = samples._spaced(limit)
+        assert len(indices) == len(indices.unique()) == limit
+
+
+def test_a_small_set_is_contaminated_once(few, monkeypatch):
+    samples = contaminate(few, *EVERYTHING)
+    samples.materialize()
+    expected = samples.sample_tensor()
+    monkeypatch.setattr(samples, "_contaminate", None)  # whoever calls it fails, forked or not
+    samples.materialize()
+    assert samples.sample_tensor() is expected
+    assert torch.equal(samples[3]["sample"], expected[3])
+    for workers in (0, 2):
+        loader = DataLoader(samples, 40, num_workers=workers, collate_fn=as_it_is)
+        assert torch.equal(next(iter(loader))["sample"], expected)
+
+
+def test_a_large_set_is_not_kept(few, monkeypatch):
+    monkeypatch.setattr("latent_robust.data.contamination.SMALL", 0)
+    samples = contaminate(few, *EVERYTHING)
+    samples.materialize()
+    samples.sample_tensor()
+    assert samples._samples is None
 
 
 def test_untouched_pictures_are_the_pictures(few):
@@ -198,9 +247,17 @@ def test_jpeg_is_what_the_record_says(channels):
     pictures = open_pictures("digits", size=8, channels=channels, limit=3)
     samples = contaminate(pictures, "jpeg:fraction=1,quality=20")
     (record,) = next(samples.manifest())["corruptions"]
-    decoded = v2.jpeg(to_bytes(pictures.picture(0)), record["quality"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torchvision's JPEG
+        decoded = v2.jpeg(to_bytes(pictures.picture(0)), record["quality"])
     assert decoded.shape == (channels, 8, 8)
     assert torch.equal(to_bytes((samples[0]["sample"] + 1) / 2), decoded)
+
+
+def test_jpeg_is_quiet(few):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        contaminate(few, "jpeg:fraction=1,quality=20").sample_tensor()
 
 
 def test_outliers_are_pictures_of_the_other_source(few, zoo):
@@ -215,6 +272,18 @@ def test_outliers_are_pictures_of_the_other_source(few, zoo):
         assert torch.equal(samples[i]["sample"], 2 * picture - 1)
     with pytest.raises(InputError, match="no such folder"):
         contaminate(few, {**spec, "source": f"{zoo}/none"})
+
+
+@pytest.mark.parametrize("specs", [*([spec] for spec in EVERYTHING), EVERYTHING])
+def test_manifest_is_what_was_done_and_decodes_nothing(few, monkeypatch, specs):
+    specs = [re.sub("fraction=[0-9.]+", "fraction=0.8", spec) for spec in specs]
+    samples = contaminate(few, *specs)
+    done = [samples._contaminate(few.picture(index), index)[1] for index in range(40)]
+    assert {record["kind"] for records in done for record in records} == {
+        spec.partition(":")[0] for spec in specs
+    }
+    monkeypatch.setattr(few, "picture", None)
+    assert [row["corruptions"] for row in samples.manifest()] == done
 
 
 def test_manifest_round_trip(few, tmp_path):

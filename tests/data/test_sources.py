@@ -299,4 +299,4 @@ def test_quarantine_file(tmp_path):
     assert [json.loads(line) for line in lines] == rows
     assert [path.name for path in tmp_path.iterdir()] == ["quarantine.jsonl"]
     with pytest.raises(InputError, match="cannot write"):
-        write_quarantine(rows, tmp_path / "absent" / "quarantine.jsonl")
+        write_quarantine(rows, tmp_path / "quarantine.jsonl" / "quarantine.jsonl")

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from latent_robust.errors import InputError
-from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.features import Extractor, make_extractor
 from latent_robust.evaluation.metrics import (
+    FeatureCache,
     evaluate,
     frechet_distance,
     kernel_distance,
@@ -96,10 +97,40 @@ def test_residual_noise_does_not_see_planes():
 def test_nearest_finds_the_copy():
     reference = gaussian(300, 1, 8, 8, seed=0)
     distance = nearest_distance(reference[:20], reference)
-    # cdist takes differences of squares: 1e-16 of |x|^2 = 64 leaves a root of about 1e-7.
     assert distance.shape == (20,)
-    assert distance.max() < 1e-6
+    # The distance to the nearest is taken directly, so a copy has exactly none.
+    assert distance.max() == 0
+    # The root of a sum of 64 squares in float32, each good to 6e-8.
     assert nearest_distance(reference[:1] + 0.5, reference[:1]).item() == pytest.approx(4, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 600])
+def test_nearest_distance_does_not_depend_on_the_chunks(monkeypatch, count):
+    pictures, reference = gaussian(count, 3, 8, 8, seed=0), gaussian(600, 3, 8, 8, seed=1)
+    exact = torch.cdist(pictures.flatten(1).double(), reference.flatten(1).double()).amin(1)
+    for chunk in (5, 512):
+        monkeypatch.setattr("latent_robust.evaluation.metrics._CHUNK", chunk)
+        distance = nearest_distance(pictures, reference)
+        assert distance.dtype == torch.float32
+        # Sums of 192 squares in float32: some 1e-7. Two neighbours that |x|^2 - 2 x y + |y|^2
+        # confuses differ by about as little.
+        torch.testing.assert_close(distance.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_nearest_distance_of_almost_copies_far_from_zero():
+    # Squares of 100 in float32 are good to 1e-3 each, far more than what is to be measured.
+    reference = 100 + gaussian(50, 1, 8, 8, seed=0)
+    almost = reference + 2.0**-10
+    # 64 equal steps of 2^-10, exact at 100 (spacing 2^-17): the root of 64 times 2^-10.
+    assert torch.equal(nearest_distance(almost, reference), torch.full((50,), 8 * 2.0**-10))
+
+
+def test_residual_noise_does_not_depend_on_the_chunks(monkeypatch):
+    noise = gaussian(600, 1, 8, 8, seed=0)
+    expected = residual_noise(noise)
+    monkeypatch.setattr("latent_robust.evaluation.metrics._CHUNK", 7)
+    # The order of a sum in float64.
+    assert residual_noise(noise) == pytest.approx(expected, rel=1e-12)
 
 
 def test_similarity_ignores_length_and_is_one_for_a_copy():
@@ -117,9 +148,32 @@ def test_evaluation_is_json_and_names_its_extractors():
     assert result["pixels"].keys() == result["digits"].keys()
     assert set(result["pixels"]) == {"frechet", "kid", "kid_std", "precision", "recall"}
     assert (result["samples"], result["reference"]) == (30, 60)
-    assert result["nearest_distance"] < 1e-6
+    assert result["nearest_distance"] == 0
     # Float32 features, so a cosine of 1 is good to 1e-6.
     assert result["training_similarity"] == pytest.approx({"mean": 1, "p95": 1}, abs=1e-6)
+
+
+def test_features_are_extracted_once():
+    calls = []
+
+    def network(x):
+        calls.append(len(x))
+        return x.flatten(1)
+
+    extractor = Extractor("counting", network, batch_size=1000)
+    samples, dirty, clean = (gaussian(n, 1, 8, 8, seed=n) for n in (30, 40, 50))
+    plain = [
+        evaluate(samples, clean, [extractor], training=dirty),
+        evaluate(dirty, clean, [extractor]),
+    ]
+    assert sorted(calls) == [30, 40, 40, 50, 50]
+    calls.clear()
+    kept, truth = FeatureCache(dirty), FeatureCache(clean)
+    assert plain == [
+        evaluate(samples, truth, [extractor], training=kept),
+        evaluate(kept, truth, [extractor]),
+    ]
+    assert sorted(calls) == [30, 40, 50]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from latent_robust.errors import InputError
-from latent_robust.evaluation.charts import _smooth, charts
+from latent_robust.evaluation.charts import _gate_curve, _radius_curve, _smooth, charts
 from latent_robust.evaluation.figures import Curve, curves_svg, picture_grid, save_grid
-from latent_robust.evaluation.report import write_report
+from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.evaluation.runs import noise_level, read_runs
 from latent_robust.evaluation.tables import configuration_table, metrics_table, number
 
@@ -103,6 +103,98 @@ def test_best_is_least_most_or_nearest_to_the_clean_noise(two_runs):
     assert [row.series for row in rows] == [0, 1, None]
 
 
+def without_truth(folder: Path, **config) -> Path:
+    """A run on a user's own dirty pictures."""
+    make_run(folder, 1.0, 0.31, contamination="", **config)
+    (folder / "samples" / "clean.png").unlink()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    del metrics["floors"]
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"compared_with": "training"}))
+    return folder
+
+
+def test_a_report_without_truth_claims_none(tmp_path):
+    runs = [
+        without_truth(tmp_path / "plain", objective="ddpm"),
+        without_truth(tmp_path / "robust"),
+    ]
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "Measured against the training pictures" in page
+    assert "No clean reference was given" in page
+    assert "nothing is marked as best" in page
+    assert "yardsticks" not in page
+    assert "<strong" not in page
+    claims = re.findall(r"[^.>]*\bclean\b[^.<]*", page, re.IGNORECASE)
+    assert [claim.strip() for claim in claims] == [
+        "There was nothing clean to measure against, so whether it is, your eyes must judge; the "
+        "numbers below compare what it draws with the training pictures themselves",
+        "No clean reference was given, so closeness includes closeness to the dirt, and nothing is "
+        "marked as best",
+    ]
+    assert "No clean reference was given" in metrics_text(runs)
+    # A grid that an earlier evaluation left behind is not the truth of this one.
+    save_grid(torch.zeros(4, 1, 8, 8), runs[0] / "samples" / "clean.png")
+    assert "Clean truth" not in write_report(runs, tmp_path / "report.html").read_text()
+
+
+def test_runs_with_and_without_truth_are_kept_apart(two_runs, tmp_path):
+    runs = [*two_runs, without_truth(tmp_path / "own", objective="robust-random")]
+    _, rows = metrics_table(read_runs(runs))
+    assert [(row.name, row.note) for row in rows] == [
+        ("ddpm", "against clean pictures"),
+        ("robust-adversarial", "against clean pictures"),
+        ("robust-random", "against its training pictures"),
+        ("training set", "against clean pictures"),
+    ]
+    assert not any(cell.best for row in rows for cell in row.cells)
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert page.count("<small>against clean pictures</small>") == 3
+    assert page.count("<small>against its training pictures</small>") == 1
+    assert "Measured against clean or against training pictures" in page
+    assert "<strong" not in page
+    assert "robust-random (against its training pictures)" in metrics_text(runs)
+
+
+def test_runs_that_name_no_comparison_were_compared_with_clean_pictures(two_runs, tmp_path):
+    before = write_report(two_runs, tmp_path / "report.html").read_text()
+    assert "Measured against clean pictures" in before
+    assert "No clean reference" not in before + metrics_text(two_runs)
+    for folder in two_runs:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"compared_with": "clean"}))
+    assert write_report(two_runs, tmp_path / "report.html").read_text() == before
+
+
+@pytest.mark.parametrize("place", ["file/report.html", "folder", "x" * 300])
+def test_an_unusable_place_is_a_message(two_runs, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for write in (
+        lambda path: write_report(two_runs, path),
+        lambda path: save_grid(torch.zeros(1, 1, 4, 4), path),
+    ):
+        with pytest.raises(InputError, match="cannot write .* Choose a place"):
+            write(tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_the_old_files(two_runs, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    page, grid = tmp_path / "report.html", two_runs[0] / "samples" / "final.png"
+    write_report(two_runs, page)
+    before = page.read_bytes(), grid.read_bytes()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        write_report(two_runs[:1], page)
+    with pytest.raises(InputError, match="No space left"):
+        save_grid(torch.zeros(1, 1, 4, 4), grid)
+    assert (page.read_bytes(), grid.read_bytes()) == before
+
+
 def test_differing_keys_are_found(two_runs):
     table = configuration_table(read_runs(two_runs))
     assert [key for key, _, differs in table if differs] == ["objective"]
@@ -137,7 +229,20 @@ def test_noise_level_is_in_units_of_the_data():
     assert noise_level({"contamination": ["blur:fraction=0.1,sigma=3"]}) is None
     assert noise_level({"contamination": ["gaussian:fraction=0.9,sigma=0.2"]}) == 0.4
     assert noise_level({"contamination": ["gaussian:fraction=0.9,sigma=0.0-0.3"]}) == 0.6
+    assert noise_level({"contamination": "gaussian:fraction=0.9,sigma=2e-1"}) == 0.4
+    assert noise_level({"contamination": None}) is None
     assert noise_level({}) is None
+
+
+def test_noise_level_of_a_mixture():
+    gaussian, blur = "gaussian:fraction=0.9,sigma=0.2", "blur:fraction=0.1,sigma=1"
+    for mixture in (f"{gaussian}; {blur}", f"{blur};{gaussian}", f"jpeg:quality=9; {gaussian}"):
+        assert noise_level({"contamination": mixture}) == 0.4
+        assert noise_level({"contamination": [mixture, blur]}) == 0.4
+    assert noise_level({"contamination": f"{blur}; jpeg:fraction=1,quality=9"}) is None
+    twice = "gaussian:fraction=1,sigma=0.3; gaussian:fraction=1,sigma=0.1-0.4"
+    # Variances add: 2 (0.3^2 + 0.4^2)^(1/2), but for rounding.
+    assert noise_level({"contamination": twice}) == pytest.approx(1)
 
 
 def test_smoothing_keeps_a_constant_and_bounds_the_points():
@@ -151,8 +256,22 @@ def test_plain_training_has_no_radius(tmp_path):
     run = make_run(tmp_path / "plain", 1.0, 0.3, objective="ddpm")
     assert [chart.title for chart in charts(read_runs([run]))] == [
         "Denoising loss",
-        "Equivariance penalty",
+        "Penalty",
     ]
+
+
+@pytest.mark.parametrize("parameterization", ["epsilon", "v_prediction", "sample", "flow"])
+def test_radius_and_gate_are_those_of_the_process(tmp_path, parameterization):
+    config = {"bias_min": 0.1, "bias_max": 0.3, "band": 0.5, "rho": 3.0}
+    folder = make_run(tmp_path / "run", 1.0, 0.3, parameterization=parameterization, **config)
+    (run,) = read_runs([folder])
+    radius, gate = _radius_curve(run, 0), _gate_curve(run, 0)
+    for i in (0, 60, 120, 199):
+        s = radius.x[i]
+        sigma = s / (1 + s) if parameterization == "flow" else s / (1 + s * s) ** 0.5
+        # Powers and quotients in float32.
+        assert radius.y[i] == pytest.approx(sigma**3 + 0.2, rel=1e-5)
+        assert gate.y[i] == pytest.approx(min(1, (0.5 / s) ** 2), rel=1e-5)
 
 
 def test_numbers_have_three_digits():

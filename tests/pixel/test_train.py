@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -63,7 +64,37 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_again(finished_run, c
     assert main(settings) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert main([*settings, "--resume"]) == 0
+    assert main(["--resume", str(finished_run)]) == 0
     assert (finished_run / "log.jsonl").read_bytes() == before
+    assert main(["--out", str(finished_run), "--resume", "--seed=5"]) == 2
+    assert "seed: 0 in the saved run, 5 now" in capsys.readouterr().err
+
+
+def test_a_stopped_run_needs_no_options_to_go_on(train, finished_run, tmp_path):
+    """Its own configuration is the base; also when it stopped while `beside` was training."""
+    run = tmp_path / "run"
+    options = ["--contamination=gaussian:fraction=0.9,sigma=0.2", "--beside=ddpm", "--seed=0"]
+    assert train(*options, "--out", str(run)) == 0
+    for part in (run, run / "ddpm"):
+        (part / "metrics.json").unlink()
+        shutil.rmtree(part / "checkpoints/step-00000004")
+    assert main(["--resume", str(run)]) == 0
+    weights = [
+        load_file(r / "unet/diffusion_pytorch_model.safetensors") for r in (finished_run, run)
+    ]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_without_clean_pictures_nothing_claims_to_be_clean(train, tmp_path):
+    assert train("--out=run") == 0
+    assert not (tmp_path / "run/samples/clean.png").exists()
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["compared_with"] == "training"
+    assert "floors" not in metrics
+    assert train("--out=measured", "--reference=digits") == 0
+    metrics = json.loads((tmp_path / "measured/metrics.json").read_text())
+    assert metrics["compared_with"] == "clean"
+    assert metrics["metrics"]["reference"] == 1797
 
 
 def test_the_network_loads_in_diffusers(finished_run):
@@ -193,7 +224,7 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lerning-rate=1"], "did you mean --learning-rate?"),
+        (["--lerning-rate=1"], "did you mean '--learning-rate'?"),
         (["--steps=x"], "`steps` = 'x'"),
         (["--data=digit"], "digits"),
         (["--data=nowhere/at/all"], "no such folder or file"),
@@ -206,6 +237,9 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--norm-groups=3"], "multiple of norm_groups"),
         (["--dropout=0.1"], "fraction 1"),
         (["--resume=nowhere", "--out=run"], "no valid checkpoint"),
+        (["--resume=nowhere"], "neither a run nor a checkpoint"),
+        (["--mixed-precision=fp16"], "needs a CUDA device"),
+        (["--learned-variance", "--objective=input-perturbation"], "learned_variance"),
         (["--device=cuda"], "not available"),
         (["--features=inception", "--out=run"], "weights"),
     ],
@@ -253,14 +287,20 @@ def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):
 def test_two_processes_train_as_one_run(tmp_path, tiny_options):
     """torchrun on the CPU: one log, one set of files, equal weights on both ranks; resumable."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "pixel.train", *tiny_options, "--out", str(tmp_path / "run"), "--samples=0"]
+    command += [
+        "-m",
+        "pixel.train",
+        *tiny_options,
+        "--out",
+        str(tmp_path / "run"),
+        "--samples=0",
+        "--beside=ddpm",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
     log = (tmp_path / "run/log.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in log] == [1, 2, 3, 4]
     whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
-
-    import shutil
 
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
     (tmp_path / "run/metrics.json").unlink()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import Points, make_trainer
 
-from latent_robust.errors import InputError
+from latent_robust.errors import Diverged, InputError
 from latent_robust.training.checkpoint import list_checkpoints, load_latest
-from latent_robust.training.loop import MAX_BAD_STEPS, Diverged
+from latent_robust.training.loop import MAX_BAD_STEPS
 from latent_robust.training.state import capture
 
 TINY = Path(__file__).with_name("tiny.py")
@@ -128,7 +128,7 @@ def test_clipping_really_clips(tmp_path):
 @pytest.mark.parametrize("change", [{"seed": 5}, {"batch_size": 6}, {"weight": 1.0}])
 def test_resuming_with_other_settings_is_refused_with_the_difference(tmp_path, change):
     make_trainer(tmp_path, steps=4).train()
-    with pytest.raises(InputError, match=rf"{next(iter(change))}: .* in the checkpoint"):
+    with pytest.raises(InputError, match=rf"{next(iter(change))}: .* in the saved run"):
         make_trainer(tmp_path, steps=4, resume="auto", **change)
 
 
@@ -137,8 +137,20 @@ def test_log_keeps_only_what_was_trained(tmp_path):
     make_trainer(tmp_path, steps=12, checkpoint_every=8).train()
     for late in list_checkpoints(tmp_path / "checkpoints")[1:]:
         (late / "manifest.json").unlink()
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write('{"step": 13, "lo')
     resumed = make_trainer(tmp_path, steps=12, resume="auto")
     assert resumed.step == 8
     resumed.train()
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))
+
+
+def test_going_back_to_an_earlier_checkpoint_leaves_the_later_ones_aside(tmp_path):
+    make_trainer(tmp_path, steps=12, keep_checkpoints=3).train()
+    earlier = tmp_path / "checkpoints" / "step-00000004"
+    branch = make_trainer(tmp_path, steps=12, resume=str(earlier), keep_checkpoints=1)
+    assert branch.step == 4
+    branch.train()
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["abandoned-step-00000008", "abandoned-step-00000012", "step-00000012"]

@@ -45,7 +45,7 @@ def test_contamination_may_be_a_list_in_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--bach-size", "3"], "unknown option --bach-size; did you mean --batch-size"),
+        (["--bach-size", "3"], "unknown option --bach-size; did you mean '--batch-size'?"),
         (["--steps", "many"], "`steps` = 'many': should be a valid integer"),
         (["--steps", "0"], "`steps` = '0': should be greater than or equal to 1"),
         (["--objective", "robust"], "`objective` = 'robust': should be 'ddpm'"),
@@ -67,7 +67,7 @@ def test_wrong_usage_says_what_and_how(argv, message):
     ("text", "message"),
     [
         ("batchsize: 3", "unknown key `batchsize`"),
-        ("batchsize: 3", "did you mean batch_size?"),
+        ("batchsize: 3", "did you mean 'batch_size'?"),
         ("- 1", "must hold `key: value` lines"),
         ("a: [", "not valid YAML"),
         ("steps: [1]", "`steps` = [1]"),

@@ -73,7 +73,7 @@ def make_trainer(out: Path, *, dataset=None, **settings) -> Trainer:
     }
     config = TrainConfig(**{**defaults, **settings}, out=out)
     task = TinyTask(dataset)
-    accelerator = start_accelerator(config, out)
+    accelerator = start_accelerator(config)
     trainer = Trainer(
         task,
         config.objective_for(task.process),
