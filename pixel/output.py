@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latent_robust.data import ContaminatedPictures, open_pictures, write_quarantine
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
-from latent_robust.evaluation.metrics import evaluate
+from latent_robust.evaluation.metrics import FeatureCache, evaluate
 from latent_robust.evaluation.report import write_report
 from latent_robust.files import write_json, writing
 from latent_robust.training.run import write_config
@@ -113,11 +113,11 @@ class Output:
         """Distances of the samples, and of the training set itself, to clean pictures; to the
         training pictures where nothing clean is known."""
         count, seed = max(len(samples), REFERENCE), self.config.seed
-        training = self.dataset.sample_tensor(count)
+        training = FeatureCache(self.dataset.sample_tensor(count))
         if self.clean is None:
             metrics = evaluate(samples, training, self.extractors, training=training, seed=seed)
             return {"compared_with": "training", "metrics": metrics}
-        clean = self.clean.clean_tensor(count)
+        clean = FeatureCache(self.clean.clean_tensor(count))
         metrics = evaluate(samples, clean, self.extractors, training=training, seed=seed)
         floor = evaluate(training, clean, self.extractors, seed=seed)
         return {

@@ -19,6 +19,7 @@ from latent_robust.data import (
     parse_contamination,
     read_levels,
 )
+from latent_robust.data.levels import ENOUGH
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.training.command import INTERRUPTED, run_command
 from latent_robust.training.loop import Trainer
@@ -38,8 +39,6 @@ from .config import PixelConfig
 from .network import build_network
 from .output import Output
 from .task import PixelTask
-
-BAND_PICTURES = 2048  # enough for the median of `band: auto`
 
 # What `train-pixel` does when it is not told what to train on.
 DEMO = ["--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"]
@@ -73,7 +72,7 @@ def _main(argv: list[str]) -> int:
     dataset.materialize()
     if config.band == "auto":
         # Flat pictures have an estimate of 0, which is no band.
-        band = max(estimate_band(dataset.sample_tensor(limit=BAND_PICTURES)), 1e-3)
+        band = max(estimate_band(dataset.sample_tensor(limit=ENOUGH)), 1e-3)
         config = config.model_copy(update={"band": band})
     runs = [(config, out)]
     if config.beside not in (None, config.objective):

@@ -128,6 +128,7 @@ def _pictures(runs: Sequence[Run]) -> list[Picture]:
         ]
 
     known = [run for run in runs if run.compared_with == "clean"]
+    whose = "" if len(known) == len(runs) else f"of {', '.join(run.name for run in known)}"
     drawn = [
         _picture(run.pictures["final"], run.name, _drawn_by(run), i)
         for i, run in enumerate(runs)
@@ -136,7 +137,7 @@ def _pictures(runs: Sequence[Run]) -> list[Picture]:
     return [
         *data("training", runs, "Training data", "what was shown in training"),
         *drawn,
-        *data("clean", known, "Clean truth", "never shown in training"),
+        *data("clean", known, "Clean truth", whose or "never shown in training"),
     ]
 
 

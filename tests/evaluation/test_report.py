@@ -151,6 +151,7 @@ def test_runs_with_and_without_truth_are_kept_apart(two_runs, tmp_path):
     assert page.count("<small>against clean pictures</small>") == 3
     assert page.count("<small>against its training pictures</small>") == 1
     assert "Measured against clean or against training pictures" in page
+    assert "of ddpm, robust-adversarial</p>" in page  # whose truth it is
     assert "<strong" not in page
     assert "robust-random (against its training pictures)" in metrics_text(runs)
 
@@ -174,7 +175,7 @@ def test_an_unusable_place_is_a_message(two_runs, tmp_path, place):
         lambda path: write_report(two_runs, path),
         lambda path: save_grid(torch.zeros(1, 1, 4, 4), path),
     ):
-        with pytest.raises(InputError, match="cannot write .* Choose a place"):
+        with pytest.raises(InputError, match=r"cannot write .* Choose a place"):
             write(tmp_path / place)
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "file").read_text() == "mine"
