@@ -19,7 +19,7 @@ from latent_robust.files import write_json, writing
 from latent_robust.training.run import write_config
 
 from .config import PixelConfig
-from .task import PREVIEW, PixelTask
+from .task import COLUMNS, PREVIEW, PixelTask
 
 logger = logging.getLogger(__name__)
 REFERENCE = 10_000  # clean pictures that distances are measured to, or as many as samples
@@ -75,9 +75,9 @@ class Output:
             samples.mkdir(parents=True, exist_ok=True)
         write_config(self.config, self.out)
         dataset.write_manifest(self.out / "manifest.jsonl")
-        save_grid(dataset.sample_tensor(limit=PREVIEW), samples / "training.png")
+        save_grid(dataset.sample_tensor(limit=PREVIEW), samples / "training.png", COLUMNS)
         if self.clean is not None:
-            save_grid(self.clean.clean_tensor(limit=PREVIEW), samples / "clean.png")
+            save_grid(self.clean.clean_tensor(limit=PREVIEW), samples / "clean.png", COLUMNS)
         if dataset.quarantine:
             file = self.out / "quarantine.jsonl"
             write_quarantine(dataset.quarantine, file)
@@ -100,7 +100,7 @@ class Output:
         if config.samples:
             samples = task.draw(network, config.samples)
             if samples.isfinite().all():
-                save_grid(samples[:PREVIEW], self.out / "samples" / "final.png")
+                save_grid(samples[:PREVIEW], self.out / "samples" / "final.png", COLUMNS)
                 measured = self._measure(samples)
             else:
                 logger.warning(

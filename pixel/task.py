@@ -18,7 +18,7 @@ from .config import PixelConfig
 from .network import build_network, training_scheduler
 from .variance import LearnedVariance
 
-PREVIEW = 64  # pictures in each grid of `samples/`
+PREVIEW, COLUMNS = 36, 6  # pictures in each grid of `samples/`: few enough to see their noise
 
 
 class PixelTask:
@@ -51,7 +51,9 @@ class PixelTask:
 
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
         if self.main:
-            save_grid(self.draw(network, PREVIEW), self.out / "samples" / f"step-{step:08d}.png")
+            save_grid(
+                self.draw(network, PREVIEW), self.out / "samples" / f"step-{step:08d}.png", COLUMNS
+            )
 
     def draw(self, network: nn.Module, count: int) -> Tensor:
         """=>  (count, C, H, W), not clamped; always the same noise for the same seed."""

@@ -8,6 +8,7 @@ What is drawn, and the record of it, may depend on the picture's shape but not o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, field, replace
 from io import BytesIO
 from math import ceil, inf, isfinite
@@ -25,7 +26,7 @@ from .sources import open_pictures
 
 
 @dataclass(frozen=True)
-class Corruption:
+class Corruption(ABC):
     kind: ClassVar[str]
     _: KW_ONLY
     fraction: float
@@ -33,8 +34,9 @@ class Corruption:
     def __post_init__(self):
         self._check("fraction", self.fraction, 0, 1)
 
+    @abstractmethod
     def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
-        raise NotImplementedError
+        """=>  the dirty picture and what was drawn."""
 
     def prepare(self, pictures: PictureSet) -> Corruption:
         """The same, ready for pictures of this size; the outliers are opened here."""

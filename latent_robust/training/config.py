@@ -17,7 +17,7 @@ from latent_robust.core import (
     make_objective,
 )
 
-ObjectiveName = Literal[tuple(OBJECTIVES)]  # type: ignore[valid-type]
+ObjectiveName = Literal[tuple(OBJECTIVES)]
 
 
 class TrainConfig(BaseModel):
