@@ -31,7 +31,7 @@ class Weighting:
     """
 
     preset: Preset | str = Preset.BAND
-    weight: float = 1.0
+    weight: float = 3.0
     band: float = 0.5
 
     def __post_init__(self):
