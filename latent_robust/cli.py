@@ -13,7 +13,6 @@ from .training.command import run_command
 if TYPE_CHECKING:
     from torch import Tensor
 
-REFERENCE = 10_000  # clean pictures to measure against, or as many as samples
 DATA_HELP = "digits, fashion-mnist:DIR, parquet:FILE, a folder of pictures, or hf:NAME[:SPLIT]"
 
 
@@ -121,7 +120,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     import json
 
     from .evaluation.features import make_extractor
-    from .evaluation.metrics import evaluate
+    from .evaluation.metrics import REFERENCE, evaluate
 
     run = Path(options.pictures)
     config = _run_config(run) if (run / "config.yaml").exists() else {}

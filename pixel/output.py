@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latent_robust.data import ContaminatedPictures, open_pictures, write_quarantine
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
-from latent_robust.evaluation.metrics import FeatureCache, evaluate
+from latent_robust.evaluation.metrics import REFERENCE, FeatureCache, evaluate
 from latent_robust.evaluation.report import write_report
 from latent_robust.files import write_json, writing
 from latent_robust.training.run import write_config
@@ -22,7 +22,6 @@ from .config import PixelConfig
 from .task import COLUMNS, PREVIEW, PixelTask
 
 logger = logging.getLogger(__name__)
-REFERENCE = 10_000  # clean pictures that distances are measured to, or as many as samples
 
 
 class Output:

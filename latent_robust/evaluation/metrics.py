@@ -130,6 +130,10 @@ def nearest_similarity(features: Tensor, reference_features: Tensor) -> Tensor:
     return torch.cat([(batch @ reference.T).amax(1) for batch in batches])
 
 
+# Clean pictures to measure against, or as many as there are samples.
+REFERENCE = 10_000
+
+
 class FeatureCache:
     """Pictures (N, C, H, W) whose features are extracted when first asked for, and then kept."""
 

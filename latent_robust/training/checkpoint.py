@@ -83,14 +83,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Raises InputError that names the file which is missing, truncated or altered."""
     verify(path)
+    trainer = json.loads((path / "trainer.json").read_text())
     return Checkpoint(
         model=load_file(path / "model.safetensors"),
         ema=load_file(path / "ema.safetensors"),
         optimizer=_unflatten(
             load_file(path / "optimizer.safetensors"),
-            json.loads((path / "trainer.json").read_text())["parameter_groups"],
+            trainer["parameter_groups"],
         ),
-        trainer=json.loads((path / "trainer.json").read_text()),
+        trainer=trainer,
     )
 
 

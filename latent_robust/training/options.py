@@ -76,7 +76,7 @@ def explain(error: ValidationError) -> str:
     lines = {}
     for item in error.errors():
         if not item["loc"]:
-            lines["" + item["msg"]] = item["msg"].removeprefix("Value error, ")
+            lines[item["msg"]] = item["msg"].removeprefix("Value error, ")
             continue
         name = str(item["loc"][0])
         message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
