@@ -26,6 +26,7 @@ class PixelTask:
 
     def __init__(self, config: PixelConfig, dataset: ContaminatedPictures, out: Path, main: bool):
         self.config, self.dataset = config, dataset
+        self.groups = [range(len(dataset))]
         self.out, self.main = out, main
         self.network = build_network(config)
         self.scheduler = training_scheduler(config)

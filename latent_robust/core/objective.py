@@ -147,17 +147,19 @@ class Objective:
         *,
         levels: Tensor | None = None,
         attacked: Callable[[Tensor, Tensor, slice], Tensor] | None = None,
+        regularize: bool = True,
     ) -> Loss:
         """denoise(noisy, t, rows): `rows` says which rows of the batch these are, so that the
         caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
-        levels: (B,), the noise level of each sample in its own units (used by `ambient` only)."""
+        levels: (B,), the noise level of each sample in its own units (used by `ambient` only);
+        regularize: False leaves the penalty out of this step, at the cost of a plain one."""
         replayed = shared_dropout(denoise, sample.device)
         attacked = shared_dropout(attacked or denoise, sample.device)
         alpha, sigma = self.process(t, sample)
         noisy = self.corrupt(sample, noise, alpha, sigma, generator, levels)
         prediction = denoise(noisy, t, slice(0, len(t)))
         denoising = self.denoising(prediction.float(), noisy, sample, noise, alpha, sigma, levels)
-        if self.penalty is None:
+        if self.penalty is None or not regularize:
             return Loss(denoising, denoising.new_zeros(0))
 
         rows = slice(0, ceil(self.fraction * len(t)))

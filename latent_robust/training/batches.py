@@ -3,7 +3,7 @@ on with exactly the samples it would have seen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -14,17 +14,27 @@ from latent_robust.core import derive_generator
 class StepBatches(Sampler[list[int]]):
     """Batches of sample indices from batch number `start` on, without end.
 
-    One endless sequence: permutation of epoch 0, of epoch 1, ...; batch b of rank r out of
-    `ranks` is its slice [(b * ranks + r) * size, ... + size). No sample is dropped at the end of
-    an epoch.
+    groups: indices that may share a batch (pictures of one size; one group if all are), an index
+    as often as it counts in an epoch. Each group is one endless sequence, its permutation of epoch
+    0, of epoch 1, ..., cut into batches; in epoch e it contributes those that begin before its
+    epoch e ends, in shuffled order among the groups. So each group has its exact share, nothing
+    is dropped, and batch b of rank r is number b * ranks + r of the whole.
     """
 
     def __init__(
-        self, length: int, size: int, seed: int, *, start: int = 0, rank: int = 0, ranks: int = 1
+        self,
+        groups: Sequence[Sequence[int]],
+        size: int,
+        seed: int,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
     ):
-        self.length, self.size, self.seed = length, size, seed
+        self.groups, self.size, self.seed = groups, size, seed
         self.start, self.rank, self.ranks = start, rank, ranks
-        self._epoch: tuple[int, list[int]] = (-1, [])
+        self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
+        self._permutations: dict[int, tuple[int, list[int]]] = {}
 
     def __iter__(self) -> Iterator[list[int]]:
         number = self.start
@@ -33,15 +43,50 @@ class StepBatches(Sampler[list[int]]):
             number += 1
 
     def batch(self, number: int) -> list[int]:
-        first = (number * self.ranks + self.rank) * self.size
-        return [self._at(position) for position in range(first, first + self.size)]
+        number = number * self.ranks + self.rank
+        epoch = self._epoch_of(number)
+        group, first = self._batches_of(epoch)[number - self._before(epoch)]
+        return [self._at(group, position) for position in range(first, first + self.size)]
 
-    def _at(self, position: int) -> int:
-        epoch, offset = divmod(position, self.length)
-        if self._epoch[0] != epoch:
-            generator = derive_generator(self.seed, "epoch", epoch)
-            self._epoch = (epoch, torch.randperm(self.length, generator=generator).tolist())
-        return self._epoch[1][offset]
+    def _before(self, epoch: int) -> int:
+        """How many batches begin before this epoch."""
+        return sum(self._begun(group, epoch) for group in self.groups)
+
+    def _begun(self, group: Sequence[int], epoch: int) -> int:
+        return -(-epoch * len(group) // self.size)
+
+    def _epoch_of(self, number: int) -> int:
+        epoch = number * self.size // sum(map(len, self.groups))
+        while self._before(epoch) > number:  # groups round up: at most one batch each
+            epoch -= 1
+        while self._before(epoch + 1) <= number:
+            epoch += 1
+        return epoch
+
+    def _batches_of(self, epoch: int) -> list[tuple[int, int]]:
+        """(group, position of its first sample) of the batches that begin in this epoch."""
+        if self._order[0] != epoch:
+            batches = [
+                (number, batch * self.size)
+                for number, group in enumerate(self.groups)
+                for batch in range(self._begun(group, epoch), self._begun(group, epoch + 1))
+            ]
+            if len(self.groups) > 1:
+                generator = derive_generator(self.seed, "batches", epoch)
+                order = torch.randperm(len(batches), generator=generator).tolist()
+                batches = [batches[i] for i in order]
+            self._order = (epoch, batches)
+        return self._order[1]
+
+    def _at(self, group: int, position: int) -> int:
+        indices = self.groups[group]
+        epoch, offset = divmod(position, len(indices))
+        if self._permutations.get(group, (-1,))[0] != epoch:
+            where = (epoch,) if len(self.groups) == 1 else (epoch, group)
+            generator = derive_generator(self.seed, "epoch", *where)
+            order = torch.randperm(len(indices), generator=generator).tolist()
+            self._permutations[group] = (epoch, order)
+        return indices[self._permutations[group][1][offset]]
 
 
 def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> DataLoader:

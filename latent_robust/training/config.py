@@ -68,10 +68,16 @@ class TrainConfig(BaseModel):
     bias_max: float = Field(16 / 255, ge=0)
     attack_steps: int = Field(1, ge=1, description="1 is FGSM, more is PGD")
     fraction: float = Field(0.25, gt=0, le=1, description="share of each batch that is regularized")
+    late_start: float = Field(
+        1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"
+    )
     huber_c: float = Field(0.1, gt=0, le=1, description="of pseudo-huber")
     gamma: float = Field(0.1, ge=0, description="of input-perturbation")
 
     # the optimizer
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="adamw8bit needs bitsandbytes and a CUDA device"
+    )
     batch_size: int = Field(64, ge=1, description="per process and accumulation step")
     gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float = Field(2e-3, gt=0)

@@ -4,7 +4,7 @@ the network answers; the objective says what is minimised; everything else happe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from .batches import StepBatches, loader
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .log import RunLog
+from .optimizer import make_optimizer
 from .signals import StopRequest
 from .state import capture
 
@@ -36,6 +37,7 @@ class Task(Protocol):
 
     network: nn.Module  # parameters with requires_grad are trained
     dataset: Dataset  # __getitems__(indices) -> {"index": (B,), ...} as one batch
+    groups: Sequence[Sequence[int]]  # indices of samples that may share a batch
     process: NoiseProcess
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:
@@ -75,12 +77,7 @@ class Trainer:
         self.bad_steps = 0
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=accelerator.device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = make_optimizer(config, self.parameters, accelerator.device)
         # Not prepared by accelerate, which would step it once per process.
         self.schedule = get_cosine_schedule_with_warmup(
             self.optimizer,
@@ -127,7 +124,7 @@ class Trainer:
     def _batches(self) -> Iterator[dict[str, Any]]:
         config, accelerator = self.config, self.accelerator
         batches = StepBatches(
-            len(self.task.dataset),
+            self.task.groups,
             config.batch_size,
             config.seed,
             start=self.step * config.gradient_accumulation,
@@ -163,7 +160,8 @@ class Trainer:
         return row
 
     def _backward(self, batch: dict[str, Any], micro: int) -> dict[str, Tensor]:
-        where = (self.config.seed, "step", self.step, micro, self.accelerator.process_index)
+        config = self.config
+        where = (config.seed, "step", self.step, micro, self.accelerator.process_index)
         device = self.accelerator.device
         torch.manual_seed(derive_seed(*where, "dropout"))
         generator = derive_generator(*where, device=device)
@@ -179,12 +177,13 @@ class Trainer:
             derive_generator(*where, "perturbation", device=device),
             levels=None if self.levels is None else self.levels[batch["index"]].to(device),
             attacked=self.task.denoiser(self.plain_network, conditions),
+            regularize=self.step >= (1 - config.late_start) * config.steps,
         )
         total = loss.total
         auxiliary = self.task.auxiliary_loss(denoise, sample, t)
         if auxiliary is not None:
             total = total + auxiliary
-        self.accelerator.backward(total / self.config.gradient_accumulation)
+        self.accelerator.backward(total / config.gradient_accumulation)
         row = {"loss": total.detach(), "denoising": loss.denoising.detach().mean()}
         if loss.penalty.numel():
             row["penalty"] = loss.penalty.detach().mean()

@@ -12,7 +12,7 @@ import torch
 from tiny import Points, make_trainer
 
 from latent_robust.errors import Diverged, InputError
-from latent_robust.training.checkpoint import list_checkpoints, load_latest
+from latent_robust.training.checkpoint import list_checkpoints, load_checkpoint, load_latest
 from latent_robust.training.loop import MAX_BAD_STEPS
 from latent_robust.training.state import capture
 
@@ -50,6 +50,20 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, accumulation):
     rows = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "parts")]
     losses = [[json.loads(row)["loss"] for row in run] for run in rows]
     assert losses[0] == losses[1]
+
+
+def test_late_start_is_plain_training_until_then(tmp_path):
+    steps = {"checkpoint_every": 6, "keep_checkpoints": 9}
+    plain = make_trainer(tmp_path / "plain", objective="ddpm", **steps)
+    late = make_trainer(tmp_path / "late", late_start=0.5, **steps)
+    assert plain.train()
+    assert late.train()
+    at = [
+        [load_checkpoint(run / f"checkpoints/step-{step:08d}") for run in (plain.out, late.out)]
+        for step in (6, 12)
+    ]
+    assert_same_state(*at[0])
+    assert any(not torch.equal(at[1][0].model[k], at[1][1].model[k]) for k in at[1][0].model)
 
 
 def run_tiny(out, steps, *more):

@@ -39,6 +39,7 @@ class TinyTask:
             nn.Conv2d(1, 6, 3, padding=1), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(6, 1, 1)
         )
         self.dataset = Points() if dataset is None else dataset
+        self.groups = [range(len(self.dataset))]
         alphas = torch.linspace(0.9999, 0.01, 100)
         self.process = NoiseProcess.from_alphas_cumprod(alphas, "epsilon")
         self.previews = []
