@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,30 +30,43 @@ class FolderSource:
     labels = None
 
     def __init__(self, folder: Path, limit: int | None = None):
-        files = _files(folder)
-        names = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
+        files = list_files(folder)
+        names = picture_names(files, folder)
         self.folder = folder
         self.ignored = len(files) - len(names)
-        if not names:
-            raise InputError(
-                f"no pictures in {folder} ({self.ignored} other files); pictures end in "
-                + ", ".join(sorted(EXTENSIONS))
-            )
-        self.names = list(islice(sorted(names), limit))
+        self.names = names[:limit]
 
     def load(self, index: int, channels: int) -> tuple[Tensor, int]:
         name = self.names[index]
-        path = self.folder / name
-        if path.exists() and not path.is_file():
-            raise BadPicture("not a regular file", name)  # reading a pipe would wait for ever
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BadPicture(f"cannot be read: {error.strerror}", name) from error
+        data = read_file(self.folder, name)
         return decode_picture(data, name, channels), zlib.crc32(data)
 
 
-def _files(folder: Path) -> list[str]:
+def read_file(folder: Path, name: str) -> bytes:
+    """Raises BadPicture."""
+    path = folder / name
+    if path.exists() and not path.is_file():
+        raise BadPicture("not a regular file", name)  # reading a pipe would wait for ever
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadPicture(f"cannot be read: {error.strerror}", name) from error
+
+
+def picture_names(files: Sequence[str], folder: Path) -> list[str]:
+    """Those of `files` that claim to be pictures, sorted. Raises InputError if there are none."""
+    names = sorted(name for name in files if Path(name).suffix.lower() in EXTENSIONS)
+    if not names:
+        raise InputError(
+            f"no pictures in {folder} ({len(files)} other files); pictures end in "
+            + ", ".join(sorted(EXTENSIONS))
+        )
+    return names
+
+
+def list_files(folder: Path) -> list[str]:
+    """All files of a folder and its subfolders, as paths relative to it."""
+
     def refuse(error: OSError) -> None:
         # os.walk would pass over a folder that it cannot read.
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Sequence
 from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
-from tqdm import tqdm
 
-from latent_robust.errors import InputError
-
+from .buckets import fit_bucket
 from .decode import BadPicture
+from .scan import changed, try_all
 
 # Sets up to this many bytes are kept in memory.
 SMALL = 2**30
@@ -85,8 +81,7 @@ class PictureSet:
         small = prod(shape) * dtype.itemsize <= SMALL
         pictures = torch.empty(shape, dtype=dtype) if small else None
 
-        outcomes = tqdm(self._outcomes(), "checking pictures", total, delay=2, leave=False)
-        for index, (picture, note) in enumerate(outcomes):
+        for index, (picture, note) in enumerate(try_all(self._try, total)):
             name = self._source.names[index]
             self._digest.update(f"{name}\0{note}\0".encode(errors="surrogateescape"))
             if picture is None:
@@ -97,36 +92,16 @@ class PictureSet:
             self._kept.append(index)
         return pictures
 
-    def _outcomes(self) -> Iterator[tuple[Tensor | None, str]]:
-        """In order: a picture and its checksum, or None and the reason."""
-        indices = iter(range(len(self._source.names)))
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            # By portions: `map` starts everything at once and would hold all results.
-            while portion := list(islice(indices, 256)):
-                yield from pool.map(self._try, portion)
-
     def _try(self, index: int) -> tuple[Tensor | None, str]:
+        """A picture and its checksum, or None and the reason."""
         try:
             picture, checksum = self._source.load(index, self.channels)
         except BadPicture as bad:
             return None, bad.reason
-        return fit(picture, self.size), f"{checksum:08x}"
+        return fit_bucket(picture, (self.size, self.size)), f"{checksum:08x}"
 
     def _load_again(self, index: int) -> Tensor:
         picture, note = self._try(self._kept[index])
         if picture is None:
-            raise InputError(
-                f"{self.name(index)} was readable when the run began, now: {note}; "
-                "leave the data alone while it is being used"
-            )
+            raise changed(self.name(index), note)
         return picture
-
-
-def fit(picture: Tensor, size: int) -> Tensor:
-    """(C, h, w)  =>  (C, size, size): the central square, resized with antialiasing.
-
-    Cropped first, so that a strip of 1 x 10,000,000 pixels cannot grow when its shorter side does.
-    """
-    side = min(picture.shape[-2:])
-    picture = v2.center_crop(picture, [side, side])
-    return picture if side == size else v2.resize(picture, [size, size], antialias=True)

@@ -11,6 +11,7 @@ from latent_robust.files import write_jsonl
 
 from .folder import FolderSource
 from .pictures import PictureSet, Source
+from .scan import check_limits, refuse_too_many_bad
 
 FORMS = {
     "digits": "digits",
@@ -38,13 +39,10 @@ def open_pictures(
     """
     if size < 1 or channels not in (1, 3):
         raise InputError(f"need size >= 1 and 1 or 3 channels, got {size} and {channels}")
-    if limit is not None and limit < 1:
-        raise InputError(f"`limit` must be >= 1, got {limit}; leave it out to take every picture")
-    if not 0 <= max_bad_fraction <= 1:
-        raise InputError(f"`max_bad_fraction` must lie in [0, 1], got {max_bad_fraction}")
+    check_limits(limit, max_bad_fraction)
     source = _open(spec, limit, offline)
     pictures = PictureSet(source, spec, size=size, channels=channels, offline=offline)
-    _refuse_too_many_bad(pictures, max_bad_fraction)
+    refuse_too_many_bad("pictures", spec, len(pictures), pictures.quarantine, max_bad_fraction)
     return pictures
 
 
@@ -64,38 +62,39 @@ def _open(spec: str, limit: int | None, offline: bool) -> Source:
         case "fashion-mnist", rest if rest:
             from .arrays import fashion_mnist
 
-            return fashion_mnist(_existing(rest, folder=True), limit)
+            return fashion_mnist(existing_path(rest, FORMS, folder=True), limit)
         case "parquet", rest if rest:
             from .table import read_parquet
 
-            return read_parquet(_existing(rest, folder=False), limit)
+            return read_parquet(existing_path(rest, FORMS, folder=False), limit)
         case "hf", rest if rest:
             from .table import read_hub
 
-            name, split = _hub_name(rest)
+            name, split = hub_name(rest)
             return read_hub(name, split, offline, limit)
     if kind in FORMS:
         raise InputError(f"{spec!r} is not of the form {FORMS[kind]}")
-    return FolderSource(_existing(spec, folder=True), limit)
+    return FolderSource(existing_path(spec, FORMS, folder=True), limit)
 
 
-def _existing(given: str, folder: bool) -> Path:
+def existing_path(given: str, forms: dict[str, str], folder: bool) -> Path:
+    """forms: what else a specification may be, by its first word. Raises InputError."""
     path = Path(given).expanduser()
     if path.is_dir() if folder else path.is_file():
         return path
-    forms = f"a data set is the path of a folder, or {', '.join(FORMS.values())}"
+    remedy = f"a data set is the path of a folder, or {', '.join(forms.values())}"
     if path.exists():
         kind = "a file, not a folder" if folder else "a folder, not a file"
-        raise InputError(f"{given} is {kind}; {forms}")
+        raise InputError(f"{given} is {kind}; {remedy}")
     try:
         siblings = [sibling.name for sibling in path.parent.iterdir()]
     except OSError:
         siblings = []
-    near = did_you_mean(path.name, siblings) or did_you_mean(given.partition(":")[0], FORMS)
-    raise InputError(f"no such folder or file: {given!r}{near or ';'} {forms}")
+    near = did_you_mean(path.name, siblings) or did_you_mean(given.partition(":")[0], forms)
+    raise InputError(f"no such folder or file: {given!r}{near or ';'} {remedy}")
 
 
-def _hub_name(rest: str) -> tuple[str, str]:
+def hub_name(rest: str) -> tuple[str, str]:
     name, _, split = rest.partition(":")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or Path(name).exists():
         raise InputError(
@@ -103,16 +102,3 @@ def _hub_name(rest: str) -> tuple[str, str]:
             "a folder is given by its path alone, a parquet file as parquet:FILE"
         )
     return name, split or "train"
-
-
-def _refuse_too_many_bad(pictures: PictureSet, max_bad_fraction: float) -> None:
-    bad = pictures.quarantine
-    total = len(pictures) + len(bad)
-    if len(pictures) and len(bad) <= max_bad_fraction * total:
-        return
-    examples = "; ".join(f"{row['name']}: {row['reason']}" for row in bad[:3])
-    limit = f"at most {max_bad_fraction:.1%}" if len(pictures) else "at least one good picture"
-    raise InputError(
-        f"{len(bad)} of {total} pictures of {pictures.spec} cannot be used ({limit} allowed). "
-        f"The first: {examples}. Mend or remove them, or raise `max_bad_fraction`"
-    )

@@ -33,27 +33,36 @@ class TableSource:
         table = table.select(range(min(limit or len(table), len(table))))
         self.column = _picture_column(table.features, spec)
         self.labels = _labels(table)
-        self.table = table.select_columns([self.column])
         # Never decoded by the library: a bad picture would end the iteration.
-        self.table = self.table.cast_column(self.column, Image(decode=False))
+        self.table = table.cast_column(self.column, Image(decode=False))
+        self._pictures = self.table.select_columns([self.column])
         self.names = list(self._names())
 
     def load(self, index: int, channels: int) -> tuple[Tensor, int]:
-        cell = self.table[index][self.column]
+        data = self.read(index)
+        return decode_picture(data, self.names[index], channels), zlib.crc32(data)
+
+    def values(self, column: str) -> list:
+        """Of all rows, as Python objects."""
+        return self.table.with_format("arrow")[:][column].to_pylist()
+
+    def read(self, index: int) -> bytes:
+        """The stored bytes of a picture. Raises BadPicture."""
+        cell = self._pictures[index][self.column]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise BadPicture("no picture in this row")
         data = cell["bytes"]
-        if data is None:
-            try:
-                data = Path(cell["path"]).read_bytes()
-            except OSError as error:
-                raise BadPicture(f"cannot be read: {error.strerror}") from error
-        return decode_picture(data, self.names[index], channels), zlib.crc32(data)
+        if data is not None:
+            return data
+        try:
+            return Path(cell["path"]).read_bytes()
+        except OSError as error:
+            raise BadPicture(f"cannot be read: {error.strerror}") from error
 
     def _names(self) -> Iterator[str]:
         import pyarrow.compute as pc
 
-        cells = self.table.with_format("arrow")[:][self.column]
+        cells = self._pictures.with_format("arrow")[:][self.column]
         for row, path in enumerate(pc.struct_field(cells, "path").to_pylist()):
             path = PurePath(path or "")
             # An absolute path is the local cache's business, not the data's.

@@ -1,0 +1,17 @@
+"""Pairs in a table: a parquet file or a data set of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from .pair_list import PairList, find_caption_column, to_repeats
+from .table import TableSource
+
+
+def list_table(source: TableSource, spec: str, caption_column: str | None) -> PairList:
+    """In the order of the rows; a column `repeats` is optional."""
+    others = [column for column in source.table.column_names if column != source.column]
+    captions = source.values(find_caption_column(others, caption_column, spec))
+    repeats = source.values("repeats") if "repeats" in others else [None] * len(captions)
+    pairs = PairList(source.read)
+    for row, name in enumerate(source.names):
+        pairs.add(row, name, captions[row], to_repeats(repeats[row], f"{spec}, {name}"))
+    return pairs

@@ -1,0 +1,180 @@
+"""Pictures with captions: from a `--data` specification to a set of pairs known to be good."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from torch import Tensor
+
+from latent_robust.errors import InputError
+
+from .decode import BadPicture, decode_picture
+from .pair_list import PairList
+from .scan import changed, check_limits, refuse_too_many_bad, try_all
+from .sources import existing_path, hub_name
+
+FORMS = {
+    "parquet": "parquet:FILE",
+    "hf": "hf:NAME[:SPLIT]",
+    "wds": "wds:SHARDS (a tar file, a folder of them, or a pattern)",
+}
+
+
+class PairSet:
+    """What `open_pairs` gives. Read-only; holds names and captions, and no picture.
+
+    captions: "" where there is none; repeats: how often a pair counts in an epoch, >= 1; sizes:
+    (height, width), upright; quarantine: rows {"name", "reason"}, none of them a pair of this set;
+    without_caption: pictures of this set whose caption is ""; without_picture: captions whose
+    picture does not exist; ignored: files that claim to be neither picture nor caption.
+    """
+
+    def __init__(self, pairs: PairList, spec: str):
+        self.spec = spec
+        self.captions: list[str] = []
+        self.repeats: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.quarantine = list(pairs.quarantine)
+        self.without_picture = pairs.without_picture
+        self.ignored = pairs.ignored
+        self._read = pairs.read
+        self._names: list[str] = []
+        self._keys: list = []
+        self._checksums: list[bytes] = []
+        self._scan(pairs)
+        self.without_caption = [
+            name for name, caption in zip(self._names, self.captions, strict=True) if not caption
+        ]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def picture(self, index: int) -> Tensor:
+        """=>  uint8 (3, H, W), upright, transparency composited on white, at full resolution."""
+        name = self._names[index]
+        try:
+            data = self._read(self._keys[index])
+            if hashlib.sha256(data).digest() != self._checksums[index]:
+                raise changed(name, "its bytes have changed")
+            return decode_picture(data, name, channels=3)
+        except BadPicture as bad:
+            raise changed(name, bad.reason) from bad
+
+    def checksum(self, index: int) -> str:
+        """SHA-256 of the stored bytes of the picture."""
+        return self._checksums[index].hex()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, checksums, captions and repeats.
+
+        Not over the place: a folder that has moved is the same data.
+        """
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            row = (
+                self.name(index),
+                self.checksum(index),
+                self.captions[index],
+                self.repeats[index],
+            )
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+    def summary(self) -> str:
+        """e.g. "2,914 pairs, 31 quarantined, 12 pictures without a caption"."""
+        parts = [
+            _count(len(self), "pair"),
+            f"{len(self.quarantine):,} quarantined",
+            f"{_count(len(self.without_caption), 'picture')} without a caption",
+        ]
+        if self.without_picture:
+            parts.append(f"{_count(len(self.without_picture), 'caption')} without a picture")
+        return ", ".join(parts)
+
+    def _scan(self, pairs: PairList) -> None:
+        """Decode everything once; keep sizes and checksums."""
+
+        def attempt(index: int) -> tuple[tuple[int, int], bytes] | str:
+            try:
+                data = pairs.read(pairs.keys[index])
+                picture = decode_picture(data, pairs.names[index], channels=3)
+            except BadPicture as bad:
+                return bad.reason
+            return tuple(picture.shape[-2:]), hashlib.sha256(data).digest()
+
+        for index, outcome in enumerate(try_all(attempt, len(pairs.keys))):
+            name = pairs.names[index]
+            if isinstance(outcome, str):
+                self.quarantine.append({"name": name, "reason": outcome})
+                continue
+            size, checksum = outcome
+            self.sizes.append(size)
+            self._checksums.append(checksum)
+            self._names.append(name)
+            self._keys.append(pairs.keys[index])
+            self.captions.append(pairs.captions[index])
+            self.repeats.append(pairs.repeats[index])
+
+
+def open_pairs(
+    spec: str,
+    *,
+    caption_column: str | None = None,
+    limit: int | None = None,
+    max_bad_fraction: float = 0.05,
+    offline: bool = False,
+    folder_repeats: bool = False,
+) -> PairSet:
+    """Every picture is decoded once here; bad ones are left out and named in `.quarantine`.
+
+    spec: a folder, or one of FORMS; caption_column: of the metadata, table or JSON members, None
+    for the usual names; limit: the first so many of the source, bad ones included;
+    max_bad_fraction: in [0, 1]; folder_repeats: pictures in a folder `10_name` count ten times.
+
+    Raises InputError: the specification, an unreadable source, a column that is not there, no
+    picture, too many bad ones.
+    """
+    check_limits(limit, max_bad_fraction)
+    pairs = PairSet(_list(spec, caption_column, folder_repeats, limit, offline), spec)
+    refuse_too_many_bad("pairs", spec, len(pairs), pairs.quarantine, max_bad_fraction)
+    return pairs
+
+
+def _list(
+    spec: str, caption_column: str | None, folder_repeats: bool, limit: int | None, offline: bool
+) -> PairList:
+    # The libraries of each source are imported only when it is used.
+    kind, _, rest = spec.partition(":")
+    if kind in FORMS and folder_repeats:
+        raise InputError(f"repeats in folder names need a folder, got {spec!r}")
+    match kind, rest:
+        case "parquet", rest if rest:
+            from .pair_table import list_table
+            from .table import read_parquet
+
+            path = existing_path(rest, FORMS, folder=False)
+            return list_table(read_parquet(path, limit), spec, caption_column)
+        case "hf", rest if rest:
+            from .pair_table import list_table
+            from .table import read_hub
+
+            name, split = hub_name(rest)
+            return list_table(read_hub(name, split, offline, limit), spec, caption_column)
+        case "wds", rest if rest:
+            from .pair_shards import list_shards
+
+            return list_shards(rest, caption_column, limit)
+    if kind in FORMS:
+        raise InputError(f"{spec!r} is not of the form {FORMS[kind]}")
+    from .pair_folder import list_folder
+
+    folder = existing_path(spec, FORMS, folder=True)
+    return list_folder(folder, caption_column, folder_repeats, limit)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
