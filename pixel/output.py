@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from latent_robust.data import ContaminatedPictures, open_pictures, write_quarantine
+from latent_robust.data import ContaminatedPictures, open_pictures
+from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
-from latent_robust.evaluation.metrics import REFERENCE, FeatureCache, evaluate
+from latent_robust.evaluation.metrics import REFERENCE, measure
 from latent_robust.evaluation.report import write_report
 from latent_robust.files import write_json, writing
 from latent_robust.training.run import write_config
@@ -61,27 +60,14 @@ class Output:
                 for spec in config.features
             ]
 
-    def is_finished(self) -> bool:
-        try:
-            return json.loads((self.out / "metrics.json").read_text())["steps"] == self.config.steps
-        except FileNotFoundError:
-            return False
-
     def begin(self) -> None:
         """What is known before the first step: settings, what was broken, what it trains on."""
-        samples, dataset = self.out / "samples", self.dataset
-        with writing(self.out):
-            samples.mkdir(parents=True, exist_ok=True)
-        write_config(self.config, self.out)
-        dataset.write_manifest(self.out / "manifest.jsonl")
-        save_grid(dataset.sample_tensor(limit=PREVIEW), samples / "training.png", COLUMNS)
+        dataset = self.dataset
+        grids = {"training": dataset.sample_tensor(limit=PREVIEW)}
         if self.clean is not None:
-            save_grid(self.clean.clean_tensor(limit=PREVIEW), samples / "clean.png", COLUMNS)
-        if dataset.quarantine:
-            file = self.out / "quarantine.jsonl"
-            write_quarantine(dataset.quarantine, file)
-            count = len(dataset.quarantine)
-            print(f"{count} broken pictures are left out, see {file}", file=sys.stderr)
+            grids["clean"] = self.clean.clean_tensor(limit=PREVIEW)
+        begin_directory(self.out, dataset.manifest(), dataset.quarantine, grids, COLUMNS)
+        write_config(self.config, self.out)
 
     def finish(self, task: PixelTask, network: nn.Module, seconds: float | None) -> None:
         """With the averaged weights: save them for diffusers, draw, measure, report.
@@ -109,18 +95,11 @@ class Output:
         write_report([self.out], self.out / "report.html")
 
     def _measure(self, samples: Tensor) -> dict:
-        """Distances of the samples, and of the training set itself, to clean pictures; to the
-        training pictures where nothing clean is known."""
-        count, seed = max(len(samples), REFERENCE), self.config.seed
-        training = FeatureCache(self.dataset.sample_tensor(count))
-        if self.clean is None:
-            metrics = evaluate(samples, training, self.extractors, training=training, seed=seed)
-            return {"compared_with": "training", "metrics": metrics}
-        clean = FeatureCache(self.clean.clean_tensor(count))
-        metrics = evaluate(samples, clean, self.extractors, training=training, seed=seed)
-        floor = evaluate(training, clean, self.extractors, seed=seed)
-        return {
-            "compared_with": "clean",
-            "metrics": metrics,
-            "floors": {"training set": floor},
-        }
+        count = max(len(samples), REFERENCE)
+        return measure(
+            samples,
+            self.dataset.sample_tensor(count),
+            None if self.clean is None else self.clean.clean_tensor(count),
+            self.extractors,
+            seed=self.config.seed,
+        )

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
-import yaml
 from accelerate import Accelerator
 
 from latent_robust.core import derive_seed
@@ -25,15 +22,16 @@ from latent_robust.training.command import INTERRUPTED, run_command
 from latent_robust.training.loop import Trainer
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import (
-    binding,
     choose_directory,
+    complete,
+    configure_continuation,
     dump,
     identity,
-    resume,
+    is_finished,
+    say_how_to_go_on,
     start_accelerator,
     write_config,
 )
-from latent_robust.training.state import compare
 
 from .config import PixelConfig
 from .network import build_network
@@ -57,7 +55,7 @@ def _main(argv: list[str]) -> int:
     kind = config.data.partition(":")[0].strip("./").replace("/", "-")
     out = choose_directory(config, f"{kind}-{config.objective}")
     if config.resume is not None and (out / "config.yaml").exists():
-        config = configure_continuation(argv, out)
+        config = configure_continuation(PixelConfig, argv, out, prog="train-pixel")
 
     accelerator = start_accelerator(config)
     pictures = open_pictures(
@@ -85,9 +83,7 @@ def _main(argv: list[str]) -> int:
         write_config(config, out)  # now, so that a run stopped in its first part can be resumed
     for output in outputs:
         if not train(output, accelerator):
-            again = [word for word in argv if word != "--resume"]
-            go_on = shlex.join(["train-pixel", *again, "--out", str(out), "--resume"])
-            print(f"stopped; go on with: {go_on}", file=sys.stderr)
+            say_how_to_go_on("train-pixel", argv, out)
             return INTERRUPTED
     if accelerator.is_main_process:
         folders = [folder for _, folder in runs]
@@ -102,19 +98,6 @@ def _main(argv: list[str]) -> int:
 def configure(argv: list[str]) -> PixelConfig:
     told = any(word.startswith(("--config", "--data", "--contamination")) for word in argv)
     return parse_options(PixelConfig, argv if told else [*DEMO, *argv], prog="train-pixel")
-
-
-def configure_continuation(argv: list[str], out: Path) -> PixelConfig:
-    """The run's own configuration under today's options. InputError if these change what a
-    continuation must share with what there is."""
-    file = ["--config", str(out / "config.yaml")]
-    base = file if not any(word.startswith("--config") for word in argv) else []
-    config = parse_options(PixelConfig, [*base, *argv], prog="train-pixel")
-    saved = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    if config.band == "auto":  # it was resolved to a number
-        config = config.model_copy(update={"band": saved["band"]})
-    compare(binding(saved), binding(config.model_dump(mode="json")))
-    return config
 
 
 def _dry_run(config: PixelConfig) -> int:
@@ -134,7 +117,7 @@ def _dry_run(config: PixelConfig) -> int:
 def train(output: Output, accelerator: Accelerator) -> bool:
     """One run, from the first step to the metrics. False when a signal stopped it."""
     config, dataset, out = output.config, output.dataset, output.out
-    if config.resume is not None and output.is_finished():
+    if config.resume is not None and is_finished(out, config.steps):
         return True
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
@@ -151,25 +134,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
         levels=levels,
         identity=identity(config, dataset.fingerprint(), accelerator.num_processes),
     )
-    # What can be refused is refused before anything of the run is written or trained.
-    resume(trainer, config.resume, out)
-    if accelerator.is_main_process:
-        output.begin()
-    accelerator.wait_for_everyone()
-    accelerator.project_configuration.logging_dir = str(out)
-    accelerator.init_trackers("tensorboard")
-
-    fresh, started = trainer.step == 0, time.perf_counter()
-    if not trainer.train():
-        return False
-    seconds = time.perf_counter() - started if fresh else None
-    if accelerator.is_main_process:
-        trainer.with_average(lambda network: output.finish(task, network, seconds))
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    accelerator.free_memory()
-    return True
+    return complete(trainer, output.begin, partial(output.finish, task))
 
 
 if __name__ == "__main__":

@@ -190,6 +190,26 @@ def evaluate(
     return result
 
 
+def measure(
+    samples: Tensor,
+    training: Tensor,
+    clean: Tensor | None,
+    extractors: Sequence[Extractor],
+    *,
+    seed: int = 0,
+) -> dict:
+    """What metrics.json holds of a run: distances of its samples, and of the training set itself,
+    to clean pictures; to the training pictures where nothing clean is known (`clean` is None)."""
+    seen = FeatureCache(training)
+    if clean is None:
+        metrics = evaluate(samples, seen, extractors, training=seen, seed=seed)
+        return {"compared_with": "training", "metrics": metrics}
+    truth = FeatureCache(clean)
+    metrics = evaluate(samples, truth, extractors, training=seen, seed=seed)
+    floor = evaluate(seen, truth, extractors, seed=seed)
+    return {"compared_with": "clean", "metrics": metrics, "floors": {"training set": floor}}
+
+
 def _cached(pictures: Tensor | FeatureCache) -> FeatureCache:
     return pictures if isinstance(pictures, FeatureCache) else FeatureCache(pictures)
 

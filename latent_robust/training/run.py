@@ -1,8 +1,14 @@
-"""A run directory: where it is, whether it may be used, where to resume from."""
+"""A run directory: where it is, whether it may be used, where to resume from, and a run in it from
+wherever it stands to its end."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 
 from latent_robust.errors import InputError
 from latent_robust.files import write_atomically
@@ -18,7 +25,8 @@ from latent_robust.files import write_atomically
 from .checkpoint import load_checkpoint, load_latest, set_aside_later
 from .config import TrainConfig
 from .loop import Trainer
-from .state import restore
+from .options import Config, parse_options
+from .state import compare, restore
 
 # Settings that may differ between a run and its continuation; everything else must agree.
 FREE = {
@@ -26,6 +34,53 @@ FREE = {
     "log_every", "checkpoint_every", "keep_checkpoints", "sampler", "sampling_steps", "clip",
     "samples", "features", "weights", "reference", "max_bad_fraction",
 }  # fmt: skip
+
+
+def complete(
+    trainer: Trainer,
+    begin: Callable[[], None],
+    finish: Callable[[nn.Module, float | None], None],
+) -> bool:
+    """A run from wherever it stands to its last output. False when a signal stopped it (after
+    saving).
+
+    Both are called on the main process only. begin: writes what is known before the first step, or
+    writes it again when the run is resumed; finish(network, seconds): with the averaged weights,
+    and how long training took, None if it was resumed.
+    """
+    accelerator, out = trainer.accelerator, trainer.out
+    # What can be refused is refused before anything of the run is written or trained.
+    resume(trainer, trainer.config.resume, out)
+    if accelerator.is_main_process:
+        begin()
+    accelerator.wait_for_everyone()
+    accelerator.project_configuration.logging_dir = str(out)
+    accelerator.init_trackers("tensorboard")
+
+    fresh, started = trainer.step == 0, time.perf_counter()
+    if not trainer.train():
+        return False
+    seconds = time.perf_counter() - started if fresh else None
+    if accelerator.is_main_process:
+        trainer.with_average(lambda network: finish(network, seconds))
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.free_memory()
+    return True
+
+
+def is_finished(out: Path, steps: int) -> bool:
+    try:
+        return json.loads((out / "metrics.json").read_text())["steps"] == steps
+    except FileNotFoundError:
+        return False
+
+
+def say_how_to_go_on(prog: str, argv: list[str], out: Path) -> None:
+    again = [word for word in argv if word != "--resume"]
+    go_on = shlex.join([prog, *again, "--out", str(out), "--resume"])
+    print(f"stopped; go on with: {go_on}", file=sys.stderr)
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
@@ -86,6 +141,21 @@ def write_config(config: TrainConfig, out: Path) -> None:
 
 def dump(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def configure_continuation(
+    config_class: type[Config], argv: list[str], out: Path, *, prog: str
+) -> Config:
+    """The run's own configuration under today's options. InputError if these change what a
+    continuation must share with what there is."""
+    file = ["--config", str(out / "config.yaml")]
+    base = file if not any(word.startswith("--config") for word in argv) else []
+    config = parse_options(config_class, [*base, *argv], prog=prog)
+    saved = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    if config.band == "auto":  # it was resolved to a number
+        config = config.model_copy(update={"band": saved["band"]})
+    compare(binding(saved), binding(config.model_dump(mode="json")))
+    return config
 
 
 def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""What a run directory shows before the first step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from latent_robust.files import write_jsonl, writing
+
+from .figures import save_grid
+
+
+def begin_directory(
+    out: Path,
+    manifest: Iterable[dict],
+    quarantine: list[dict],
+    grids: Mapping[str, Tensor],
+    columns: int,
+) -> None:
+    """manifest: what was done to each sample, for evaluation only; quarantine: rows {"name",
+    "reason"}; grids: pictures (N, C, H, W) in [-1, 1] by the name of their file in `samples/`."""
+    samples = out / "samples"
+    with writing(out):
+        samples.mkdir(parents=True, exist_ok=True)
+    write_jsonl(manifest, out / "manifest.jsonl")
+    for name, pictures in grids.items():
+        save_grid(pictures, samples / f"{name}.png", columns)
+    if quarantine:
+        file = out / "quarantine.jsonl"
+        write_jsonl(quarantine, file)
+        print(f"{len(quarantine)} broken pictures are left out, see {file}", file=sys.stderr)
