@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .feature_network import ASSETS, load_network
@@ -19,6 +20,8 @@ _SPECS = (
     "pixels, digits, fashion-mnist, inception, dinov2:DIR, open_clip:NAME:FILE.safetensors, "
     "open_clip:local-dir:DIR, or the FILE.safetensors of scripts/train_feature_network.py"
 )
+# Those that open_clip takes before any pickle in the same folder.
+_OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
 
 def metric_name(extractor: str, distance: str = "Fréchet") -> str:
@@ -191,25 +194,42 @@ def _dinov2(folder: Path, device):
     return features
 
 
-def _open_clip(rest: str, device):
+def _open_clip(spec: str, device):
+    network, name = load_open_clip(spec, device)
+    return open_clip_image_encoder(network, device), name
+
+
+def load_open_clip(spec: str, device: str | torch.device = "cpu") -> tuple[nn.Module, str]:
+    """spec: NAME:FILE.safetensors or local-dir:DIR.  =>  the model in evaluation mode; its name.
+
+    InputError for weights that are not there or do not fit; pickles are not read.
+    """
     import open_clip
 
-    name, _, path = rest.partition(":")
-    if not Path(path).exists() or (name != "local-dir" and not path.endswith(".safetensors")):
-        raise InputError(f"open_clip needs an existing .safetensors file or a folder, got {path!r}")
-    model, pretrained = (rest, None) if name == "local-dir" else (name, path)
+    name, _, path = spec.partition(":")
+    local = name == "local-dir"
+    files = [Path(path) / file for file in _OPEN_CLIP_FILES] if local else [Path(path)]
+    if path == "" or not any(f.is_file() and f.suffix == ".safetensors" for f in files):
+        raise InputError(
+            f"no open_clip weights for {spec!r}; give NAME:FILE.safetensors, NAME being one of "
+            "open_clip.list_models(), or local-dir:DIR, a folder with open_clip_config.json and "
+            f"{' or '.join(_OPEN_CLIP_FILES)}"
+        )
+    model, pretrained = (spec, None) if local else (name, path)
     try:
         network = open_clip.create_model(model, pretrained, require_pretrained=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"cannot load open_clip model {rest!r}: {error}") from error
-    network.eval().to(device)
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise InputError(f"cannot load open_clip model {spec!r}: {error}") from error
+    return network.eval().to(device), f"open_clip {Path(path).name if local else name}"
+
+
+def open_clip_image_encoder(network: nn.Module, device) -> Callable[[Tensor], Tensor]:
+    """=>  pictures (B, C, H, W) in [-1, 1] to embeddings (B, D), not normalized."""
+    import open_clip
+
     settings = open_clip.get_model_preprocess_cfg(network)
     normalize = _normalizer(settings["mean"], settings["std"], device)
-
-    def features(x: Tensor) -> Tensor:
-        return network.encode_image(normalize(_fit(x, settings["size"], 3, "bicubic")))
-
-    return features, f"open_clip {Path(path).name if name == 'local-dir' else name}"
+    return lambda x: network.encode_image(normalize(_fit(x, settings["size"], 3, "bicubic")))
 
 
 def _normalizer(mean, std, device) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,79 @@
+"""Whether a picture shows what its caption says, as an open_clip model judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .features import Extractor, load_open_clip, open_clip_image_encoder
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """name: the model's, to be told with every score: scores of two models cannot be compared."""
+
+    name: str
+    pictures: Extractor
+    captions: Callable[[Sequence[str]], Tensor]
+
+    def __call__(self, pictures: Tensor, captions: Sequence[str]) -> dict[str, float]:
+        """pictures: (N, C, H, W) in [-1, 1]; captions: one for each.
+
+        =>  `clip_score`, the mean of 100 max(cos, 0) (Hessel et al. 2021, with today's 100 for
+        their 2.5), in [0, 100]; `clip_cosine`, the mean cosine itself, which still tells models
+        apart where the score is cut off at 0.
+        """
+        if len(pictures) != len(captions):
+            raise InputError(f"{len(pictures)} pictures cannot have {len(captions)} captions")
+        seen = self.pictures(pictures)
+        said = torch.cat(
+            [
+                self.captions(captions[i : i + self.pictures.batch_size])
+                for i in range(0, len(captions), self.pictures.batch_size)
+            ]
+        )
+        cosine = F.cosine_similarity(seen, said)
+        return {
+            "clip_score": 100 * cosine.clamp(min=0).mean().item(),
+            "clip_cosine": cosine.mean().item(),
+        }
+
+
+def load_clip_score(spec: str, *, device: str | torch.device = "cpu") -> ClipScore:
+    """spec: NAME:FILE.safetensors or local-dir:DIR, as for open_clip features.
+
+    InputError for weights that are not there, which are never downloaded, and for a tokenizer that
+    is not: CLIP's own comes with open_clip, SigLIP's and others' with the folder or from the hub.
+    """
+    network, name = load_open_clip(spec, device)
+    pictures = Extractor(name, open_clip_image_encoder(network, device), device)
+    return ClipScore(name, pictures, _text_encoder(network, spec, device))
+
+
+def _text_encoder(network: nn.Module, spec: str, device) -> Callable[[Sequence[str]], Tensor]:
+    """Captions (B) to embeddings (B, D), not normalized, float32, CPU."""
+    tokenizer = _tokenizer(spec)
+
+    @torch.no_grad()
+    def encode(captions: Sequence[str]) -> Tensor:
+        return network.encode_text(tokenizer(list(captions)).to(device)).float().cpu()
+
+    return encode
+
+
+def _tokenizer(spec: str):
+    import open_clip
+
+    model = spec if spec.startswith("local-dir:") else spec.partition(":")[0]
+    try:
+        return open_clip.get_tokenizer(model)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer of open_clip model {spec!r} is not there ({error}); put its files "
+            "into a folder with open_clip_config.json and the weights, and give local-dir:DIR"
+        ) from error
