@@ -1,0 +1,152 @@
+"""From what the user names to a loaded pipeline whose every weight came from the checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from latent_robust.errors import InputError
+
+from .checks import (
+    DAMAGED,
+    LIBRARY_ERRORS,
+    PICKLES,
+    check_weights,
+    first_line,
+    refuse_missing,
+    refuse_pickled_file,
+    refuse_pickled_part,
+)
+from .recognise import KNOWN, pipeline_class
+
+WHAT_IS_READ = (
+    "A model is a diffusers folder, a single .safetensors file, a name on the Hugging Face hub "
+    f"({KNOWN}), or demo"
+)
+# Parts that training has no use for.
+IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def open_pipeline(model: str, *, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
+    """`dtype` is for all parts but the VAE, which is small, used once per picture, and overflows in
+    float16: it is always float32. See `load_components` for the rest."""
+    pipeline = _open(model, offline, dtype)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            check_weights(part, f"{name} of {model}")
+    return pipeline
+
+
+def _open(model: str, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
+    path = Path(model).expanduser()
+    if model == "demo":
+        from .demo.model import load_demo_pipeline
+
+        return cast_parts(load_demo_pipeline(), dtype)
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise InputError(
+                f"{model} has no model_index.json, so it is not a diffusers folder. Give the "
+                "folder that `save_pretrained` wrote, or a single .safetensors file"
+            )
+        return open_parts(str(path), offline=True, dtype=dtype)
+    if path.is_file():
+        from .single_file import open_single_file
+
+        refuse_pickled_file(path)
+        return open_single_file(path, offline=offline, dtype=dtype)
+    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
+    if not on_hub or path.suffix in {".safetensors", *PICKLES}:
+        raise InputError(f"{model} does not exist. {WHAT_IS_READ}")
+    return open_parts(model, offline=offline, dtype=dtype)
+
+
+def open_parts(model: str, *, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
+    """A local folder or a name on the hub. The parts with weights are loaded one by one, because
+    only then do the libraries say which weights were missing and made up."""
+    try:
+        index = DiffusionPipeline.load_config(model, local_files_only=offline)
+    except LIBRARY_ERRORS as error:
+        raise InputError(_no_index(model, offline, error)) from error
+    pipeline = pipeline_class(index.get("_class_name"), model)
+    parts = dict.fromkeys(name for name in IGNORED if name in index)
+    for name, part_class in part_classes(index, model).items():
+        if issubclass(part_class, nn.Module):
+            parts[name] = open_part(part_class, model, name, offline=offline, dtype=dtype)
+    try:
+        return pipeline.from_pretrained(model, **parts, local_files_only=offline)
+    except LIBRARY_ERRORS as error:
+        raise InputError(f"cannot read {model}: {first_line(error)}. {DAMAGED}") from error
+
+
+def part_classes(index: dict, model: str) -> dict[str, type]:
+    """index: a parsed model_index.json.  =>  the classes of the parts that training uses."""
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0]}
+    return {
+        name: _class_of(*entry, name=name, model=model)
+        for name, entry in parts.items()
+        if name not in IGNORED
+    }
+
+
+def _class_of(library: str, class_name: str, *, name: str, model: str) -> type:
+    known = library in {"diffusers", "transformers"}
+    found = getattr(importlib.import_module(library), class_name, None) if known else None
+    if found is None:
+        raise InputError(
+            f"{name} of {model} is a {library}.{class_name}, which the installed diffusers and "
+            "transformers do not have; code that comes with a checkpoint is not run"
+        )
+    return found
+
+
+def open_part(
+    part_class: type, model: str, name: str, *, offline: bool, dtype: torch.dtype
+) -> nn.Module:
+    """One network, with every weight from the checkpoint."""
+    if Path(model).is_dir():
+        folder = Path(model) / name
+        if not folder.is_dir():
+            raise InputError(f"{folder} is missing. Download or copy the model again")
+        refuse_pickled_part(folder)
+    try:
+        part, info = part_class.from_pretrained(
+            model,
+            subfolder=name,
+            dtype=torch.float32 if name == "vae" else dtype,
+            local_files_only=offline,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except LIBRARY_ERRORS as error:
+        raise InputError(
+            f"cannot load {name} of {model}: {first_line(error)}. {DAMAGED}"
+        ) from error
+    refuse_missing(list(info["missing_keys"]), f"{name} of {model}")
+    return part
+
+
+def cast_parts(pipeline: DiffusionPipeline, dtype: torch.dtype) -> DiffusionPipeline:
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            part.to(torch.float32 if name == "vae" else dtype)
+    return pipeline
+
+
+def _no_index(model: str, offline: bool, error: Exception) -> str:
+    if Path(model).is_dir():
+        return f"cannot read {model}/model_index.json: {first_line(error)}. {DAMAGED}"
+    if offline:
+        return (
+            f"{model} is neither a folder here nor a downloaded model of the Hugging Face hub. "
+            f"Download it first (hf download {model}), or leave out --offline. {WHAT_IS_READ}"
+        )
+    return (
+        f"cannot get {model} from the Hugging Face hub: {first_line(error)}. Check the name and "
+        f"the connection; some models ask to accept a licence first. {WHAT_IS_READ}"
+    )

@@ -1,0 +1,63 @@
+"""What a checkpoint must not be, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import nn
+
+from latent_robust.errors import InputError
+
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+# What diffusers, transformers, safetensors and the hub raise for files that they cannot use.
+LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+DAMAGED = "The file may be damaged or belong to another model; download or copy it again"
+
+
+def check_weights(part: nn.Module, what: str) -> None:
+    """Raises InputError for weights that were never read, or are not finite."""
+    tensors = [*part.named_parameters(), *part.named_buffers()]
+    refuse_missing([key for key, value in tensors if value.is_meta], what)
+    for key, value in tensors:
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(
+                f"{what} has NaN or infinite weights in {key}; the checkpoint is broken, or was "
+                "saved in a precision that it does not fit in. Use another copy of it"
+            )
+
+
+def refuse_missing(keys: list[str], what: str) -> None:
+    if keys:
+        raise InputError(
+            f"{what} lacks {len(keys)} of its weights, among them {min(keys)}; they would be "
+            "random numbers. Download or copy the model again"
+        )
+
+
+def refuse_pickled_file(path: Path) -> None:
+    if path.suffix in PICKLES:
+        raise InputError(
+            f"{path} is a pickle, which can run code when it is read. If you trust it, convert it "
+            'once: python -c "import torch, safetensors.torch as s; d = torch.load('
+            f"'{path}', weights_only=True); d = d.get('state_dict', d); s.save_file({{k: "
+            f"v.clone() for k, v in d.items() if torch.is_tensor(v)}}, '{path.stem}.safetensors')\""
+        )
+
+
+def refuse_pickled_part(folder: Path) -> None:
+    """folder: of one part, with weights in safetensors or else refused."""
+    if list(folder.glob("*.safetensors")):
+        return
+    if any(file.suffix in PICKLES for file in folder.iterdir()):
+        raise InputError(
+            f"{folder} holds its weights in a pickle, which can run code when it is read. If you "
+            'trust it, convert the model once: python -c "from diffusers import DiffusionPipeline '
+            f"as P; P.from_pretrained('{folder.parent}').save_pretrained('NEW')\" and use NEW"
+        )
+    raise InputError(f"{folder} holds no weights (*.safetensors). Download or copy the model again")
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,135 @@
+"""A checkpoint taken apart: network, VAE, text encoders, and its noise process."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor, nn
+
+from latent_robust.core import NoiseProcess
+
+from .checkpoint import open_pipeline
+from .families import Conditions, Family
+from .identity import encoders_identity
+from .quiet import quiet_libraries
+from .recognise import recognise
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def load_components(
+    model: str,
+    *,
+    offline: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Components:
+    """model: a diffusers folder, a single .safetensors file, a name on the Hugging Face hub, or
+    "demo"; offline: of the hub's models only those already downloaded; dtype: of the network and
+    the text encoders (the VAE is in float32).
+
+    Raises InputError: no such model, an unknown family, pickles, missing or non-finite weights."""
+    with quiet_libraries():
+        pipeline = open_pipeline(model, offline=offline, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return Components.of(pipeline.to(device), model)
+
+
+@dataclass
+class Components:
+    """identity: sha256 over configuration and weights of everything that encodes pictures and
+    text, for caches of what they made."""
+
+    family: Family
+    pipeline: DiffusionPipeline
+    identity: str
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline, model: str) -> Components:
+        """Takes over a loaded pipeline: eval mode, VAE and text encoders frozen."""
+        family = recognise(pipeline, model)
+        components = cls(family, pipeline, encoders_identity(pipeline, family))
+        components.network.eval()
+        for encoder in (components.vae, *components.text_encoders.values()):
+            encoder.eval().requires_grad_(False)
+        return components
+
+    @property
+    def network(self) -> nn.Module:
+        return getattr(self.pipeline, self.family.network_name)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self._loaded(self.pipeline.vae, "VAE")
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """By their names in the pipeline; SD 3's T5 may be absent."""
+        encoders = {name: getattr(self.pipeline, name, None) for name in TEXT_ENCODERS}
+        return {name: encoder for name, encoder in encoders.items() if encoder is not None}
+
+    @cached_property
+    def process(self) -> NoiseProcess:
+        return self.family.process(self.pipeline)
+
+    def encode_pictures(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """samples: (B, 3, H, W) in [-1, 1], sides multiples of `family.multiple`.
+        =>  mean and std of the scaled latents, each (B, c, h, w), float32, on samples' device.
+
+        Differentiable in `samples`."""
+        vae, (shift, scale) = self.vae, self._scaling()
+        moments = vae.encode(samples.to(vae.device, vae.dtype)).latent_dist
+        mean = (moments.mean.float() - shift) * scale
+        return mean.to(samples.device), (moments.std.float() * scale).to(samples.device)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """latents: (B, c, h, w), scaled, not packed.  =>  (B, 3, H, W), float32, about [-1, 1]."""
+        vae, (shift, scale) = self.vae, self._scaling()
+        unscaled = (latents / scale + shift).to(vae.device, vae.dtype)
+        return vae.decode(unscaled).sample.float().to(latents.device)
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str]) -> Conditions:
+        """What the network is given, each (B, ...), on the CPU in the encoders' dtype."""
+        return self._encode(lambda: self.family.encode_text(self.pipeline, captions))
+
+    @torch.no_grad()
+    def empty_text(self) -> Conditions:
+        """What caption dropout trains with, each (1, ...): see `Family.empty_text`."""
+        return self._encode(lambda: self.family.empty_text(self.pipeline))
+
+    def cut_captions(self, captions: list[str]) -> list[int]:
+        """Indices of captions that are longer than what the text encoders read. Needs the
+        tokenizers only."""
+        with quiet_libraries():
+            return self.family.cut_captions(self.pipeline, captions)
+
+    def unload_encoders(self) -> None:
+        """Frees the memory of VAE and text encoders; whoever needs them again loads anew."""
+        for name in ("vae", *self.text_encoders):
+            setattr(self.pipeline, name, None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _encode(self, encode) -> Conditions:
+        self._loaded(self.text_encoders or None, "text encoders")
+        with quiet_libraries():
+            return {key: value.cpu() for key, value in encode().items()}
+
+    def _scaling(self) -> tuple[float, float]:
+        """scaled = (latent - shift) * scale"""
+        return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+
+    @staticmethod
+    def _loaded(part, what: str):
+        if part is None:
+            raise RuntimeError(
+                f"the {what} of this model were unloaded to free memory; encode before "
+                "`unload_encoders()`, or load the components anew"
+            )
+        return part

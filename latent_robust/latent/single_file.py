@@ -1,0 +1,146 @@
+"""A single .safetensors file, as ComfyUI and A1111 use them: weights under the original names.
+
+Such a file holds no configuration and no tokenizer, often no text encoder, sometimes no VAE. What
+it lacks comes from a diffusers folder around it (a model_index.json beside it), or from the hub.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.loaders.single_file_utils import (
+    DIFFUSERS_DEFAULT_PIPELINE_PATHS,
+    infer_diffusers_model_type,
+    is_clip_model_in_single_file,
+    is_t5_in_single_file,
+)
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from latent_robust.errors import InputError
+
+from .checkpoint import IGNORED, open_part, part_classes
+from .checks import DAMAGED, LIBRARY_ERRORS, first_line
+from .recognise import BASE_REMEDY, PIPELINES
+
+UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+# diffusers' name of a layout -> the pipeline
+LAYOUTS = {
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+    "xl_base": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "sd35_medium": "StableDiffusion3Pipeline",
+    "sd35_large": "StableDiffusion3Pipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+}
+CONFIGURATION = ["*.json", "*.txt", "*.model"]
+
+
+@dataclass
+class Header:
+    """What a file says without its weights being read. shapes: tensors on the meta device."""
+
+    shapes: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Header:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes = {
+                    key: torch.empty(file.get_slice(key).get_shape(), device="meta")
+                    for key in file.keys()  # noqa: SIM118, a safe_open is not a dict
+                }
+                return cls(shapes, file.metadata() or {})
+        except LIBRARY_ERRORS as error:
+            raise InputError(
+                f"{path} is not a safetensors file: {first_line(error)}. {DAMAGED}"
+            ) from error
+
+
+def open_single_file(path: Path, *, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
+    """See `load_components`; the VAE is loaded in float32."""
+    header = Header.read(path)
+    layout = recognise_layout(header.shapes, path)
+    pipeline = PIPELINES[LAYOUTS[layout]]
+    source, config = _configuration(path, layout, offline)
+    index = pipeline.load_config(config)
+    parts: dict[str, nn.Module | None] = dict.fromkeys(name for name in IGNORED if name in index)
+    for name, part_class in part_classes(index, str(path)).items():
+        if issubclass(part_class, nn.Module) and not _holds(header.shapes, name, part_class):
+            parts[name] = open_part(part_class, source, name, offline=offline, dtype=dtype)
+    try:
+        if "vae" not in parts:
+            parts["vae"] = AutoencoderKL.from_single_file(
+                str(path), config=config, subfolder="vae", dtype=torch.float32
+            )
+        loaded = pipeline.from_single_file(
+            str(path), config=config, dtype=dtype, local_files_only=True, **parts
+        )
+    except LIBRARY_ERRORS as error:
+        raise InputError(f"cannot load {path}: {first_line(error)}. {DAMAGED}") from error
+    return _with_own_prediction_type(loaded, header)
+
+
+def recognise_layout(shapes: dict[str, Tensor], path: Path) -> str:
+    """One of LAYOUTS, by the names and shapes of the weights; raises InputError for all others."""
+    if any("lora_" in key or ".lora" in key for key in shapes):
+        raise InputError(f"{path} is a LoRA, not a model; give the model that it belongs to")
+    layout = infer_diffusers_model_type(shapes)
+    # "v1" is also diffusers' answer to what it does not know.
+    if layout not in LAYOUTS or (layout == "v1" and UNET_INPUT not in shapes):
+        raise InputError(
+            f"{path} is of no known family, going by the names of its weights. {BASE_REMEDY}"
+        )
+    return layout
+
+
+def _holds(shapes: dict[str, Tensor], name: str, part_class: type) -> bool:
+    if name == "vae":
+        return any(key.startswith(("first_stage_model.", "vae.")) for key in shapes)
+    if name.startswith("text_encoder"):
+        return is_clip_model_in_single_file(part_class, shapes) or (
+            part_class.__name__.startswith("T5") and is_t5_in_single_file(shapes)
+        )
+    return True
+
+
+def _configuration(path: Path, layout: str, offline: bool) -> tuple[str, str]:
+    """=> where missing parts come from (folder or name), and a folder with the configuration."""
+    if (path.parent / "model_index.json").is_file():
+        return str(path.parent), str(path.parent)
+    name = DIFFUSERS_DEFAULT_PIPELINE_PATHS[layout]["pretrained_model_name_or_path"]
+    try:
+        return name, snapshot_download(name, allow_patterns=CONFIGURATION, local_files_only=offline)
+    except LIBRARY_ERRORS as error:
+        raise InputError(
+            f"{path} holds weights, but neither configuration nor tokenizers, and those of {name} "
+            f"are not to be had: {first_line(error)}. Put the file into a diffusers folder of the "
+            "same family, beside its model_index.json (other weights in there are used only for "
+            f'what the file lacks), or download them once: hf download {name} --include "*.json" '
+            '"*.txt" "*.model"'
+        ) from error
+
+
+def _with_own_prediction_type(pipeline: DiffusionPipeline, header: Header) -> DiffusionPipeline:
+    """Fine-tuned models may predict something else than the model that they started from, and say
+    so in their metadata (modelspec) or by an empty weight named v_pred, and ztsnr."""
+    said = header.metadata.get("modelspec.prediction_type", "")
+    changes = {}
+    if "v_pred" in header.shapes or said.startswith("v"):
+        changes["prediction_type"] = "v_prediction"
+    elif said.startswith("eps"):
+        changes["prediction_type"] = "epsilon"
+    if "ztsnr" in header.shapes:
+        changes["rescale_betas_zero_snr"] = True
+    if changes:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(
+            pipeline.scheduler.config, **changes
+        )
+    return pipeline
