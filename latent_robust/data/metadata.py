@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,8 @@ def read_metadata(path: Path, caption_column: str | None) -> Iterator[Row]:
     columns = {column for _, record in records for column in record}
     if records and "file_name" not in columns:
         near = did_you_mean("file_name", columns) or ";"
-        raise InputError(
-            f"no column 'file_name' in {path}{near} there are: {', '.join(sorted(columns))}"
-        )
+        there = ", ".join(sorted(columns)) or "none"
+        raise InputError(f"no column 'file_name' in {path}{near} there are: {there}")
     caption_column = find_caption_column(columns, caption_column, str(path)) if records else ""
     for where, record in records:
         repeats = to_repeats(record.get("repeats"), f"{path}, {where}")
@@ -57,11 +57,13 @@ def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
 
 
 def _read_csv(path: Path) -> list[tuple[str, dict]]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(StringIO(_text(path)), strict=True)
     try:
         records = [(f"line {reader.line_num}", record) for record in reader]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num} is not CSV: {error}; mend it") from error
+        raise InputError(
+            f"{path} is not CSV after line {reader.line_num}: {error}; mend it"
+        ) from error
     for where, record in records:
         if None in record:  # where DictReader puts what has no column
             raise InputError(

@@ -165,9 +165,10 @@ def _list(
             name, split = hub_name(rest)
             return list_table(read_hub(name, split, offline, limit), spec, caption_column)
         case "wds", rest if rest:
-            from .pair_shards import list_shards
+            from .pair_shards import find_shards, list_shards
 
-            return list_shards(rest, caption_column, limit)
+            shards = find_shards(rest) or [existing_path(rest, FORMS, folder=False)]
+            return list_shards(shards, spec, caption_column, limit)
     if kind in FORMS:
         raise InputError(f"{spec!r} is not of the form {FORMS[kind]}")
     from .pair_folder import list_folder
