@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,12 @@ from .training.command import run_command
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .data.corruption import Corruption
+
+PAIRS_HELP = (
+    "a folder with metadata.jsonl, .csv, .parquet or .txt, .caption files beside its pictures, "
+    "parquet:FILE, wds:SHARDS, or hf:NAME[:SPLIT]"
+)
 DATA_HELP = "digits, fashion-mnist:DIR, parquet:FILE, a folder of pictures, or hf:NAME[:SPLIT]"
 
 
@@ -35,16 +42,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     contaminate = _command(commands, "contaminate", _contaminate, "make a dirty copy of pictures")
-    contaminate.add_argument("--data", required=True, help=DATA_HELP)
+    contaminate.add_argument(
+        "--data", required=True, help=f"{DATA_HELP}; with --pairs: {PAIRS_HELP}"
+    )
     contaminate.add_argument(
         "--contamination", required=True, help="e.g. 'gaussian:fraction=0.9,sigma=0.2'"
     )
     contaminate.add_argument("--out", type=Path, required=True, help="a new or empty directory")
-    contaminate.add_argument("--size", type=int, required=True, help="pixels a side")
+    contaminate.add_argument("--size", type=int, help="pixels a side, for pictures")
     contaminate.add_argument("--channels", type=int, choices=(1, 3), default=3)
     contaminate.add_argument("--limit", type=int, help="only the first N pictures")
     contaminate.add_argument("--seed", type=int, default=0)
     contaminate.add_argument("--offline", action="store_true")
+    pairs = contaminate.add_argument_group("pairs of pictures and captions")
+    pairs.add_argument("--pairs", action="store_true", help="the data are pairs")
+    pairs.add_argument("--resolution", type=int, help="pixels a side, or root of a bucket's area")
+    pairs.add_argument("--buckets", action="store_true", help="keep the pictures' shapes, nearly")
+    pairs.add_argument("--caption-column", help="default: text, caption, ...")
+    pairs.add_argument("--model", help="whose encoder encoder-poison attacks: a path or hub name")
 
     sample = _command(commands, "sample", _sample, "draw pictures from a finished run")
     sample.add_argument("run", type=Path, help="a run directory")
@@ -94,6 +109,13 @@ def _contaminate(options: argparse.Namespace) -> int:
     corruptions = parse_contamination(
         [spec.strip() for spec in options.contamination.split(";") if spec.strip()]
     )
+    if options.pairs:
+        return _contaminate_pairs(options, corruptions)
+    if options.size is None:
+        raise InputError("contaminate needs --size, or --pairs and --resolution")
+    for name in ("resolution", "buckets", "caption_column", "model"):
+        if getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} is for pairs: add --pairs, or leave it")
     pictures = open_pictures(
         options.data,
         size=options.size,
@@ -103,9 +125,45 @@ def _contaminate(options: argparse.Namespace) -> int:
     )
     contaminate_folder(pictures, corruptions, options.seed, options.out)
     print(f"{len(pictures)} pictures and their manifest are in {options.out}")
-    for row in pictures.quarantine:
-        print(f"left out: {row['name']}: {row['reason']}")
+    _name_left_out(pictures.quarantine)
     return 0
+
+
+def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption]) -> int:
+    from .data import ContaminatedPairs, contaminate_pairs, make_buckets, open_pairs
+
+    if options.resolution is None or options.size is not None or options.channels != 3:
+        raise InputError("--pairs needs --resolution, and goes without --size and --channels")
+    buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
+    pairs = open_pairs(
+        options.data,
+        caption_column=options.caption_column,
+        limit=options.limit,
+        offline=options.offline,
+    )
+    encode = None if options.model is None else _encoder(options.model, options.offline)
+    samples = ContaminatedPairs(
+        pairs, corruptions, options.seed, buckets, encode, offline=options.offline
+    )
+    contaminate_pairs(samples, options.out)
+    print(f"{pairs.summary()}; contaminated with their manifest in {options.out}")
+    _name_left_out(pairs.quarantine)
+    for name in pairs.without_picture:
+        print(f"left out: {name}: its picture does not exist")
+    return 0
+
+
+def _encoder(model: str, offline: bool) -> Callable[[Tensor], Tensor]:
+    """=>  what encoder-poison attacks: samples to the means of their latents."""
+    from .latent.components import load_components
+
+    components = load_components(model, offline=offline)
+    return lambda samples: components.encode_pictures(samples)[0]
+
+
+def _name_left_out(quarantine: list[dict]) -> None:
+    for row in quarantine:
+        print(f"left out: {row['name']}: {row['reason']}")
 
 
 def _sample(options: argparse.Namespace) -> int:

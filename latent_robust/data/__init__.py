@@ -7,11 +7,13 @@ from importlib import import_module
 
 _MODULES = {
     "BadPicture": "decode",
+    "ContaminatedPairs": "contaminated_pairs",
     "ContaminatedPictures": "contamination",
     "PairSet": "pairs",
     "PictureSet": "pictures",
     "assign_bucket": "buckets",
     "contaminate_folder": "contaminate",
+    "contaminate_pairs": "contaminate",
     "decode_picture": "decode",
     "estimate_band": "levels",
     "fit_bucket": "buckets",

@@ -1,55 +1,80 @@
-"""A contaminated copy of a picture set, on disk."""
+"""A contaminated copy of a set of pictures, or of pairs of pictures and captions, on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 from tqdm import tqdm
 
 from latent_robust.errors import InputError
 from latent_robust.files import write_jsonl
 
+from .contaminated import Contaminated
+from .contaminated_pairs import ContaminatedPairs
 from .contamination import ContaminatedPictures
-from .corruptions import Corruption, to_bytes
+from .corruption import Corruption
+from .corruptions import to_bytes
 from .pictures import PictureSet
 
 
 def contaminate_folder(
     pictures: PictureSet, corruptions: Sequence[Corruption], seed: int, out: Path
 ) -> None:
+    """Writes the samples as _write says, with label (if there are labels) in metadata.jsonl."""
+    samples = ContaminatedPictures(pictures, corruptions, seed)
+
+    def metadata(index: int) -> dict:
+        return {} if pictures.labels is None else {"label": int(pictures.labels[index])}
+
+    _write(samples, lambda index: samples[index]["sample"], metadata, out)
+
+
+def contaminate_pairs(samples: ContaminatedPairs, out: Path) -> None:
+    """Writes the samples as _write says, each at its bucket's size, with text (the caption) and
+    repeats in metadata.jsonl. `open_pairs` reads the directory."""
+
+    def metadata(index: int) -> dict:
+        return {"text": samples.caption(index), "repeats": samples.pairs.repeats[index]}
+
+    _write(samples, samples.sample, metadata, out)
+
+
+def _write(
+    samples: Contaminated,
+    sample: Callable[[int], Tensor],
+    metadata: Callable[[int], dict],
+    out: Path,
+) -> None:
     """Writes 000000.png, ... (clipped, 8 bits; sorted by name they are in the manifest's order),
-    then metadata.jsonl (for `datasets`: file_name, the original name, label) and manifest.jsonl
-    (what was done; for evaluation).
+    then metadata.jsonl (for `datasets`: file_name, the original name, metadata(index)) and
+    manifest.jsonl (what was done; for evaluation).
 
     out: a directory that is new or empty. The manifest comes last: where it is, all is. Raises
     InputError if `out` holds anything or cannot be written.
     """
-    samples = ContaminatedPictures(pictures, corruptions, seed)
     out = Path(out)
+    names = [_file_name(index, len(samples)) for index in range(len(samples))]
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise InputError(f"{out} is not empty; choose a new or empty directory")
-        for index in tqdm(range(len(samples)), "writing", delay=2, leave=False):
-            picture = (samples[index]["sample"] + 1) / 2
-            v2.to_pil_image(to_bytes(picture)).save(out / _file_name(index, len(samples)))
+        for index, name in enumerate(tqdm(names, "writing", delay=2, leave=False)):
+            picture = (sample(index) + 1) / 2
+            v2.to_pil_image(to_bytes(picture)).save(out / name)
     except OSError as error:
         raise InputError(
             f"cannot write to {out}: {error.strerror or error}; choose a place that is writable "
             "and has room, and delete what may have been begun there"
         ) from error
-    write_jsonl(_metadata(pictures), out / "metadata.jsonl")
+    rows = (
+        {"file_name": name, "original": samples.name(index), **metadata(index)}
+        for index, name in enumerate(names)
+    )
+    write_jsonl(rows, out / "metadata.jsonl")
     samples.write_manifest(out / "manifest.jsonl")
-
-
-def _metadata(pictures: PictureSet) -> Iterator[dict]:
-    for index in range(len(pictures)):
-        row = {"file_name": _file_name(index, len(pictures)), "original": pictures.name(index)}
-        if pictures.labels is not None:
-            row["label"] = int(pictures.labels[index])
-        yield row
 
 
 def _file_name(index: int, count: int) -> str:

@@ -39,7 +39,9 @@ def _from_text(spec: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, a pair LOW-HIGH, true or false, or the text itself."""
+    """A number, a pair LOW-HIGH, true or false, or the text itself; in quotes always the text."""
+    if quoted := re.fullmatch(r"(['\"])(.*)\1", text):
+        return quoted[2]
     if text in ("true", "false"):
         return text == "true"
     pair = re.fullmatch(f"({_NUMBER})-({_NUMBER})", text)

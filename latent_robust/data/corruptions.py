@@ -1,18 +1,16 @@
-"""The ways in which pictures get dirty.
+"""The ways in which pictures, and pairs of pictures and captions, get dirty.
 
-Each is a dataclass that validates itself; `fraction` is the share of the pictures that it hits.
-`apply(picture, generator)` takes (C, H, W), nominally in [0, 1], and gives the dirty picture and
-what was drawn, which with the clean picture is enough to do it again (but for the noise itself).
-What is drawn, and the record of it, may depend on the picture's shape but not on its values.
+Each is a dataclass that validates itself. Those of pictures alone are here.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass, field, replace
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from io import BytesIO
-from math import ceil, inf, isfinite
-from typing import Any, ClassVar
+from math import ceil, inf
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -21,34 +19,14 @@ from torchvision.transforms.v2 import functional as v2
 
 from latent_robust.errors import InputError
 
+from .buckets import fit_bucket
+from .caption_corruptions import CaptionDrop, CaptionShuffle, CaptionTruncate
+from .corruption import Corruption, Size, Surroundings
+from .near_duplicate import NearDuplicate
 from .pictures import PictureSet
+from .poison import EncoderPoison
 from .sources import open_pictures
-
-
-@dataclass(frozen=True)
-class Corruption(ABC):
-    kind: ClassVar[str]
-    _: KW_ONLY
-    fraction: float
-
-    def __post_init__(self):
-        self._check("fraction", self.fraction, 0, 1)
-
-    @abstractmethod
-    def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
-        """=>  the dirty picture and what was drawn."""
-
-    def prepare(self, pictures: PictureSet) -> Corruption:
-        """The same, ready for pictures of this size; the outliers are opened here."""
-        return self
-
-    def _check(self, name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
-        types = int if whole else (int, float)
-        number = isinstance(value, types) and not isinstance(value, bool) and isfinite(value)
-        if not number or not low <= value <= high:
-            what = "a whole number" if whole else "a number"
-            bounds = f">= {low}" if high == inf else f"in [{low}, {high}]"
-            raise InputError(f"{self.kind}: `{name}` must be {what} {bounds}, got {value!r}")
+from .watermark import Watermark
 
 
 @dataclass(frozen=True)
@@ -57,6 +35,7 @@ class Gaussian(Corruption):
     picture. Not clipped by default: a clipped noise has a mean."""
 
     kind = "gaussian"
+    noisy = True
     sigma: float | tuple[float, float]
     clip: bool = False
 
@@ -74,13 +53,16 @@ class Gaussian(Corruption):
         if not isinstance(self.clip, bool):
             raise InputError(f"gaussian: `clip` must be true or false, got {self.clip!r}")
 
-    def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
+    def draw(self, index: int, size: Size, generator: Generator) -> dict:
         sigma = self.sigma
         if isinstance(sigma, tuple):
             low, high = sigma
             sigma = low + (high - low) * torch.rand((), generator=generator).item()
-        dirty = picture + sigma * torch.randn(picture.shape, generator=generator)
-        return dirty.clamp(0, 1) if self.clip else dirty, {"sigma": sigma, "clip": self.clip}
+        return {"sigma": sigma, "clip": self.clip}
+
+    def change(self, picture: Tensor, record: dict, generator: Generator) -> Tensor:
+        dirty = picture + record["sigma"] * torch.randn(picture.shape, generator=generator)
+        return dirty.clamp(0, 1) if record["clip"] else dirty
 
 
 @dataclass(frozen=True)
@@ -88,20 +70,22 @@ class SaltAndPepper(Corruption):
     """Each pixel, all channels together, becomes black or white with probability `amount`."""
 
     kind = "salt-and-pepper"
+    noisy = True
     amount: float
 
     def __post_init__(self):
         super().__post_init__()
         self._check("amount", self.amount, 0, 1)
 
-    def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
+    def draw(self, index: int, size: Size, generator: Generator) -> dict:
+        # Counted from a copy of the generator: `change` draws the same pixels.
+        u = torch.rand(size, generator=generator.clone_state())
+        return {"amount": self.amount, "pixels": int((u < self.amount).sum())}
+
+    def change(self, picture: Tensor, record: dict, generator: Generator) -> Tensor:
         u = torch.rand(picture.shape[-2:], generator=generator)
-        hit = u < self.amount
-        white = u < self.amount / 2
-        return torch.where(hit, white.to(picture), picture), {
-            "amount": self.amount,
-            "pixels": int(hit.sum()),
-        }
+        white = u < record["amount"] / 2
+        return torch.where(u < record["amount"], white.to(picture), picture)
 
 
 @dataclass(frozen=True)
@@ -109,6 +93,7 @@ class Outliers(Corruption):
     """The picture is replaced by one of another source."""
 
     kind = "outliers"
+    replaces = True
     source: str
     pictures: PictureSet | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -117,23 +102,28 @@ class Outliers(Corruption):
         if not isinstance(self.source, str) or not self.source:
             raise InputError(f"outliers: `source` must be a data set, got {self.source!r}")
 
-    def prepare(self, pictures: PictureSet) -> Corruption:
-        prepared = replace(self)
+    def prepare(
+        self, surroundings: Surroundings, generators: Callable[[int | str], Generator]
+    ) -> Self:
         others = open_pictures(
             self.source,
-            size=pictures.size,
-            channels=pictures.channels,
-            offline=pictures.offline,
+            size=surroundings.side,
+            channels=surroundings.channels,
+            offline=surroundings.offline,
         )
-        object.__setattr__(prepared, "pictures", others)
-        return prepared
+        return self._prepared(pictures=others)
 
-    def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
+    def draw(self, index: int, size: Size, generator: Generator) -> dict:
         if self.pictures is None:
             raise ValueError("call `prepare` first, which opens the outliers' source")
-        index = int(torch.randint(len(self.pictures), (), generator=generator))
-        record = {"source": self.source, "outlier": index, "name": self.pictures.name(index)}
-        return self.pictures.picture(index), record
+        outlier = int(torch.randint(len(self.pictures), (), generator=generator))
+        return {"source": self.source, "outlier": outlier, "name": self.pictures.name(outlier)}
+
+    def change(self, picture: Tensor, record: dict, generator: Generator) -> Tensor:
+        return fit_bucket(self.pictures.picture(record["outlier"]), picture.shape[-2:])
+
+    def depends_on(self, record: dict) -> Any:
+        return hashlib.sha256(self.pictures.picture(record["outlier"]).numpy()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -152,17 +142,21 @@ class Blocks(Corruption):
         if self.fill not in ("gray", "black"):
             raise InputError(f"blocks: `fill` must be gray or black, got {self.fill!r}")
 
-    def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
-        height, width = picture.shape[-2:]
+    def draw(self, index: int, size: Size, generator: Generator) -> dict:
+        height, width = size
         side = max(1, round(self.size * min(height, width)))
-        value = torch.tensor(0.5 if self.fill == "gray" else 0.0)
         boxes = []
         for _ in range(self.count):
             top = int(torch.randint(height - side + 1, (), generator=generator))
             left = int(torch.randint(width - side + 1, (), generator=generator))
-            picture = v2.erase(picture, top, left, side, side, value)
             boxes.append([top, left, side, side])
-        return picture, {"fill": self.fill, "boxes": boxes}
+        return {"fill": self.fill, "boxes": boxes}
+
+    def change(self, picture: Tensor, record: dict, generator: Generator) -> Tensor:
+        value = torch.tensor(0.5 if record["fill"] == "gray" else 0.0)
+        for top, left, height, width in record["boxes"]:
+            picture = v2.erase(picture, top, left, height, width, value)
+        return picture
 
 
 @dataclass(frozen=True)
@@ -176,12 +170,13 @@ class Blur(Corruption):
         super().__post_init__()
         self._check("sigma", self.sigma, 1e-3, inf)
 
-    def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
+    def draw(self, index: int, size: Size, generator: Generator) -> dict:
         # 3 sigma hold 99.7 % of the kernel; reflection cannot reach beyond the picture.
-        radius = min(ceil(3 * self.sigma), min(picture.shape[-2:]) - 1)
-        kernel = 2 * radius + 1
-        blurred = v2.gaussian_blur(picture, [kernel, kernel], [self.sigma, self.sigma])
-        return blurred, {"sigma": self.sigma, "kernel": kernel}
+        radius = min(ceil(3 * self.sigma), min(size) - 1)
+        return {"sigma": self.sigma, "kernel": 2 * radius + 1}
+
+    def change(self, picture: Tensor, record: dict, generator: Generator) -> Tensor:
+        return v2.gaussian_blur(picture, [record["kernel"]] * 2, [record["sigma"]] * 2)
 
 
 @dataclass(frozen=True)
@@ -195,13 +190,16 @@ class Jpeg(Corruption):
         super().__post_init__()
         self._check("quality", self.quality, 1, 100, whole=True)
 
-    def apply(self, picture: Tensor, generator: Generator) -> tuple[Tensor, dict]:
+    def draw(self, index: int, size: Size, generator: Generator) -> dict:
+        return {"quality": self.quality}
+
+    def change(self, picture: Tensor, record: dict, generator: Generator) -> Tensor:
         # Pillow, bit-equal to torchvision's v2.jpeg: that is deprecated since torchvision 0.29 and
         # would warn for every picture.
         file = BytesIO()
-        v2.to_pil_image(to_bytes(picture)).save(file, "JPEG", quality=self.quality)
+        v2.to_pil_image(to_bytes(picture)).save(file, "JPEG", quality=record["quality"])
         decoded = v2.pil_to_tensor(Image.open(file))
-        return v2.to_dtype(decoded, torch.float32, scale=True), {"quality": self.quality}
+        return v2.to_dtype(decoded, torch.float32, scale=True)
 
 
 def to_bytes(picture: Tensor) -> Tensor:
@@ -211,5 +209,8 @@ def to_bytes(picture: Tensor) -> Tensor:
 
 CORRUPTIONS: dict[str, type[Corruption]] = {
     corruption.kind: corruption
-    for corruption in (Gaussian, SaltAndPepper, Outliers, Blocks, Blur, Jpeg)
+    for corruption in (
+        *(Gaussian, SaltAndPepper, Outliers, Blocks, Blur, Jpeg, Watermark),
+        *(CaptionShuffle, CaptionDrop, CaptionTruncate, NearDuplicate, EncoderPoison),
+    )
 }

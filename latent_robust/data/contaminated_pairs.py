@@ -1,0 +1,133 @@
+"""Pairs of pictures and captions made dirty on purpose, with a record of what was done to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from .buckets import assign_bucket
+from .caption_corruptions import CaptionCorruption
+from .contaminated import Contaminated, digest, to_sample
+from .corruption import Corruption, Size, Surroundings, clean_picture
+from .corruptions import CORRUPTIONS
+from .pairs import PairSet
+from .pictures import SMALL
+
+
+class ContaminatedPairs(Contaminated):
+    """Samples (3, h, w) in [-1, 1], which Gaussian noise may leave, and captions.
+
+    buckets: (height, width), to the nearest of which each picture is cropped and resized before it
+    is contaminated; encode: pictures (B, 3, h, w) in [-1, 1] => latents, differentiable: what
+    encoder-poison attacks, needed by nothing else; offline: of the outliers' sources.
+
+    Raises InputError for a corruption that these pairs do not allow.
+    """
+
+    def __init__(
+        self,
+        pairs: PairSet,
+        corruptions: Sequence[Corruption],
+        seed: int,
+        buckets: list[Size],
+        encode: Callable[[Tensor], Tensor] | None = None,
+        offline: bool = False,
+    ):
+        self.pairs = pairs
+        self.buckets = [tuple(bucket) for bucket in buckets]
+        self._bucket = [assign_bucket(size, self.buckets) for size in pairs.sizes]
+        self._kept: dict[int, Tensor] = {}
+        side = max(max(bucket) for bucket in self.buckets)
+        surroundings = Surroundings(
+            side=side, channels=3, offline=offline, pairs=pairs, encode=encode
+        )
+        super().__init__(corruptions, seed, surroundings)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        return self.pairs.name(index)
+
+    def caption(self, index: int) -> str:
+        return self._outcome[0][index]
+
+    def clean_caption(self, index: int) -> str:
+        return self.pairs.captions[index]
+
+    def bucket(self, index: int) -> Size:
+        """=>  (height, width)."""
+        return self._bucket[index]
+
+    def sample(self, index: int) -> Tensor:
+        """=>  (3, h, w), float32."""
+        if index in self._kept:
+            return self._kept[index].clone()
+        sample = to_sample(self._contaminate(self._picture(index), index)[0])
+        slow = any(CORRUPTIONS[record["kind"]].slow for record in self.records(index))
+        if slow and (len(self._kept) + 1) * sample.nbytes <= SMALL:
+            self._kept[index] = sample.clone()
+        return sample
+
+    def clean(self, index: int) -> Tensor:
+        """The sample before contamination, (3, h, w) in [-1, 1]. For evaluation."""
+        return to_sample(self._picture(index))
+
+    def groups(self) -> list[list[int]]:
+        """The indices by bucket, each as often as the pair counts in an epoch."""
+        groups: dict[Size, list[int]] = {bucket: [] for bucket in self.buckets}
+        for index, repeats in enumerate(self.pairs.repeats):
+            groups[self.bucket(index)] += [index] * repeats
+        return [group for group in groups.values() if group]
+
+    def records(self, index: int) -> list[dict]:
+        return self._outcome[1][index]
+
+    def checksum(self, index: int) -> str:
+        """SHA-256 (hex) of all that `sample` and `caption` depend on for this index.
+
+        Not of the model that encoder-poison attacks.
+        """
+        parts = [self.pairs.checksum(index)]
+        for corruption, record, generator in self._hits(index, self.bucket(index)):
+            if isinstance(corruption, CaptionCorruption):
+                continue  # the caption itself is part of the sum
+            if corruption.replaces:
+                parts.clear()
+            noise = generator.initial_seed() if corruption.noisy else None
+            parts.append([corruption.kind, corruption.depends_on(record), noise])
+        return digest([parts, self.bucket(index), self.caption(index)])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the pairs, the buckets, the corruptions and the seed."""
+        return self._fingerprint(self.pairs.fingerprint(), self.buckets)
+
+    @property
+    def quarantine(self) -> list[dict]:
+        """Broken pairs of the source and broken pictures of the outliers' sources."""
+        return [*self.pairs.quarantine, *self._quarantine()]
+
+    def _picture(self, index: int) -> Tensor:
+        """=>  (3, h, w), float32 in [0, 1], at its bucket's size."""
+        return clean_picture(self.pairs, index, self.bucket(index))
+
+    @cached_property
+    def _outcome(self) -> tuple[list[str], list[list[dict]]]:
+        """=>  the captions after all corruptions, and the records, with the captions as they were
+        before each corruption that changed them."""
+        captions = list(self.pairs.captions)
+        records: list[list[dict]] = [[] for _ in captions]
+        for position, corruption in enumerate(self.corruptions):
+            before = list(captions)
+            for index in range(len(self)):
+                generator = self._generator(position, index)
+                if not corruption.hits(index, generator):
+                    continue
+                drawn = corruption.draw(index, self.bucket(index), generator)
+                captions[index] = corruption.recaption(before, index, drawn)
+                changed = captions[index] != before[index]
+                old = {"caption": before[index]} if changed else {}
+                records[index].append({"kind": corruption.kind, **drawn, **old})
+        return captions, records
