@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,18 +96,17 @@ class Components:
     @torch.no_grad()
     def encode_text(self, captions: list[str]) -> Conditions:
         """What the network is given, each (B, ...), on the CPU in the encoders' dtype."""
-        return self._encode(lambda: self.family.encode_text(self.pipeline, captions))
+        return self._on_cpu(self.family.encode_text, captions)
 
     @torch.no_grad()
     def empty_text(self) -> Conditions:
         """What caption dropout trains with, each (1, ...): see `Family.empty_text`."""
-        return self._encode(lambda: self.family.empty_text(self.pipeline))
+        return self._on_cpu(self.family.empty_text)
 
     def cut_captions(self, captions: list[str]) -> list[int]:
         """Indices of captions that are longer than what the text encoders read. Needs the
         tokenizers only."""
-        with quiet_libraries():
-            return self.family.cut_captions(self.pipeline, captions)
+        return self.family.cut_captions(self.pipeline, captions)
 
     def unload_encoders(self) -> None:
         """Frees the memory of VAE and text encoders; whoever needs them again loads anew."""
@@ -116,10 +116,9 @@ class Components:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _encode(self, encode) -> Conditions:
+    def _on_cpu(self, encode: Callable[..., Conditions], *captions: list[str]) -> Conditions:
         self._loaded(self.text_encoders or None, "text encoders")
-        with quiet_libraries():
-            return {key: value.cpu() for key, value in encode().items()}
+        return {key: value.cpu() for key, value in encode(self.pipeline, *captions).items()}
 
     def _scaling(self) -> tuple[float, float]:
         """scaled = (latent - shift) * scale"""

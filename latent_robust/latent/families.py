@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from latent_robust.core import NoiseProcess
 
+from .quiet import quiet_libraries
+
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (
     *(f"attn.{name}" for name in ATTENTION),
@@ -41,15 +43,18 @@ class Family(ABC):
     kohya: ClassVar[bool] = True
     default_targets: ClassVar[tuple[str, ...]] = ATTENTION
 
-    @abstractmethod
     def encode_text(self, pipeline: DiffusionPipeline, captions: list[str]) -> Conditions:
         """What the network is given for these captions, each (B, ...), in the encoders' dtype.
         Differentiable; captions longer than the encoders read are cut, see `cut_captions`."""
+        with quiet_libraries():
+            return self._encode_text(pipeline, captions)
+
+    def empty_text(self, pipeline: DiffusionPipeline) -> Conditions:
+        """What classifier-free guidance compares with when it samples, each (1, ...)."""
+        return self.encode_text(pipeline, [""])
 
     @abstractmethod
-    def empty_text(self, pipeline: DiffusionPipeline) -> Conditions:
-        """What classifier-free guidance compares with when it samples, each (1, ...). For SDXL
-        these are zeros and not the encoding of ""."""
+    def _encode_text(self, pipeline: DiffusionPipeline, captions: list[str]) -> Conditions: ...
 
     @abstractmethod
     def reads(self, pipeline: DiffusionPipeline) -> tuple[Any, int]:
@@ -67,7 +72,8 @@ class Family(ABC):
     def cut_captions(self, pipeline: DiffusionPipeline, captions: list[str]) -> list[int]:
         """Indices of the captions of which no text encoder reads the end."""
         tokenizer, length = self.reads(pipeline)
-        tokens = tokenizer(captions, verbose=False).input_ids if captions else []
+        with quiet_libraries():
+            tokens = tokenizer(captions).input_ids if captions else []
         return [index for index, ids in enumerate(tokens) if len(ids) > length]
 
     def denoiser(
@@ -94,11 +100,11 @@ class Family(ABC):
 class StableDiffusion(Family):
     """SD 1.x and 2.x; the scheduler says whether the network predicts epsilon or v."""
 
-    def encode_text(self, pipeline, captions):
-        return {"text": _stable_diffusion_text(pipeline, captions)[0]}
-
-    def empty_text(self, pipeline):
-        return self.encode_text(pipeline, [""])
+    def _encode_text(self, pipeline, captions):
+        text, _ = pipeline.encode_prompt(
+            captions, pipeline.device, 1, do_classifier_free_guidance=False
+        )
+        return {"text": text}
 
     def reads(self, pipeline):
         return pipeline.tokenizer, pipeline.tokenizer.model_max_length
@@ -107,17 +113,14 @@ class StableDiffusion(Family):
         return network(noisy, t, encoder_hidden_states=text["text"]).sample
 
 
-def _stable_diffusion_text(pipeline: DiffusionPipeline, captions: list[str]) -> tuple:
-    return pipeline.encode_prompt(captions, pipeline.device, 1, do_classifier_free_guidance=False)
-
-
 @dataclass(frozen=True)
 class StableDiffusionXL(Family):
-    def encode_text(self, pipeline, captions):
+    def _encode_text(self, pipeline, captions):
         text, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
         return {"text": text, "pooled": pooled}
 
     def empty_text(self, pipeline):
+        """Zeros for the base model, not the encoding of "": `force_zeros_for_empty_prompt`."""
         _, text, _, pooled = pipeline.encode_prompt("")
         return {"text": text, "pooled": pooled}
 
@@ -151,14 +154,11 @@ class StableDiffusion3(Family):
     default_targets: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     T5_LENGTH: ClassVar[int] = 256  # of StableDiffusion3Pipeline
 
-    def encode_text(self, pipeline, captions):
+    def _encode_text(self, pipeline, captions):
         text, _, pooled, _ = pipeline.encode_prompt(
             captions, None, None, do_classifier_free_guidance=False
         )
         return {"text": text, "pooled": pooled}
-
-    def empty_text(self, pipeline):
-        return self.encode_text(pipeline, [""])
 
     def reads(self, pipeline):
         if pipeline.text_encoder_3 is None:
@@ -181,14 +181,11 @@ class Flux(Family):
     # Guidance 1 asks "dev" for the distribution of the data, which is what training compares with.
     TRAINING_GUIDANCE: ClassVar[float] = 1.0
 
-    def encode_text(self, pipeline, captions):
+    def _encode_text(self, pipeline, captions):
         text, pooled, _ = pipeline.encode_prompt(
             captions, None, max_sequence_length=self.reads(pipeline)[1]
         )
         return {"text": text, "pooled": pooled}
-
-    def empty_text(self, pipeline):
-        return self.encode_text(pipeline, [""])
 
     def reads(self, pipeline):
         """256 tokens is what "schnell" was trained with."""
