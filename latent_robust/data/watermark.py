@@ -16,11 +16,13 @@ from .corruption import Corruption, Size
 # Width of the text as a share of the picture's, by position; its height is at most TALLEST of it.
 WIDTH = {"random": 0.6, "tiled": 0.35}
 TALLEST = 0.25
+SHADOW = 0.06  # how far it lies beside the text, as a share of the font's size
 
 
 @dataclass(frozen=True)
 class Watermark(Corruption):
-    """White `text` at a random place, or tiled over all of the picture (from a random corner).
+    """`text` at a random place, or tiled over all of the picture (from a random corner): white with
+    a black shadow, so that it is seen on any picture.
 
     opacity: in [0, 1]; 1 hides what is below. The font is Pillow's own, so that every machine draws
     the same.
@@ -61,14 +63,17 @@ class Watermark(Corruption):
         }
 
     def change(self, picture: Tensor, record: dict, generator: Generator) -> Tensor:
-        coverage = record["opacity"] * _coverage(record, picture.shape[-2:])
-        return torch.lerp(picture, torch.ones(()), coverage)
+        shift = max(1, round(SHADOW * record["font_size"]))
+        for value, moved in ((0.0, shift), (1.0, 0)):
+            coverage = record["opacity"] * _coverage(record, picture.shape[-2:], moved)
+            picture = torch.lerp(picture, torch.tensor(value), coverage)
+        return picture
 
 
-def _coverage(record: dict, size: Size) -> Tensor:
-    """=>  the share of each pixel that the letters cover, (h, w) in [0, 1]."""
+def _coverage(record: dict, size: Size, moved: int) -> Tensor:
+    """moved: right and down, in pixels.  =>  the share of each pixel that letters cover, (h, w)."""
     text, font_size = record["text"], record["font_size"]
-    top, left = record["corner"]
+    top, left = (place + moved for place in record["corner"])
     canvas = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(font_size)
