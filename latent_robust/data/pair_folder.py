@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path, PurePosixPath
 
 from latent_robust.errors import InputError
@@ -26,8 +26,8 @@ def list_folder(
     folder: Path, caption_column: str | None, folder_repeats: bool, limit: int | None
 ) -> PairList:
     """Sorted by picture. folder_repeats: the pictures of a folder `10_name` count ten times."""
-    files = list_files(folder)
-    metadata = sorted(name for name in files if PurePosixPath(name).name in METADATA)
+    files = sorted(list_files(folder))
+    metadata = _metadata(files)
     if caption_column is not None and not metadata:
         raise InputError(
             f"caption column {caption_column!r}: there is no {', '.join(sorted(METADATA))} in "
@@ -49,6 +49,16 @@ def list_folder(
         else:
             pairs.add(picture, picture, None, repeats)
     return pairs
+
+
+def _metadata(files: Sequence[str]) -> list[str]:
+    """files: sorted."""
+    found = [name for name in files if PurePosixPath(name).name in METADATA]
+    for one, other in pairwise(found):
+        if PurePosixPath(one).parent == PurePosixPath(other).parent:
+            # Usually one table in two formats, which would give every pair twice.
+            raise InputError(f"{one} and {other} are in one folder; keep one of them")
+    return found
 
 
 def _rows_by_picture(
@@ -81,12 +91,11 @@ def _rows_by_picture(
 def _sidecars(
     files: Sequence[str], pictures: Sequence[str], rows: dict[str, list[Row]]
 ) -> tuple[dict[str, str], list[str]]:
-    """=>  picture -> its caption file, for pictures that no row names; caption files without a
-    picture."""
+    """=>  picture -> caption file, for those that no row names; caption files without a picture."""
     captions: dict[PurePosixPath, str] = {}
     for suffix in SIDECARS:
         for name in files:
-            if name.endswith(suffix):
+            if PurePosixPath(name).suffix.lower() == suffix:
                 captions.setdefault(PurePosixPath(name).with_suffix(""), name)
     partners = {picture: PurePosixPath(picture).with_suffix("") for picture in pictures}
     alone = sorted(captions[stem] for stem in captions.keys() - partners.values())

@@ -66,8 +66,8 @@ def to_repeats(value: Any, where: str) -> int:
     try:
         repeats = float(value)
     except (TypeError, ValueError):
-        repeats = 0
-    if repeats < 1 or repeats != int(repeats):
+        repeats = 0.0
+    if not (repeats >= 1 and repeats.is_integer()):  # NaN neither
         raise InputError(
             f"{where}: repeats must be a whole number >= 1, got {value!r}; "
             "to leave a picture out, remove it"
@@ -89,5 +89,5 @@ def find_caption_column(columns: Iterable[str], wanted: str | None, where: str) 
             return column
     raise InputError(
         f"no caption column in {where} ({', '.join(CAPTION_COLUMNS)}); {there}; "
-        "name it with --caption-column"
+        "name it with `caption_column`"
     )

@@ -45,7 +45,7 @@ def test_sidecars(folder):
     (folder / "c.txt").write_text("from .txt")
     (folder / "c.caption").write_text("from .caption")
     (folder / "d.txt").write_text(" \n")
-    (folder / "sub/e.txt").write_text("e")
+    (folder / "sub/e.TXT").write_text("e")
     (folder / "x.txt").write_text("alone")
     (folder / "notes.md").write_text("")
     pairs = open_pairs(str(folder))
@@ -160,6 +160,20 @@ def test_caption_column(folder):
         open_pairs(str(folder), caption_column="text")
 
 
+def test_two_metadata_files_in_one_folder_are_refused(folder):
+    write_jsonl(folder / "metadata.jsonl", {"file_name": "a.png", "text": "a"})
+    (folder / "metadata.csv").write_text("file_name,text\na.png,a\n")
+    with pytest.raises(InputError, match=r"metadata.csv and metadata.jsonl are in one folder"):
+        open_pairs(str(folder))
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5, "x", [2], float("nan"), float("inf")])
+def test_repeats_are_whole_numbers_from_one(folder, repeats):
+    write_jsonl(folder / "metadata.jsonl", {"file_name": "a.png", "text": "", "repeats": repeats})
+    with pytest.raises(InputError, match=r"line 1: repeats must be a whole number >= 1, got"):
+        open_pairs(str(folder))
+
+
 def test_unusable_rows_are_quarantined(folder, tmp_path, encode, noise):
     (tmp_path / "outside.png").write_bytes(encode(noise()))
     write_jsonl(
@@ -190,11 +204,6 @@ def test_unusable_rows_are_quarantined(folder, tmp_path, encode, noise):
         ("metadata.csv", "file_name,text\na.png,one, two\n", "line 2 has more cells than columns"),
         ("metadata.csv", 'file_name,text\na.png,"one\n', "not CSV after line 1"),
         ("metadata.parquet", b"PAR1", "as parquet"),
-        (
-            "metadata.jsonl",
-            '{"file_name": "a.png", "text": "", "repeats": 0}',
-            "line 1: repeats must be a whole number >= 1, got 0",
-        ),
     ],
 )
 def test_metadata_that_cannot_be_read_says_where(folder, name, content, message):
