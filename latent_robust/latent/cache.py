@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from latent_robust.errors import InputError
@@ -46,7 +47,12 @@ class LatentCache(Dataset):
     """
 
     def __init__(
-        self, shards: Shards, plan: Plan, pairs: ContaminatedPairs, empty_text: dict, summary: str
+        self,
+        shards: Shards,
+        plan: Plan,
+        pairs: ContaminatedPairs,
+        empty_text: dict[str, Tensor],
+        summary: str,
     ):
         self.empty_text, self.summary = empty_text, summary
         self._shards = shards

@@ -12,8 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.transforms.v2 import functional as v2
 
 from latent_robust import files
+from latent_robust.data import parse_contamination
+from latent_robust.data.contaminated_pairs import ContaminatedPairs
+from latent_robust.data.pairs import open_pairs
 from latent_robust.errors import InputError
 from latent_robust.latent import encoding, shards
 from latent_robust.latent.cache import Uncached, build_cache
@@ -250,6 +254,33 @@ def test_what_changed_is_encoded_again_and_only_that(tmp_path, change):
     for left, right in zip(everything(cache), everything(Uncached(pairs, components)), strict=True):
         torch.testing.assert_close(left["mean"], right["mean"])
         assert_equal(left["text"], right["text"])
+
+
+def test_contaminated_pairs_of_a_folder(tmp_path):
+    """The real pairs: what the contamination did not touch is found again."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for index in range(12):
+        noise = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
+        v2.to_pil_image(noise).save(folder / f"{index:02}.png")
+        (folder / f"{index:02}.txt").write_text(f"caption {index}")
+    pairs = open_pairs(str(folder))
+
+    def encoded(text, seed):
+        dirty = ContaminatedPairs(pairs, parse_contamination([text]), seed, [(16, 16)])
+        encoders = Encoders()
+        build(tmp_path / "cache", dirty, encoders)
+        hit = {row["index"] for row in dirty.manifest() if row["corruptions"]}
+        return encoders.pictures, hit
+
+    half = "gaussian:fraction=0.5,sigma=0.2"
+    count, first = encoded(half, seed=0)
+    assert count == 12
+    assert encoded(half, seed=0)[0] == 0
+    count, second = encoded(half, seed=1)
+    # Those now clean that were dirty before, and all dirty ones: their noise is another.
+    assert count == len(first | second)
+    assert first != second
 
 
 # ------------------------------------------------------------------ damage
