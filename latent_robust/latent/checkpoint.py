@@ -16,6 +16,7 @@ from .checks import (
     DAMAGED,
     LIBRARY_ERRORS,
     PICKLES,
+    check_tokenizers,
     check_weights,
     first_line,
     refuse_missing,
@@ -39,6 +40,7 @@ def open_pipeline(model: str, *, offline: bool, dtype: torch.dtype) -> Diffusion
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             check_weights(part, f"{name} of {model}")
+    check_tokenizers(pipeline, model)
     return pipeline
 
 

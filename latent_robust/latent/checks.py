@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
@@ -24,6 +25,23 @@ def check_weights(part: nn.Module, what: str) -> None:
             raise InputError(
                 f"{what} has NaN or infinite weights in {key}; the checkpoint is broken, or was "
                 "saved in a precision that it does not fit in. Use another copy of it"
+            )
+
+
+def check_tokenizers(pipeline: DiffusionPipeline, model: str) -> None:
+    """Raises InputError for a vocabulary that is not its text encoder's: transformers makes up a
+    tokenizer of two tokens when the files are missing."""
+    for suffix in ("", "_2", "_3"):
+        encoder = getattr(pipeline, f"text_encoder{suffix}", None)
+        if encoder is None:
+            continue
+        known = len(getattr(pipeline, f"tokenizer{suffix}", None) or ())
+        expected = encoder.config.vocab_size
+        # T5's embedding is padded, from 32,100 to 32,128.
+        if not 0.9 * expected <= known <= expected:
+            raise InputError(
+                f"tokenizer{suffix} of {model} knows {known} tokens, its text encoder {expected}; "
+                "files of the tokenizer are missing or another model's. Download or copy it again"
             )
 
 

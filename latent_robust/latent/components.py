@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,7 +111,6 @@ class Components:
         """Frees the memory of VAE and text encoders; whoever needs them again loads anew."""
         for name in ("vae", *self.text_encoders):
             setattr(self.pipeline, name, None)
-        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

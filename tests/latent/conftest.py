@@ -1,5 +1,7 @@
 import pytest
 
+from latent_robust.latent.components import load_components
+
 from .tiny import FAMILIES, make_pipeline, saved
 
 
@@ -29,6 +31,19 @@ def folders(tmp_path_factory):
         return made[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(folders):
+    """(name) -> Components of that family's folder, shared: look, do not change."""
+    made = {}
+
+    def components(name: str):
+        if name not in made:
+            made[name] = load_components(str(folders(name)))
+        return made[name]
+
+    return components
 
 
 @pytest.fixture(params=FAMILIES)
