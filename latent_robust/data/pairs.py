@@ -15,6 +15,7 @@ from .scan import changed, check_limits, refuse_too_many_bad, try_all
 from .sources import existing_path, hub_name
 
 FORMS = {
+    "scenes": "scenes",
     "parquet": "parquet:FILE",
     "hf": "hf:NAME[:SPLIT]",
     "wds": "wds:SHARDS (a tar file, a folder of them, or a pattern)",
@@ -152,6 +153,10 @@ def _list(
     if kind in FORMS and folder_repeats:
         raise InputError(f"repeats in folder names need a folder, got {spec!r}")
     match kind, rest:
+        case "scenes", "" if spec == "scenes":
+            from .pair_scenes import list_scenes
+
+            return list_scenes(limit, caption_column)
         case "parquet", rest if rest:
             from .pair_table import list_table
             from .table import read_parquet
