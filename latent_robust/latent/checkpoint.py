@@ -23,8 +23,10 @@ from .checks import (
     refuse_pickled_file,
     refuse_pickled_part,
 )
+from .hub import fetch
 from .recognise import KNOWN, pipeline_class
 
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 WHAT_IS_READ = (
     "A model is a diffusers folder, a single .safetensors file, a name on the Hugging Face hub "
     f"({KNOWN}), or demo"
@@ -47,7 +49,7 @@ def open_pipeline(model: str, *, offline: bool, dtype: torch.dtype) -> Diffusion
 def _open(model: str, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
     path = Path(model).expanduser()
     if model == "demo":
-        from .demo.model import load_demo_pipeline
+        from .demo_model import load_demo_pipeline
 
         return cast_parts(load_demo_pipeline(), dtype)
     if path.is_dir():
@@ -56,7 +58,7 @@ def _open(model: str, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
                 f"{model} has no model_index.json, so it is not a diffusers folder. Give the "
                 "folder that `save_pretrained` wrote, or a single .safetensors file"
             )
-        return open_parts(str(path), offline=True, dtype=dtype)
+        return open_folder(path, dtype)
     if path.is_file():
         from .single_file import open_single_file
 
@@ -65,28 +67,33 @@ def _open(model: str, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
     on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
     if not on_hub or path.suffix in {".safetensors", *PICKLES}:
         raise InputError(f"{model} does not exist. {WHAT_IS_READ}")
-    return open_parts(model, offline=offline, dtype=dtype)
+    return open_folder(fetch(model, PARTS, offline=offline), dtype)
 
 
-def open_parts(model: str, *, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
-    """A local folder or a name on the hub. The parts with weights are loaded one by one, because
-    only then do the libraries say which weights were missing and made up."""
-    try:
-        index = DiffusionPipeline.load_config(model, local_files_only=offline)
-    except LIBRARY_ERRORS as error:
-        raise InputError(_no_index(model, offline, error)) from error
-    pipeline = pipeline_class(index.get("_class_name"), model)
+def open_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """The parts with weights are loaded one by one, because only then do the libraries say which
+    weights were missing and made up."""
+    index = read_index(folder)
+    pipeline = pipeline_class(index.get("_class_name"), str(folder))
     parts = dict.fromkeys(name for name in IGNORED if name in index)
-    for name, part_class in part_classes(index, model).items():
+    for name, part_class in part_classes(index, folder).items():
         if issubclass(part_class, nn.Module):
-            parts[name] = open_part(part_class, model, name, offline=offline, dtype=dtype)
+            parts[name] = open_part(part_class, folder / name, dtype)
     try:
-        return pipeline.from_pretrained(model, **parts, local_files_only=offline)
+        return pipeline.from_pretrained(folder, **parts, local_files_only=True)
     except LIBRARY_ERRORS as error:
-        raise InputError(f"cannot read {model}: {first_line(error)}. {DAMAGED}") from error
+        raise InputError(f"cannot read {folder}: {first_line(error)}. {DAMAGED}") from error
 
 
-def part_classes(index: dict, model: str) -> dict[str, type]:
+def read_index(folder: Path) -> dict:
+    try:
+        return DiffusionPipeline.load_config(folder, local_files_only=True)
+    except LIBRARY_ERRORS as error:
+        file = folder / "model_index.json"
+        raise InputError(f"cannot read {file}: {first_line(error)}. {DAMAGED}") from error
+
+
+def part_classes(index: dict, model: Path) -> dict[str, type]:
     """index: a parsed model_index.json.  =>  the classes of the parts that training uses."""
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0]}
     return {
@@ -96,7 +103,7 @@ def part_classes(index: dict, model: str) -> dict[str, type]:
     }
 
 
-def _class_of(library: str, class_name: str, *, name: str, model: str) -> type:
+def _class_of(library: str, class_name: str, *, name: str, model: Path) -> type:
     known = library in {"diffusers", "transformers"}
     found = getattr(importlib.import_module(library), class_name, None) if known else None
     if found is None:
@@ -107,29 +114,24 @@ def _class_of(library: str, class_name: str, *, name: str, model: str) -> type:
     return found
 
 
-def open_part(
-    part_class: type, model: str, name: str, *, offline: bool, dtype: torch.dtype
-) -> nn.Module:
-    """One network, with every weight from the checkpoint."""
-    if Path(model).is_dir():
-        folder = Path(model) / name
-        if not folder.is_dir():
-            raise InputError(f"{folder} is missing. Download or copy the model again")
-        refuse_pickled_part(folder)
+def open_part(part_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """One network, with every weight from the checkpoint; the VAE in float32."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing. Download or copy the model again")
+    refuse_pickled_part(folder)
+    half_only = all(".fp16" in file.name for file in folder.glob("*.safetensors"))
     try:
         part, info = part_class.from_pretrained(
-            model,
-            subfolder=name,
-            dtype=torch.float32 if name == "vae" else dtype,
-            local_files_only=offline,
+            folder,
+            variant="fp16" if half_only else None,
+            dtype=torch.float32 if folder.name == "vae" else dtype,
+            local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
     except LIBRARY_ERRORS as error:
-        raise InputError(
-            f"cannot load {name} of {model}: {first_line(error)}. {DAMAGED}"
-        ) from error
-    refuse_missing(list(info["missing_keys"]), f"{name} of {model}")
+        raise InputError(f"cannot load {folder}: {first_line(error)}. {DAMAGED}") from error
+    refuse_missing(list(info["missing_keys"]), str(folder))
     return part
 
 
@@ -138,17 +140,3 @@ def cast_parts(pipeline: DiffusionPipeline, dtype: torch.dtype) -> DiffusionPipe
         if isinstance(part, nn.Module):
             part.to(torch.float32 if name == "vae" else dtype)
     return pipeline
-
-
-def _no_index(model: str, offline: bool, error: Exception) -> str:
-    if Path(model).is_dir():
-        return f"cannot read {model}/model_index.json: {first_line(error)}. {DAMAGED}"
-    if offline:
-        return (
-            f"{model} is neither a folder here nor a downloaded model of the Hugging Face hub. "
-            f"Download it first (hf download {model}), or leave out --offline. {WHAT_IS_READ}"
-        )
-    return (
-        f"cannot get {model} from the Hugging Face hub: {first_line(error)}. Check the name and "
-        f"the connection; some models ask to accept a licence first. {WHAT_IS_READ}"
-    )

@@ -107,9 +107,11 @@ class Components:
         tokenizers only."""
         return self.family.cut_captions(self.pipeline, captions)
 
-    def unload_encoders(self) -> None:
-        """Frees the memory of VAE and text encoders; whoever needs them again loads anew."""
-        for name in ("vae", *self.text_encoders):
+    def unload_encoders(self, *, keep_vae: bool = False) -> None:
+        """Frees the memory of VAE and text encoders; whoever needs them again loads anew.
+
+        keep_vae: for who draws pictures later."""
+        for name in (*([] if keep_vae else ["vae"]), *self.text_encoders):
             setattr(self.pipeline, name, None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

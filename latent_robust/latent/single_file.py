@@ -6,6 +6,7 @@ it lacks comes from a diffusers folder around it (a model_index.json beside it),
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +18,17 @@ from diffusers.loaders.single_file_utils import (
     is_clip_model_in_single_file,
     is_t5_in_single_file,
 )
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from latent_robust.errors import InputError
 
-from .checkpoint import IGNORED, open_part, part_classes
+from .checkpoint import IGNORED, open_part, part_classes, read_index
 from .checks import DAMAGED, LIBRARY_ERRORS, first_line
+from .hub import fetch
 from .recognise import BASE_REMEDY, PIPELINES
+
+logger = logging.getLogger(__name__)
 
 UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 # diffusers' name of a layout -> the pipeline
@@ -39,7 +42,6 @@ LAYOUTS = {
     "flux-dev": "FluxPipeline",
     "flux-schnell": "FluxPipeline",
 }
-CONFIGURATION = ["*.json", "*.txt", "*.model"]
 
 
 @dataclass
@@ -69,12 +71,17 @@ def open_single_file(path: Path, *, offline: bool, dtype: torch.dtype) -> Diffus
     header = Header.read(path)
     layout = recognise_layout(header.shapes, path)
     pipeline = PIPELINES[LAYOUTS[layout]]
-    source, config = _configuration(path, layout, offline)
-    index = pipeline.load_config(config)
-    parts: dict[str, nn.Module | None] = dict.fromkeys(name for name in IGNORED if name in index)
-    for name, part_class in part_classes(index, str(path)).items():
-        if issubclass(part_class, nn.Module) and not _holds(header.shapes, name, part_class):
-            parts[name] = open_part(part_class, source, name, offline=offline, dtype=dtype)
+    folder = _folder_around(path, layout, offline)
+    index, config = read_index(folder), str(folder)
+    absent = {
+        name: part_class
+        for name, part_class in part_classes(index, folder).items()
+        if issubclass(part_class, nn.Module) and not _holds(header.shapes, name, part_class)
+    }
+    if absent and folder != path.parent:
+        folder = fetch(_model_of(layout), absent, offline=offline)
+    parts = dict.fromkeys(name for name in IGNORED if name in index)
+    parts |= {name: open_part(kind, folder / name, dtype) for name, kind in absent.items()}
     try:
         if "vae" not in parts:
             parts["vae"] = AutoencoderKL.from_single_file(
@@ -85,7 +92,7 @@ def open_single_file(path: Path, *, offline: bool, dtype: torch.dtype) -> Diffus
         )
     except LIBRARY_ERRORS as error:
         raise InputError(f"cannot load {path}: {first_line(error)}. {DAMAGED}") from error
-    return _with_own_prediction_type(loaded, header)
+    return _with_own_prediction_type(loaded, header, layout, path)
 
 
 def recognise_layout(shapes: dict[str, Tensor], path: Path) -> str:
@@ -111,24 +118,29 @@ def _holds(shapes: dict[str, Tensor], name: str, part_class: type) -> bool:
     return True
 
 
-def _configuration(path: Path, layout: str, offline: bool) -> tuple[str, str]:
-    """=> where missing parts come from (folder or name), and a folder with the configuration."""
+def _folder_around(path: Path, layout: str, offline: bool) -> Path:
+    """A diffusers folder with at least the configuration and the tokenizers."""
     if (path.parent / "model_index.json").is_file():
-        return str(path.parent), str(path.parent)
-    name = DIFFUSERS_DEFAULT_PIPELINE_PATHS[layout]["pretrained_model_name_or_path"]
+        return path.parent
     try:
-        return name, snapshot_download(name, allow_patterns=CONFIGURATION, local_files_only=offline)
-    except LIBRARY_ERRORS as error:
+        return fetch(_model_of(layout), (), offline=offline)
+    except InputError as error:
         raise InputError(
-            f"{path} holds weights, but neither configuration nor tokenizers, and those of {name} "
-            f"are not to be had: {first_line(error)}. Put the file into a diffusers folder of the "
-            "same family, beside its model_index.json (other weights in there are used only for "
-            f'what the file lacks), or download them once: hf download {name} --include "*.json" '
-            '"*.txt" "*.model"'
+            f"{path} holds weights, but neither configuration nor tokenizers. Put it into a "
+            "diffusers folder of the same family, beside its model_index.json (of other weights in "
+            "there only those are used that the file lacks), or let them come from the hub once: "
+            f'hf download {_model_of(layout)} --include "*.json" "*.txt" "*.model". ({error})'
         ) from error
 
 
-def _with_own_prediction_type(pipeline: DiffusionPipeline, header: Header) -> DiffusionPipeline:
+def _model_of(layout: str) -> str:
+    """The name on the hub of the model whose configuration a file of this layout has."""
+    return DIFFUSERS_DEFAULT_PIPELINE_PATHS[layout]["pretrained_model_name_or_path"]
+
+
+def _with_own_prediction_type(
+    pipeline: DiffusionPipeline, header: Header, layout: str, path: Path
+) -> DiffusionPipeline:
     """Fine-tuned models may predict something else than the model that they started from, and say
     so in their metadata (modelspec) or by an empty weight named v_pred, and ztsnr."""
     said = header.metadata.get("modelspec.prediction_type", "")
@@ -137,6 +149,12 @@ def _with_own_prediction_type(pipeline: DiffusionPipeline, header: Header) -> Di
         changes["prediction_type"] = "v_prediction"
     elif said.startswith("eps"):
         changes["prediction_type"] = "epsilon"
+    elif layout == "v2":
+        logger.warning(
+            f"{path} does not say whether it predicts epsilon (SD 2.x base, 512 pixels) or v (768 "
+            f"pixels); taken to predict {pipeline.scheduler.config.prediction_type}. If that is "
+            "wrong, put it into a diffusers folder of the right model"
+        )
     if "ztsnr" in header.shapes:
         changes["rescale_betas_zero_snr"] = True
     if changes:
