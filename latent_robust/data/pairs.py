@@ -154,7 +154,7 @@ def _list(
         raise InputError(f"repeats in folder names need a folder, got {spec!r}")
     match kind, rest:
         case "scenes", "" if spec == "scenes":
-            from .pair_scenes import list_scenes
+            from .scene_sources import list_scenes
 
             return list_scenes(limit, caption_column)
         case "parquet", rest if rest:

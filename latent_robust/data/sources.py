@@ -15,6 +15,7 @@ from .scan import check_limits, refuse_too_many_bad
 
 FORMS = {
     "digits": "digits",
+    "scenes": "scenes",
     "fashion-mnist": "fashion-mnist:DIR",
     "parquet": "parquet:FILE",
     "hf": "hf:NAME[:SPLIT]",
@@ -59,6 +60,10 @@ def _open(spec: str, limit: int | None, offline: bool) -> Source:
             from .arrays import digits
 
             return digits(limit)
+        case "scenes", "" if spec == "scenes":
+            from .scene_sources import ScenePictures
+
+            return ScenePictures(limit)
         case "fashion-mnist", rest if rest:
             from .arrays import fashion_mnist
 

@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 
-from latent_robust.data import open_pairs
-from latent_robust.data.pair_scenes import PAIRS_SEED
+from latent_robust.data import open_pairs, open_pictures
+from latent_robust.data.scene_sources import PAIRS_SEED, PICTURES_SEED
 from latent_robust.data.scenes import (
     BACKGROUNDS,
     BASE_SHAPES,
@@ -122,8 +122,20 @@ def test_the_pairs_are_512_by_default():
     assert len(open_pairs("scenes")) == 512
 
 
+def test_scenes_as_labelled_pictures():
+    shapes, colors = BASE_SHAPES + CONCEPT_SHAPES, list(COLORS)
+    pictures = open_pictures("scenes", size=SIDE, channels=3, limit=50)
+    for index, scene in enumerate(sample_scenes(50, PICTURES_SEED, shapes)):
+        assert torch.equal((pictures.picture(index) * 255).round(), draw_scene(scene).float())
+        shape, color = divmod(pictures.labels[index].item(), len(colors))
+        assert (shapes[shape], colors[color]) == (scene.shape, scene.color)
+    assert open_pictures("scenes", size=16, channels=1, limit=2).picture(0).shape == (1, 16, 16)
+
+
 def test_scenes_have_no_options():
     with pytest.raises(InputError, match="not of the form scenes"):
         open_pairs("scenes:star")
+    with pytest.raises(InputError, match="not of the form scenes"):
+        open_pictures("scenes:star", size=32, channels=3)
     with pytest.raises(InputError, match="no columns"):
         open_pairs("scenes", caption_column="text")
