@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ..core import REGULARIZED, RadiusSchedule, Weighting
 from .figures import Curve, curves_svg
 from .runs import Run, noise_level
 
+_VALIDATION, _TOTAL = "validation/", "validation/loss"
 _POINTS = 120  # per curve: more would not be visible, and every point costs bytes in the page
 _LOWEST, _HIGHEST = 0.01, 160.0  # s = sigma / alpha from end to end of the linear DDPM schedule
 
@@ -49,10 +51,37 @@ def _training_charts(runs: Sequence[Run]) -> list[Chart]:
     return made
 
 
-def _smooth(log: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """Steps and running means of what is positive and finite, at most _POINTS of each."""
+def validation_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Small ones: the total, then each bin of times, in the order of the times."""
+    keys = {key for run in runs for row in run.log for key in row if key.startswith(_VALIDATION)}
+    made = []
+    for key in sorted(keys, key=_first_time):
+        curves = [Curve(r.name, *_points(r.log, key), i) for i, r in enumerate(runs)]
+        curves = [curve for curve in curves if len(curve.x) > 1]
+        if curves:
+            times = key.removeprefix(_VALIDATION).replace("-", "\N{EN DASH}")
+            title = "all times" if key == _TOTAL else times
+            description = f"Validation loss, {title}, over the training steps of {_names(curves)}"
+            svg = curves_svg(curves, xlabel="step", description=description, size=(2.5, 2.1))
+            made.append(Chart(title, "", svg))
+    return made
+
+
+def _first_time(key: str) -> int:
+    found = re.search(r"\d+", key)
+    return int(found[0]) if found else -1
+
+
+def _points(log: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values, as far as they are positive and finite."""
     points = [(row.get("step"), row.get(key)) for row in log]
     points = [(x, y) for x, y in points if x is not None and _positive(y)]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _smooth(log: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """Steps and running means of what is positive and finite, at most _POINTS of each."""
+    points = list(zip(*_points(log, key), strict=True))
     window = -(-len(points) // _POINTS)
     chunks = [points[i : i + window] for i in range(0, len(points), window or 1)]
     middles = [chunk[len(chunk) // 2][0] for chunk in chunks]
@@ -69,7 +98,9 @@ def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
     regularized = [(i, run) for i, run in enumerate(runs) if run.objective in REGULARIZED]
     radii = [_radius_curve(run, i) for i, run in regularized if "rho" in run.config]
     gates = [_gate_curve(run, i) for i, run in regularized if "weighting" in run.config]
-    levels = sorted({noise_level(run.config) or 0 for run in runs} - {0})
+    latent = any(run.latent for run in runs)
+    levels = [] if latent else sorted({noise_level(run.config) or 0 for run in runs} - {0})
+    unit = "in units of latents" if latent else "pictures span -1 to 1"
     mark = (levels[0], f"contamination, {levels[0]:g}") if len(levels) == 1 else None
     made = []
     for title, note, curves in (
@@ -79,7 +110,7 @@ def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
         if curves:
             svg = curves_svg(
                 curves,
-                xlabel="noise level, sigma / alpha (pictures span -1 to 1)",
+                xlabel=f"noise level, sigma / alpha ({unit})",
                 description=f"{title} over the noise level for {_names(curves)}",
                 log_x=True,
                 mark=mark,
@@ -92,7 +123,7 @@ def _noise_levels(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     """s = sigma / alpha, alpha, sigma, each (200,): alpha + sigma = 1 in flow matching, else
     alpha^2 + sigma^2 = 1."""
     s = torch.logspace(math.log10(_LOWEST), math.log10(_HIGHEST), 200)
-    flow = run.config.get("parameterization") == "flow"
+    flow = "flow" in (run.config.get("parameterization"), run.metrics.get("parameterization"))
     alpha = 1 / (1 + s) if flow else (1 + s.square()).rsqrt()
     return s, alpha, s * alpha
 

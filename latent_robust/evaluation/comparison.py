@@ -41,6 +41,8 @@ def introduction(runs: Sequence[Run]) -> str:
 
 def heading(runs: Sequence[Run]) -> str:
     kinds = compared_with(runs)
+    if not kinds:
+        return "Measured against captions"
     if len(kinds) > 1:
         return "Measured against clean or against training pictures"
     return f"Measured against {'the training' if kinds == {'training'} else 'clean'} pictures"
@@ -65,6 +67,18 @@ def caution(runs: Sequence[Run]) -> str:
 
 def table_note(runs: Sequence[Run]) -> str:
     """What the columns mean and how many pictures stand behind them."""
+    notes = [_distance_note(runs)] if compared_with(runs) else []
+    if any("match" in run.result for run in runs):
+        notes.append("Match: the share of drawn pictures that show what their captions say.")
+    if any("clip" in run.result for run in runs):
+        notes.append(
+            "CLIP: cosine of picture and caption in the features of a CLIP model; the score is "
+            "100 times that, with negative ones as 0."
+        )
+    return " ".join(notes)
+
+
+def _distance_note(runs: Sequence[Run]) -> str:
     kinds = compared_with(runs)
     real = next(iter(kinds)) if len(kinds) == 1 else "reference"
     results = [run.metrics["metrics"] for run in runs if run.measured]

@@ -74,10 +74,12 @@ def curves_svg(
     log_x: bool = False,
     log_y: bool = False,
     mark: tuple[float, str] | None = None,
+    size: tuple[float, float] = (5.2, 2.9),
 ) -> str:
     """An inline `<svg>`, without title or legend (the page has them), for use inside HTML.
 
-    description: what a screen reader says. mark: (x, words), a vertical line. The page must define
+    description: what a screen reader says. mark: (x, words), a vertical line. size: width and
+    height in inches, which say how large the letters are beside the curves. The page must define
     the CSS variables --ink, --faint and --series-0 to --series-7.
     """
     import matplotlib
@@ -100,7 +102,7 @@ def curves_svg(
         "path.simplify": True,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for curve in curves:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ..errors import InputError
 
+# What metrics.json has beside `metrics`, because it needs no pictures to compare with.
+BESIDE = ("match", "clip")
 _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
 
@@ -18,7 +20,8 @@ _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 class Run:
     """config: flat, from config.yaml; metrics: metrics.json or {}; log: the rows of log.jsonl;
     pictures: files that exist, by stem (`training`, `clean`, `final`); stages: (step, file),
-    in order; quarantined: how many pictures were left out."""
+    in order; prompts: of the columns of `final` and of the stages, if they were drawn from
+    prompts; quarantined: how many pictures were left out."""
 
     name: str
     config: dict
@@ -26,6 +29,7 @@ class Run:
     log: list[dict] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)
     stages: list[tuple[int, Path]] = field(default_factory=list)
+    prompts: tuple[str, ...] = ()
     quarantined: int = 0
 
     @property
@@ -35,6 +39,17 @@ class Run:
     @property
     def measured(self) -> bool:
         return bool(self.metrics.get("metrics"))
+
+    @property
+    def result(self) -> dict:
+        """All that was measured of its pictures, and of them together with their captions."""
+        beside = {key: self.metrics[key] for key in BESIDE if self.metrics.get(key)}
+        return {**(self.metrics.get("metrics") or {}), **beside}
+
+    @property
+    def latent(self) -> bool:
+        """Whether its noise levels are in units of latents instead of pictures."""
+        return "model" in self.config
 
     @property
     def compared_with(self) -> str:
@@ -79,6 +94,7 @@ def _read_run(directory: Path, name: str) -> Run:
         log=_read_log(directory / "log.jsonl"),
         pictures={s: samples / f"{s}.png" for s in stems if (samples / f"{s}.png").is_file()},
         stages=sorted((int(match[1]), path) for match, path in steps if match),
+        prompts=_read_prompts(samples / "prompts.json"),
         quarantined=len(quarantine.read_text().splitlines()) if quarantine.is_file() else 0,
     )
 
@@ -99,12 +115,26 @@ def _read_config(directory: Path) -> dict:
 
 
 def _read_metrics(path: Path) -> dict:
+    return _read_json(path, "evaluate the run again") or {}
+
+
+def _read_prompts(path: Path) -> tuple[str, ...]:
+    prompts = _read_json(path, "delete it, and the report does without")
+    if prompts is None:
+        return ()
+    if not isinstance(prompts, list):
+        raise InputError(f"{path} must hold a list of prompts, got {type(prompts).__name__}")
+    return tuple(map(str, prompts))
+
+
+def _read_json(path: Path, remedy: str) -> object:
+    """None if there is no such file."""
     if not path.is_file():
-        return {}
+        return None
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise InputError(f"cannot read {path}: {error}; evaluate the run again") from error
+        raise InputError(f"cannot read {path}: {error}; {remedy}") from error
 
 
 def _read_log(path: Path) -> list[dict]:

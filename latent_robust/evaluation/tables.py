@@ -43,9 +43,9 @@ class Cell:
 def metrics_table(runs: Sequence[Run]) -> tuple[list[Column], list[Row]]:
     """Columns and rows; both empty when no run has been evaluated.
 
-    The best of a column is marked only where everything was measured against clean pictures.
+    The best of a column is marked only where nothing was measured against training pictures.
     """
-    measured = [(i, run, run.metrics["metrics"]) for i, run in enumerate(runs) if run.measured]
+    measured = [(i, run, run.result) for i, run in enumerate(runs) if run.result]
     kinds = compared_with(runs)
     notes = (
         {"clean": "against clean pictures", "training": "against its training pictures"}
@@ -57,7 +57,7 @@ def metrics_table(runs: Sequence[Run]) -> tuple[list[Column], list[Row]]:
     columns = [
         c for c in _columns(everything) if any(_look(r, c.key) is not None for r in everything)
     ]
-    rivals = [result for *_, result in measured] if kinds == {"clean"} else []
+    rivals = [result for *_, result in measured] if "training" not in kinds else []
     best = {c: _best(c, rivals) for c in columns}
     rows = [
         Row(run.name, [_cell(c, result, best[c]) for c in columns], i, notes[run.compared_with])
@@ -87,7 +87,16 @@ def _columns(results: Sequence[dict]) -> list[Column]:
         Column("pictures", "noise", ("residual_noise",), _like_the_reference),
         Column("pictures", "nearest", ("nearest_distance",)),
         Column("pictures", "likeness", ("training_similarity", "mean")),
+        *(Column("match", name, ("match", name), _most) for name in _names(results, "match")),
+        Column("CLIP", "score", ("clip", "clip_score"), _most),
+        Column("CLIP", "cosine", ("clip", "clip_cosine"), _most),
     ]
+
+
+def _names(results: Sequence[dict], part: str) -> list[str]:
+    """Of the numbers in this part of the results."""
+    entries = [item for result in results for item in _dict(result.get(part)).items()]
+    return list(dict.fromkeys(name for name, value in entries if isinstance(value, int | float)))
 
 
 def _floors(runs: Sequence[Run]) -> list[tuple[str, dict]]:
@@ -154,6 +163,17 @@ def number(value: float | None) -> str:
         return "not finite"
     digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(digits, 4)}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def cost_table(runs: Sequence[Run]) -> tuple[list[str], list[Row]]:
+    """What metrics.json says under `cost`: names and a row for each run; both may be empty."""
+    names = _names([run.metrics for run in runs], "cost")
+    rows = [
+        Row(run.name, [Cell(number(_look(run.metrics, ("cost", name)))) for name in names], i)
+        for i, run in enumerate(runs)
+        if run.metrics.get("cost")
+    ]
+    return [name.replace("_", " ") for name in names], rows
 
 
 def configuration_table(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:

@@ -7,11 +7,22 @@ import torch
 import yaml
 
 from latent_robust.errors import InputError
-from latent_robust.evaluation.charts import _gate_curve, _radius_curve, _smooth, charts
+from latent_robust.evaluation.charts import (
+    _gate_curve,
+    _radius_curve,
+    _smooth,
+    charts,
+    validation_charts,
+)
 from latent_robust.evaluation.figures import Curve, curves_svg, picture_grid, save_grid
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.evaluation.runs import noise_level, read_runs
-from latent_robust.evaluation.tables import configuration_table, metrics_table, number
+from latent_robust.evaluation.tables import (
+    configuration_table,
+    cost_table,
+    metrics_table,
+    number,
+)
 
 RESULT = {
     "pixels": {"frechet": 2.0, "kid": 0.01, "kid_std": 0.002, "precision": 0.5, "recall": 0.6},
@@ -299,3 +310,151 @@ def test_curves_take_the_colours_of_the_page():
     assert svg.startswith('<svg role="img" aria-label="&quot;a&quot; &amp; b"')
     assert "var(--series-1)" in svg
     assert re.search("#0[0-9a-f]{5}", svg) is None
+
+
+PROMPTS = ["a red circle", "a <b>blue</b> star", ""]
+
+
+def make_latent_run(folder: Path, both: float, clip: float, **config) -> Path:
+    """What finetune-latent leaves: grids with a column for each prompt, captions measured."""
+    make_run(folder, 1.0, 0.3, **({"model": "demo", "lora": True} | config))
+    samples = folder / "samples"
+    for stale in samples.glob("step-*.png"):
+        stale.unlink()
+    for i, name in enumerate(("training", "clean", "final", "step-00000000", "step-00000100")):
+        value = both if name == "final" else i / 10
+        save_grid(torch.full((6, 3, 128, 128), value), samples / f"{name}.png", len(PROMPTS))
+    (samples / "prompts.json").write_text(json.dumps(PROMPTS))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics |= {
+        "match": {"color": 0.9, "shape": 0.8, "both": both},
+        "clip": {"clip_score": clip, "clip_cosine": clip / 100},
+        "cost": {"seconds_per_step": 0.5, "device": "cpu"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    bins = ("t 0-250", "t 250-500", "t 500-750", "t 750-1000", "loss")
+    rows = [{"step": s, **{f"validation/{b}": 1 / s for b in bins}} for s in (50, 100)]
+    with (folder / "log.jsonl").open("a") as log:
+        log.writelines(json.dumps(row) + "\n" for row in rows)
+    return folder
+
+
+@pytest.fixture
+def latent_runs(tmp_path):
+    return [
+        make_latent_run(tmp_path / "latent" / "plain", 0.6, 25.0, objective="ddpm"),
+        make_latent_run(tmp_path / "latent" / "robust", 0.7, 28.0),
+    ]
+
+
+def test_captions_are_columns_of_the_table(latent_runs):
+    columns, rows = metrics_table(read_runs(latent_runs))
+    assert [(c.group, c.title) for c in columns[-5:]] == [
+        *(("match", name) for name in ("color", "shape", "both")),
+        ("CLIP", "score"),
+        ("CLIP", "cosine"),
+    ]
+    texts = [[cell.text for cell in row.cells[-5:]] for row in rows]
+    assert texts == [
+        ["0.900", "0.800", "0.600", "25.0", "0.250"],
+        ["0.900", "0.800", "0.700", "28.0", "0.280"],
+        ["\u2013"] * 5,
+    ]
+    best = [[cell.best for cell in row.cells[-3:]] for row in rows]
+    assert best == [[False] * 3, [True] * 3, [False] * 3]
+    text = metrics_text(latent_runs)
+    assert "both (match)" in text
+    assert "score (CLIP)" in text
+
+
+def test_captions_need_no_reference(latent_runs, tmp_path):
+    for folder in latent_runs:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        del metrics["metrics"], metrics["floors"]
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    columns, rows = metrics_table(read_runs(latent_runs))
+    assert {c.group for c in columns} == {"match", "CLIP"}
+    assert [row.cells[2].best for row in rows] == [False, True]
+    page = write_report(latent_runs, tmp_path / "report.html").read_text()
+    assert "Measured against captions" in page
+    assert "Distances" not in page
+    assert "the share of drawn pictures that show what their captions say" in page
+
+
+def test_cost_is_what_is_a_number(latent_runs, two_runs):
+    names, rows = cost_table(read_runs(latent_runs))
+    assert names == ["seconds per step"]
+    assert [[cell.text for cell in row.cells] for row in rows] == [["0.500"], ["0.500"]]
+    assert cost_table(read_runs(two_runs)) == ([], [])
+
+
+def test_prompts_stand_once_and_each_column_has_its_number(latent_runs, tmp_path):
+    page = write_report(latent_runs, tmp_path / "report.html").read_text()
+    items = re.findall("<li>([^<]*)</li>", page.split('<ol class="prompts">')[1])[:3]
+    assert items == ["a red circle", "a &lt;b&gt;blue&lt;/b&gt; star", "(no words)"]
+    assert page.count('<ol class="prompts">') == 1
+    numbers = re.findall('<div class="columns"[^>]*>(.*?)</div>', page)
+    # final and two stages of each run; what was trained on and the truth have no prompts
+    assert numbers == ["<span>1</span><span>2</span><span>3</span>"] * 6
+    assert page.count("; a column each for: a red circle, a &lt;b&gt;") == 6
+
+
+def test_other_prompts_are_said_to_be_whose(latent_runs, tmp_path):
+    (latent_runs[1] / "samples" / "prompts.json").write_text('["a dog"]')
+    page = write_report(latent_runs, tmp_path / "report.html").read_text()
+    assert page.count('<ol class="prompts">') == 2
+    assert "Prompts of ddpm" in page
+    assert "Prompts of robust-adversarial" in page
+
+
+def test_unreadable_prompts_are_named(latent_runs):
+    for text, message in (("[1,", r"cannot read .*prompts\.json"), ("{}", "must hold a list")):
+        (latent_runs[0] / "samples" / "prompts.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_runs(latent_runs)
+
+
+def test_large_grids_stand_in_pairs_with_the_data_first(latent_runs, two_runs, tmp_path):
+    titles = "<figcaption><h3>([^<]*)"
+    page = write_report(latent_runs, tmp_path / "report.html").read_text()
+    assert re.findall(titles, page) == [
+        "Training data", "Clean truth", "ddpm", "robust-adversarial"
+    ]  # fmt: skip
+    assert '<div class="grids large">' in page
+    page = write_report(two_runs, tmp_path / "report.html").read_text()
+    assert re.findall(titles, page) == [
+        "Training data", "ddpm", "robust-adversarial", "Clean truth"
+    ]  # fmt: skip
+    assert '<div class="grids">' in page
+
+
+def test_a_grid_too_wide_for_the_page_is_shrunk(latent_runs, tmp_path):
+    save_grid(torch.rand(16, 3, 128, 128) * 2 - 1, latent_runs[0] / "samples" / "final.png", 16)
+    page = write_report(latent_runs, tmp_path / "report.html").read_text()
+    # 16 pictures and 15 gutters of one pixel are 2063 wide.
+    assert re.findall(r'src="data:image/jpeg;[^>]*width="(\d+)" height="(\d+)"', page) == [
+        ("1600", "99")
+    ]
+
+
+def test_a_run_under_way_shows_what_it_drew_last(latent_runs, tmp_path):
+    (latent_runs[0] / "samples" / "final.png").unlink()
+    page = write_report(latent_runs[:1], tmp_path / "report.html").read_text()
+    assert "at step 100</p>" in page
+
+
+def test_validation_has_a_chart_for_each_bin_in_order(latent_runs, two_runs):
+    titles = [chart.title for chart in validation_charts(read_runs(latent_runs))]
+    assert titles == ["all times", *(f"t {b}" for b in (
+        "0\u2013250", "250\u2013500", "500\u2013750", "750\u20131000"))]  # fmt: skip
+    # Rows that hold only a validation do not disturb the other curves.
+    usual = [chart.svg for chart in charts(read_runs(two_runs))][:2]
+    assert [chart.svg for chart in charts(read_runs(latent_runs))][:2] == usual
+    assert validation_charts(read_runs(two_runs)) == []
+
+
+def test_the_level_of_pictures_is_not_marked_among_latents(latent_runs, two_runs):
+    assert "contamination, 0.4" in charts(read_runs(two_runs))[-1].svg
+    latent = charts(read_runs(latent_runs))[-1].svg
+    assert "contamination" not in latent
+    assert "in units of latents" in latent
