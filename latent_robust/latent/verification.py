@@ -1,0 +1,90 @@
+"""The proof that LoRA files hold what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .components import Components
+from .lora import adapted_parts
+from .lora_files import load_lora
+
+
+@torch.no_grad()
+def verify_lora(
+    components: Components, files: Sequence[Path], make_components: Callable[[], Components]
+) -> dict[str, float]:
+    """Load each file that `save_lora` wrote into a model of its own, as diffusers' users do, and
+    compare what network and text encoders answer.
+
+    make_components: gives the model as it was before training, each time anew, in the same dtype
+    and on the same device.  =>  file name: largest difference of the answers; 0 is usual on a CPU.
+    RuntimeError if a file does not reproduce the trained model."""
+    differences = {}
+    for file in files:
+        fresh = make_components()
+        probe = _Probe(fresh, encoders=adapted_parts(components).keys() & fresh.text_encoders)
+        base, trained = probe.answers(fresh), probe.answers(components)
+        load_lora(fresh, file)
+        loaded = probe.answers(fresh)
+        for name, answer in trained.items():
+            difference = (loaded[name] - answer).abs().max().item()
+            effect = (base[name] - answer).abs().max().item()
+            # The same numbers go through the same layers: other kernels may round differently, but
+            # a lost layer or a wrong scale is of the order of the adapters' effect.
+            rounding = torch.finfo(fresh.network.dtype).eps * answer.abs().max().item()
+            if not difference <= max(0.01 * effect, 16 * rounding):
+                raise RuntimeError(
+                    f"{file} does not reproduce the trained model: the answer of its {name} is "
+                    f"off by {difference:.3g}, where the training itself changed it by {effect:.3g}"
+                )
+            differences[file.name] = max(difference, differences.get(file.name, 0.0))
+    return differences
+
+
+class _Probe:
+    """Fixed inputs, made with an untrained model's encoders; the trained one's may be unloaded.
+
+    encoders: names of the text encoders to compare, if any."""
+
+    CAPTIONS = ("a red circle above a blue square", "")
+
+    def __init__(self, components: Components, encoders: Set[str]):
+        side = 8 * components.family.multiple
+        generator = torch.Generator().manual_seed(0)
+        pictures = torch.rand(2, 3, side, side, generator=generator) * 2 - 1
+        times = components.process.times
+        self.encoders = encoders
+        self.sizes = torch.tensor([[side, side]] * 2)
+        self.text = components.encode_text(list(self.CAPTIONS))
+        self.t = times[[len(times) // 4, len(times) // 2]]
+        self.noisy = components.encode_pictures(pictures)[0]
+        self.noisy += torch.randn(self.noisy.shape, generator=generator)
+
+    def answers(self, components: Components) -> dict[str, Tensor]:
+        """Of the network and of the text encoders, float32, on the CPU."""
+        network, family = components.network, components.family
+        encoders = [components.text_encoders[name] for name in self.encoders]
+        with _evaluating(network, *encoders):
+            denoise = family.denoiser(network, self.text, self.sizes)
+            answers = {family.network_name: denoise(self.noisy.to(network.device), self.t)}
+            if self.encoders:
+                answers |= components.encode_text(list(self.CAPTIONS))
+        return {name: answer.float().cpu() for name, answer in answers.items()}
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """No dropout, for a while."""
+    training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, before in zip(modules, training, strict=True):
+            module.train(before)
