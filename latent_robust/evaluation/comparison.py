@@ -71,9 +71,10 @@ def table_note(runs: Sequence[Run]) -> str:
     if any("match" in run.result for run in runs):
         notes.append("Match: the share of drawn pictures that show what their captions say.")
     if any("clip" in run.result for run in runs):
+        models = sorted({r.result["clip"].get("model", "CLIP") for r in runs if "clip" in r.result})
         notes.append(
-            "CLIP: cosine of picture and caption in the features of a CLIP model; the score is "
-            "100 times that, with negative ones as 0."
+            f"CLIP: cosine of picture and caption in the features of {' and of '.join(models)}; "
+            "the score is 100 times that, with negative ones as 0."
         )
     return " ".join(notes)
 

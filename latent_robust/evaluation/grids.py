@@ -1,4 +1,4 @@
-"""The grids of pictures in a report: the data, what each run drew and from which prompts."""
+"""The grids of pictures in a report: the data, what each run drew, and how it came there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
     known = [run for run in runs if run.compared_with == "clean"]
     whose = "" if len(known) == len(runs) else f"of {', '.join(run.name for run in known)}"
     drawn = [
-        _picture(path, run.name, note, i, run.prompts)
+        _picture(path, run.name, note, i)
         for i, run in enumerate(runs)
         for path, note in _latest(run)
     ]
@@ -71,7 +71,7 @@ def _latest(run: Run) -> list[tuple[Path, str]]:
 
 
 def prompts(runs: Sequence[Run]) -> list[tuple[str, tuple[str, ...]]]:
-    """(whose, prompts), equal ones once."""
+    """(whose, prompts of the stages), equal ones once."""
     names: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         if run.prompts:

@@ -20,8 +20,8 @@ _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 class Run:
     """config: flat, from config.yaml; metrics: metrics.json or {}; log: the rows of log.jsonl;
     pictures: files that exist, by stem (`training`, `clean`, `final`); stages: (step, file),
-    in order; prompts: of the columns of `final` and of the stages, if they were drawn from
-    prompts; quarantined: how many pictures were left out."""
+    in order; prompts: of the columns of the stages, if these were drawn from prompts; quarantined:
+    how many pictures were left out."""
 
     name: str
     config: dict

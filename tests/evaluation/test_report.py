@@ -328,7 +328,7 @@ def make_latent_run(folder: Path, both: float, clip: float, **config) -> Path:
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics |= {
         "match": {"color": 0.9, "shape": 0.8, "both": both},
-        "clip": {"clip_score": clip, "clip_cosine": clip / 100},
+        "clip": {"model": "open_clip tiny", "clip_score": clip, "clip_cosine": clip / 100},
         "cost": {"seconds_per_step": 0.5, "device": "cpu"},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -379,6 +379,7 @@ def test_captions_need_no_reference(latent_runs, tmp_path):
     assert "Measured against captions" in page
     assert "Distances" not in page
     assert "the share of drawn pictures that show what their captions say" in page
+    assert "in the features of open_clip tiny;" in page
 
 
 def test_cost_is_what_is_a_number(latent_runs, two_runs):
@@ -394,9 +395,9 @@ def test_prompts_stand_once_and_each_column_has_its_number(latent_runs, tmp_path
     assert items == ["a red circle", "a &lt;b&gt;blue&lt;/b&gt; star", "(no words)"]
     assert page.count('<ol class="prompts">') == 1
     numbers = re.findall('<div class="columns"[^>]*>(.*?)</div>', page)
-    # final and two stages of each run; what was trained on and the truth have no prompts
-    assert numbers == ["<span>1</span><span>2</span><span>3</span>"] * 6
-    assert page.count("; a column each for: a red circle, a &lt;b&gt;") == 6
+    # two stages of each run
+    assert numbers == ["<span>1</span><span>2</span><span>3</span>"] * 4
+    assert page.count("; a column each for: a red circle, a &lt;b&gt;") == 4
 
 
 def test_other_prompts_are_said_to_be_whose(latent_runs, tmp_path):
