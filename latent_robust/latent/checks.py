@@ -18,9 +18,9 @@ DAMAGED = "The file may be damaged or belong to another model; download or copy 
 
 def check_weights(part: nn.Module, what: str) -> None:
     """Raises InputError for weights that were never read, or are not finite."""
-    tensors = [*part.named_parameters(), *part.named_buffers()]
-    refuse_missing([key for key, value in tensors if value.is_meta], what)
-    for key, value in tensors:
+    tensors = part.state_dict()
+    refuse_missing([key for key, value in tensors.items() if value.is_meta], what)
+    for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(
                 f"{what} has NaN or infinite weights in {key}; the checkpoint is broken, or was "

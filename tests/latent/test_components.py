@@ -66,6 +66,13 @@ def test_precision_is_the_networks_and_the_encoders_not_the_vaes(folders, loaded
     assert all(v.dtype == torch.bfloat16 for v in components.encode_text(["a cat"]).values())
 
 
+def test_the_demo_model_is_cast_like_any_other(monkeypatch):
+    place = "latent_robust.latent.demo_model.load_demo_pipeline"
+    monkeypatch.setattr(place, lambda: make_pipeline("sd1"))
+    components = load_components("demo", dtype=torch.bfloat16)
+    assert (components.network.dtype, components.vae.dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_moments_are_the_vaes_scaled(loaded, family_name):
     components = loaded(family_name)
     samples = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -148,6 +155,13 @@ def test_unloading_frees_the_encoders_and_says_so_afterwards(folders, family_nam
     assert components.network is not None
     assert components.process is noise_scheduler
     assert components.cut_captions(["a" * 600]) == [0]
+
+
+def test_the_vae_may_be_kept(folders):
+    components = load_components(str(folders("sd1")))
+    components.unload_encoders(keep_vae=True)
+    assert components.text_encoders == {}
+    assert components.decode_latents(torch.zeros(1, 4, 4, 4)).shape == (1, 3, 8, 8)
 
 
 def test_nothing_but_ours_is_said(folders, family_name, capfd):
@@ -363,28 +377,24 @@ def test_a_lone_file_offline_says_what_it_needs(tmp_path, kind):
         load_components(str(file), offline=True)
 
 
-@pytest.mark.parametrize("holds", ["network", "network and text encoder"])
+@pytest.mark.parametrize("holds", [("unet",), ("unet", "vae", "text_encoder")], ids="-".join)
 def test_a_single_file_is_loaded_with_the_folder_around_it(copy_of, loaded, holds, capfd):
     folder, other = copy_of("sd1"), make_pipeline("sd1", seed=1)
-    save_file(original_weights(other, text_encoder="text" in holds), folder / "one.safetensors")
-    components = load_components(str(folder / "one.safetensors"))
+    save_file(original_weights(other, *holds), folder / "one.safetensors")
+    components = load_components(str(folder / "one.safetensors"), dtype=torch.float16)
     assert capfd.readouterr() == ("", "")
-    around = loaded("sd1").pipeline
-    expected = {
-        "unet": other.unet,
-        "text_encoder": other.text_encoder if "text" in holds else around.text_encoder,
-        "vae": around.vae,
-    }
-    for name, part in expected.items():
-        read, weights = getattr(components.pipeline, name).state_dict(), part.state_dict()
+    for name in ("unet", "vae", "text_encoder"):
+        read = getattr(components.pipeline, name).state_dict()
+        weights = getattr(other if name in holds else loaded("sd1").pipeline, name).state_dict()
+        dtype = torch.float32 if name == "vae" else torch.float16
         assert read.keys() == weights.keys()
-        assert all(torch.equal(read[key], weights[key]) for key in weights)
+        assert all(torch.equal(read[key], value.to(dtype)) for key, value in weights.items())
 
 
 def test_a_lone_single_file_takes_the_rest_from_the_hub(downloaded, loaded, tmp_path):
     downloaded("sd1", "stable-diffusion-v1-5/stable-diffusion-v1-5")
     other = make_pipeline("sd1", seed=1)
-    save_file(original_weights(other, text_encoder=False), tmp_path / "one.safetensors")
+    save_file(original_weights(other, "unet"), tmp_path / "one.safetensors")
     components = load_components(str(tmp_path / "one.safetensors"), offline=True)
     assert components.identity == loaded("sd1").identity
     assert torch.equal(components.network.conv_in.weight, other.unet.conv_in.weight)
@@ -392,7 +402,7 @@ def test_a_lone_single_file_takes_the_rest_from_the_hub(downloaded, loaded, tmp_
 
 def test_a_single_file_that_lacks_weights_is_refused(copy_of):
     folder = copy_of("sd1")
-    weights = original_weights(make_pipeline("sd1"), text_encoder=False)
+    weights = original_weights(make_pipeline("sd1"), "unet")
     weights.pop("model.diffusion_model.time_embed.2.bias")
     save_file(weights, folder / "one.safetensors")
     with pytest.raises(InputError, match=r"one\.safetensors"):
@@ -402,7 +412,7 @@ def test_a_single_file_that_lacks_weights_is_refused(copy_of):
 @pytest.mark.parametrize("said", ["metadata", "empty weight"])
 def test_a_single_file_may_say_what_it_predicts(copy_of, said):
     folder = copy_of("sd1")
-    weights = original_weights(make_pipeline("sd1"), text_encoder=False)
+    weights = original_weights(make_pipeline("sd1"), "unet")
     metadata = {"modelspec.prediction_type": "v"} if said == "metadata" else None
     if said == "empty weight":
         weights |= {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}

@@ -210,6 +210,25 @@ def test_rows_are_a_part_of_the_batch(pipelines, family_name):
     assert torch.equal(part, alone(noisy[rows], t[rows]))
 
 
+class Wrapped(torch.nn.Module):
+    """Hides the network's attributes as DistributedDataParallel does."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+def test_a_wrapped_network_is_fine(pipelines, family_name):
+    pipeline = pipelines(family_name)
+    family, noisy, t, text, sizes = random_batch(pipeline)
+    network = network_of(pipeline)
+    wrapped = family.denoiser(Wrapped(network), text, sizes)
+    assert torch.equal(wrapped(noisy, t), family.denoiser(network, text, sizes)(noisy, t))
+
+
 def test_text_and_time_matter(pipelines, family_name):
     pipeline = pipelines(family_name)
     family, noisy, t, text, sizes = random_batch(pipeline)
