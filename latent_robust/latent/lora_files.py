@@ -76,14 +76,14 @@ def _save_for_kohya(components: Components, path: Path) -> list[Path]:
         return []
     name = components.family.name
     predicts_v = components.process.parameterization is Parameterization.V_PREDICTION
-    tensors = to_kohya(_lora_layers(components), ADAPTER, name)
+    tensors = to_kohya(lora_layers(components), ADAPTER, name)
     metadata = kohya_metadata(name, predicts_v, config.r, config.lora_alpha)
     write_atomically(path, safetensors.torch.save(tensors, metadata))
     return [path]
 
 
-def _lora_layers(components: Components) -> dict[str, LoraLayer]:
-    """By diffusers' names, `unet.…`, `text_encoder.text_model.…`."""
+def lora_layers(components: Components) -> dict[str, LoraLayer]:
+    """The adapted layers by diffusers' names, `unet.…`, `text_encoder.text_model.…`."""
     return {
         f"{part}.{_text_name(module, name) if part in components.text_encoders else name}": layer
         for part, module in adapted_parts(components).items()

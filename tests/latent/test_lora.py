@@ -514,6 +514,14 @@ def test_verification_notices_what_loads_but_is_not_what_was_trained(good, file,
         verify_lora(components, [good / file], lambda: make("sd1"))
 
 
+def test_verification_notices_another_base(good):
+    components = trained("sd1", text_encoder=True)
+    with pytest.raises(RuntimeError, match="is off by"):
+        verify_lora(
+            components, [good / KOHYA], lambda: Components.of(make_pipeline("sd1", seed=1), "sd1")
+        )
+
+
 def test_verification_works_when_the_encoders_are_gone(tmp_path):
     components = trained("sd1")
     components.unload_encoders()
