@@ -18,7 +18,7 @@ from .checks import (
     PICKLES,
     check_tokenizers,
     check_weights,
-    first_line,
+    first_sentence,
     refuse_missing,
     refuse_pickled_file,
     refuse_pickled_part,
@@ -82,7 +82,7 @@ def open_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     try:
         return pipeline.from_pretrained(folder, **parts, local_files_only=True)
     except LIBRARY_ERRORS as error:
-        raise InputError(f"cannot read {folder}: {first_line(error)}. {DAMAGED}") from error
+        raise InputError(f"cannot read {folder}: {first_sentence(error)}. {DAMAGED}") from error
 
 
 def read_index(folder: Path) -> dict:
@@ -90,7 +90,7 @@ def read_index(folder: Path) -> dict:
         return DiffusionPipeline.load_config(folder, local_files_only=True)
     except LIBRARY_ERRORS as error:
         file = folder / "model_index.json"
-        raise InputError(f"cannot read {file}: {first_line(error)}. {DAMAGED}") from error
+        raise InputError(f"cannot read {file}: {first_sentence(error)}. {DAMAGED}") from error
 
 
 def part_classes(index: dict, model: Path) -> dict[str, type]:
@@ -130,7 +130,7 @@ def open_part(part_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
         )
     except LIBRARY_ERRORS as error:
-        raise InputError(f"cannot load {folder}: {first_line(error)}. {DAMAGED}") from error
+        raise InputError(f"cannot load {folder}: {first_sentence(error)}. {DAMAGED}") from error
     refuse_missing(list(info["missing_keys"]), str(folder))
     return part
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -76,6 +77,7 @@ def refuse_pickled_part(folder: Path) -> None:
     raise InputError(f"{folder} holds no weights (*.safetensors). Download or copy the model again")
 
 
-def first_line(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
+    """The first sentence; what follows is advice for programmers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0].rstrip(".")
+    return re.split(r"\. ", (lines or [type(error).__name__])[0])[0].rstrip(".")

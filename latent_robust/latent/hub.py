@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 
 from latent_robust.errors import InputError
 
-from .checks import LIBRARY_ERRORS, first_line
+from .checks import LIBRARY_ERRORS, first_sentence
 
 CONFIGURATION = ("*.json", "*.txt", "*.model")
 # The same weights once more: in half precision, or not averaged.
@@ -37,6 +37,6 @@ def fetch(name: str, weights_of: Iterable[str], *, offline: bool) -> Path:
                 f"Download it first (hf download {name}), or leave out --offline"
             ) from error
         raise InputError(
-            f"cannot get {name} from the Hugging Face hub: {first_line(error)}. Check the name and "
-            "the connection; some models ask to accept a licence first"
+            f"cannot get {name} from the Hugging Face hub: {first_sentence(error)}. Check the name "
+            "and the connection; some models ask to accept a licence first"
         ) from error

@@ -26,8 +26,8 @@ PIPELINES = {
 }
 KNOWN = "Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, and FLUX.1"
 BASE_REMEDY = (
-    "Checkpoints for inpainting, editing, refining or control, and those distilled from another "
-    f"pipeline, cannot be trained here; use the text-to-image base model ({KNOWN})"
+    "Checkpoints for inpainting, editing, refining or control cannot be trained here; use their "
+    f"text-to-image base model ({KNOWN})"
 )
 
 

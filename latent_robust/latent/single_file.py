@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from latent_robust.errors import InputError
 
 from .checkpoint import IGNORED, open_part, part_classes, read_index
-from .checks import DAMAGED, LIBRARY_ERRORS, first_line
+from .checks import DAMAGED, LIBRARY_ERRORS, first_sentence
 from .hub import fetch
 from .recognise import BASE_REMEDY, PIPELINES
 
@@ -62,7 +62,7 @@ class Header:
                 return cls(shapes, file.metadata() or {})
         except LIBRARY_ERRORS as error:
             raise InputError(
-                f"{path} is not a safetensors file: {first_line(error)}. {DAMAGED}"
+                f"{path} is not a safetensors file: {first_sentence(error)}. {DAMAGED}"
             ) from error
 
 
@@ -90,8 +90,10 @@ def open_single_file(path: Path, *, offline: bool, dtype: torch.dtype) -> Diffus
         loaded = pipeline.from_single_file(
             str(path), config=config, dtype=dtype, local_files_only=True, **parts
         )
+    except NotImplementedError as error:  # torch's, when it moves weights that were never read
+        raise InputError(f"{path} lacks weights that a {layout} model has. {DAMAGED}") from error
     except LIBRARY_ERRORS as error:
-        raise InputError(f"cannot load {path}: {first_line(error)}. {DAMAGED}") from error
+        raise InputError(f"cannot load {path}: {first_sentence(error)}. {DAMAGED}") from error
     return _with_own_prediction_type(loaded, header, layout, path)
 
 
@@ -129,7 +131,7 @@ def _folder_around(path: Path, layout: str, offline: bool) -> Path:
             f"{path} holds weights, but neither configuration nor tokenizers. Put it into a "
             "diffusers folder of the same family, beside its model_index.json (of other weights in "
             "there only those are used that the file lacks), or let them come from the hub once: "
-            f'hf download {_model_of(layout)} --include "*.json" "*.txt" "*.model". ({error})'
+            f'hf download {_model_of(layout)} --include "*.json" "*.txt" "*.model"'
         ) from error
 
 

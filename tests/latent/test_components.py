@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import weakref
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_robust.errors import InputError
 from latent_robust.latent.components import load_components
+from latent_robust.latent.single_file import recognise_layout
 
 from .single_file import original_weights
 from .tiny import make_pipeline
@@ -299,13 +302,30 @@ def test_pickles_are_never_opened(tmp_path, suffix):
     assert not (tmp_path / "canary").exists()
 
 
-def test_the_given_remedy_for_a_pickled_part_works(copy_of, tmp_path):
+def run_the_remedy(error):
+    """The python command that the message gives."""
+    exec(re.search(r'python -c "(.*)"', str(error.value)).group(1), {})
+
+
+def test_the_remedy_for_a_pickled_part_works(copy_of, loaded, tmp_path, monkeypatch):
     folder = copy_of("sd1")
-    weights = load_file(weights_of(folder, "unet"))
     as_pickle(folder)
-    diffusers.DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path / "NEW")
-    converted = load_components(str(tmp_path / "NEW")).network.state_dict()
-    assert all(torch.equal(converted[key], value) for key, value in weights.items())
+    with pytest.raises(InputError) as error:
+        load_components(str(folder))
+    monkeypatch.chdir(tmp_path)
+    run_the_remedy(error)
+    assert load_components("NEW").identity == loaded("sd1").identity
+
+
+def test_the_remedy_for_a_pickled_file_works(copy_of, monkeypatch):
+    folder, other = copy_of("sd1"), make_pipeline("sd1", seed=1)
+    torch.save({"state_dict": original_weights(other, "unet")}, folder / "old.ckpt")
+    with pytest.raises(InputError) as error:
+        load_components(str(folder / "old.ckpt"))
+    monkeypatch.chdir(folder)
+    run_the_remedy(error)
+    components = load_components("old.safetensors")
+    assert torch.equal(components.network.conv_in.weight, other.unet.conv_in.weight)
 
 
 @pytest.mark.parametrize("model", ["./nothing/here", "/no/such/place", "model.safetensors", "a b"])
@@ -368,6 +388,42 @@ SINGLE_FILES = {
 }
 
 
+# Names and shapes of the weights that tell real files apart (the prefix is the U-Nets').
+NET = "model.diffusion_model."
+XL = "conditioner.embedders.{}.model.transformer.resblocks.9.mlp.c_proj.bias"
+KEY_WIDTH = f"{NET}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+ADA = f"{NET}joint_blocks.0.context_block.adaLN_modulation.1.bias"
+FLUX = "double_blocks.0.img_attn.norm.key_norm.scale"
+GUIDANCE = "guidance_in.in_layer.bias"
+LAYOUTS = {
+    "v1": {f"{NET}input_blocks.0.0.weight": (320, 4, 3, 3), KEY_WIDTH: (320, 768)},
+    "v2": {f"{NET}input_blocks.0.0.weight": (320, 4, 3, 3), KEY_WIDTH: (320, 1024)},
+    "xl_base": {f"{NET}input_blocks.0.0.weight": (320, 4, 3, 3), XL.format(1): (1280,)},
+    "sd3": {ADA: (9216,), f"{NET}pos_embed": (1, 36864, 1536)},
+    "sd35_medium": {ADA: (9216,), f"{NET}pos_embed": (1, 147456, 1536)},
+    "sd35_large": {ADA: (14592,), f"{NET}joint_blocks.37.x_block.mlp.fc1.weight": (9728, 2432)},
+    "flux-schnell": {FLUX: (128,), "img_in.weight": (3072, 64)},
+    "flux-dev": {FLUX: (128,), "img_in.weight": (3072, 64), GUIDANCE: (3072,)},
+    # refused
+    "v1 inpainting": {f"{NET}input_blocks.0.0.weight": (320, 9, 3, 3), KEY_WIDTH: (320, 768)},
+    "v2 inpainting": {f"{NET}input_blocks.0.0.weight": (320, 9, 3, 3), KEY_WIDTH: (320, 1024)},
+    "v1 editing": {f"{NET}input_blocks.0.0.weight": (320, 8, 3, 3), KEY_WIDTH: (320, 768)},
+    "xl refiner": {f"{NET}input_blocks.0.0.weight": (384, 4, 3, 3), XL.format(0): (1280,)},
+    "flux fill": {FLUX: (128,), "img_in.weight": (3072, 384), GUIDANCE: (3072,)},
+    "flux depth": {FLUX: (128,), "img_in.weight": (3072, 128), GUIDANCE: (3072,)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_told_apart_by_names_and_shapes(layout):
+    shapes = {key: torch.empty(shape, device="meta") for key, shape in LAYOUTS[layout].items()}
+    if " " in layout:
+        with pytest.raises(InputError, match="known family"):
+            recognise_layout(shapes, Path("it.safetensors"))
+    else:
+        assert recognise_layout(shapes, Path("it.safetensors")) == layout
+
+
 @pytest.mark.parametrize("kind", SINGLE_FILES)
 def test_a_lone_file_offline_says_what_it_needs(tmp_path, kind):
     shapes, message = SINGLE_FILES[kind]
@@ -405,7 +461,7 @@ def test_a_single_file_that_lacks_weights_is_refused(copy_of):
     weights = original_weights(make_pipeline("sd1"), "unet")
     weights.pop("model.diffusion_model.time_embed.2.bias")
     save_file(weights, folder / "one.safetensors")
-    with pytest.raises(InputError, match=r"one\.safetensors"):
+    with pytest.raises(InputError, match=r"one\.safetensors lacks weights that a v1 model has"):
         load_components(str(folder / "one.safetensors"))
 
 
