@@ -29,12 +29,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def finetune_latent(argv: list[str] | None = None) -> int:
-    print(
-        "error: finetune-latent is not part of this version yet. In your own loop, "
-        "latent_robust.EquivariancePenalty works with any diffusers model today (see README)",
-        file=sys.stderr,
-    )
-    return 2
+    from .latent.train import main as train
+
+    return train(argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -46,14 +46,14 @@ def _read_scene(index: int) -> bytes:
 
 
 class ScenePictures:
-    """The first `limit` pictures, by default 6,000, of all shapes; a label is shape and colour."""
+    """The first `limit` pictures, by default 12,000, of all shapes; a label is shape and colour."""
 
     dtype = torch.uint8
     ignored = 0
 
     def __init__(self, limit: int | None):
         shapes, colors = BASE_SHAPES + CONCEPT_SHAPES, list(COLORS)
-        self.scenes = sample_scenes(limit or 6_000, PICTURES_SEED, shapes)
+        self.scenes = sample_scenes(limit or 12_000, PICTURES_SEED, shapes)
         self.names = [f"scenes:{index}" for index in range(len(self.scenes))]
         self.labels = torch.tensor(
             [shapes.index(s.shape) * len(colors) + colors.index(s.color) for s in self.scenes]

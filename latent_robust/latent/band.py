@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,12 +36,13 @@ def latent_band(samples: Iterable[Tensor], components: Components) -> float:
     samples = list(samples)
     level = float(np.median([estimate_band(sample[None]) for sample in samples]))
     level = max(level, FLOOR)
-    return level * _encoder_gain(samples, level, components)
+    return level * encoder_gain(samples, level, components)
 
 
 @torch.no_grad()
-def _encoder_gain(samples: list[Tensor], level: float, components: Components) -> float:
-    """Standard deviation of the latents' mean per standard deviation of noise in the pictures."""
+def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> float:
+    """Standard deviation of the latents' mean per standard deviation of noise in the pictures,
+    measured by adding noise of `level` to `samples` (3, H, W), in [-1, 1] or beyond."""
     powers = []
     for index, sample in enumerate(samples):
         noise = torch.randn(sample.shape, generator=derive_generator(0, "band", index))

@@ -44,13 +44,19 @@ class RunLog:
         means["samples_per_second"] = self.samples / (now - self.since)
         self.rows, self.samples, self.since = [], 0, now
         if self.accelerator.is_main_process:
-            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **means}) + "\n")
+            append_row(self.path.parent, {"step": step, **means})
             self.accelerator.log(means, step=step)
         shown = {"loss": f"{means['loss']:.4f}", "samples/s": f"{means['samples_per_second']:.0f}"}
         if "penalty" in means:
             shown["penalty"] = f"{means['penalty']:.4f}"
         return shown
+
+
+def append_row(out: Path, row: dict[str, float]) -> None:
+    """Add a row, its `step` among it, to the log of the run in `out`."""
+    path = out / "log.jsonl"
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _step(line: str) -> float:

@@ -33,7 +33,11 @@ FREE = {
     "config", "out", "resume", "device", "offline", "dry_run", "workers", "steps", "beside",
     "log_every", "checkpoint_every", "keep_checkpoints", "sampler", "sampling_steps", "clip",
     "samples", "features", "weights", "reference", "max_bad_fraction",
+    "prompts", "guidance", "clip_score", "cache_dir",
 }  # fmt: skip
+
+# Settings that may be left open, and hold what was found when the run began.
+RESOLVED = {"band": "auto", "resolution": None}
 
 
 def complete(
@@ -152,8 +156,9 @@ def configure_continuation(
     base = file if not any(word.startswith("--config") for word in argv) else []
     config = parse_options(config_class, [*base, *argv], prog=prog)
     saved = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    if config.band == "auto":  # it was resolved to a number
-        config = config.model_copy(update={"band": saved["band"]})
+    for key, open_value in RESOLVED.items():
+        if getattr(config, key, saved.get(key)) == open_value:
+            config = config.model_copy(update={key: saved[key]})
     compare(binding(saved), binding(config.model_dump(mode="json")))
     return config
 

@@ -1,0 +1,159 @@
+"""How much memory a training step will take, before it takes it.
+
+One step of the real objective is run on fake tensors, which have shapes but no content, while the
+bytes that are alive are counted. So the figure knows of gradient checkpointing, of the
+regularizer's branches and of every family, and takes seconds. It does not know of what
+libraries allocate for themselves (cuDNN workspaces, fragmentation): expect a tenth more.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from latent_robust.core import NoiseProcess, Objective
+from latent_robust.errors import InputError
+
+from .components import Components
+from .config import LatentConfig
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. weights: of the denoiser; state: gradients, moments and average of what is trained;
+    step: the most that a step holds beyond these."""
+
+    weights: int
+    state: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.state + self.step
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "optimizer": self.state, "activations": self.step}
+        listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        return f"{self.total / GIB:.2f} GiB ({listed})"
+
+
+def estimate_memory(components: Components, config: LatentConfig, item: dict[str, Any]) -> Memory:
+    """item: one encoded pair, as the cache gives it: the shapes of a batch. Adapters must have
+    been added. Trained text encoders count with their weights, not with their activations."""
+    network = components.network
+    process = components.process
+    device = item["mean"].device
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, device:
+        parameters = {
+            f"network.{name}": torch.empty(p.shape, dtype=p.dtype).requires_grad_(p.requires_grad)
+            for name, p in network.named_parameters()
+        }
+        buffers = {
+            f"network.{name}": torch.empty(b.shape, dtype=b.dtype)
+            for name, b in network.named_buffers()
+        }
+        batch = {
+            key: value.new_empty(config.batch_size, *value.shape[1:])
+            for key, value in {"sample": item["mean"], "size": item["size"], **item["text"]}.items()
+        }
+        batch["t"] = torch.empty(config.batch_size, dtype=process.times.dtype)
+        levels = torch.empty(config.batch_size)
+    # A fake time has no value, so that its alpha and sigma cannot be looked up.
+    blind = NoiseProcess(lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times)
+    step = _Step(components, config.objective_for(blind))
+    with fake, PeakBytes() as watch:
+        functional_call(step, {**parameters, **buffers}, (batch, levels, parameters))
+    trained = [p for p in parameters.values() if p.requires_grad]
+    gradients = sum(p.nbytes for p in trained)
+    moments = 2 if config.optimizer == "adamw8bit" else 8
+    average = 4 if config.ema_decay else 0
+    return Memory(
+        weights=sum(t.nbytes for t in (*parameters.values(), *buffers.values())),
+        state=gradients + (moments + average) * sum(p.numel() for p in trained),
+        # The gradients that the step leaves are in `state`.
+        step=max(0, watch.peak - gradients),
+    )
+
+
+def require_memory(estimate: Memory, device: torch.device, config: LatentConfig) -> None:
+    """Raises InputError, with what to change, when the estimate exceeds what is free."""
+    free = free_memory(device)
+    if free is None or estimate.total <= free:
+        return
+    remedies = ["--gradient-checkpointing"] if not config.gradient_checkpointing else []
+    if config.batch_size > 1:
+        remedies.append("a smaller --batch-size with --gradient-accumulation")
+    if config.mixed_precision == "no":
+        remedies.append("--mixed-precision bf16")
+    if config.full:
+        remedies.append("--lora for --full")
+    remedies.append("a smaller --resolution")
+    raise InputError(
+        f"a training step needs about {estimate}, but only {free / GIB:.2f} GiB are free on "
+        f"{device}. Use --low-memory, or: {', '.join(remedies)}"
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes; None where it cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available
+    return None
+
+
+class _Step(nn.Module):
+    """Forward and backward in one call, since checkpointing calls the network in both."""
+
+    def __init__(self, components: Components, objective: Objective):
+        super().__init__()
+        self.network, self.family = components.network, components.family
+        self.objective = objective
+
+    def forward(self, batch: dict[str, Tensor], levels: Tensor, parameters: dict) -> None:
+        sample, sizes, t = (batch.pop(key) for key in ("sample", "size", "t"))
+        denoise = self.family.denoiser(self.network, batch, sizes)
+        loss = self.objective(denoise, sample, t, torch.empty_like(sample), levels=levels)
+        trained = [p for p in parameters.values() if p.requires_grad]
+        torch.autograd.grad(loss.total, trained, allow_unused=True)
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that come to life while it is active. peak: the most that
+    were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self._seen: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._release, storage.nbytes())
+
+    def _release(self, size: int) -> None:
+        self.alive -= size

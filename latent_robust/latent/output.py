@@ -1,0 +1,177 @@
+"""What a latent-space run leaves behind: grids, validation, the LoRA or the network, metrics, a
+report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from latent_robust.evaluation.clip_score import load_clip_score
+from latent_robust.evaluation.directory import begin_directory
+from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.figures import save_grid
+from latent_robust.evaluation.metrics import measure
+from latent_robust.evaluation.report import write_report
+from latent_robust.files import write_json
+from latent_robust.training.log import append_row
+from latent_robust.training.run import write_config
+
+from .components import Components
+from .config import LatentConfig
+from .full import save_network
+from .lora_files import save_lora
+from .preparation import Preparation, Prompts, comparable
+from .sampling import draw_pictures
+from .scene_match import match_scenes
+from .validation import validation_losses
+from .verification import verify_lora
+
+logger = logging.getLogger(__name__)
+PREVIEW, COLUMNS = 16, 4  # pictures in the grids of data and of final samples
+
+
+class Judges:
+    """Feature networks and CLIP, loaded before training, so that missing weights do not cost a
+    run. Empty where nothing is drawn."""
+
+    def __init__(self, config: LatentConfig, device: torch.device):
+        self.extractors, self.clip = [], None
+        if config.samples == 0:
+            return
+        self.extractors = [
+            make_extractor(spec, device=device, weights=config.weights, offline=config.offline)
+            for spec in config.features
+        ]
+        if config.clip_score is not None:
+            self.clip = load_clip_score(config.clip_score, device=device)
+
+
+class LatentOutput:
+    """The run directory of one run. make_components: the model as it was before training."""
+
+    def __init__(
+        self,
+        config: LatentConfig,
+        out: Path,
+        components: Components,
+        prepared: Preparation,
+        judges: Judges,
+        accelerator: Accelerator,
+        make_components: Callable[[], Components],
+    ):
+        self.config, self.out = config, out
+        self.components, self.prepared, self.judges = components, prepared, judges
+        self.accelerator, self.make_components = accelerator, make_components
+
+    def begin(self) -> None:
+        """Settings, what was broken, what it trains on."""
+        prepared = self.prepared
+        grids = {"training": _first(prepared.seen, prepared.seen.sample)}
+        if prepared.truth is not None:
+            grids["clean"] = _first(prepared.truth, prepared.truth.clean)
+        pairs = prepared.pairs
+        begin_directory(self.out, pairs.manifest(), pairs.quarantine, grids, COLUMNS)
+        write_json(self.out / "samples" / "prompts.json", prepared.prompts.captions)
+        write_config(self.config, self.out)
+
+    def watch(self, network: nn.Module, step: int) -> None:
+        """At a checkpoint, with the averaged weights: the prompts, and the validation losses."""
+        if not self.accelerator.is_main_process:
+            return
+        if self.prepared.prompts.captions:
+            grid = self.draw(self.prepared.prompts)
+            save_grid(grid, self.out / "samples" / f"step-{step:08d}.png", len(grid))
+        losses = self._validate()
+        if losses:
+            append_row(self.out, {"step": step, **losses})
+            self.accelerator.log(losses, step=step)
+
+    def finish(self, network: nn.Module, seconds: float | None) -> None:
+        """With the averaged weights: save them, prove that the files hold them, draw, measure."""
+        config = self.config
+        facts = {
+            "objective": config.objective,
+            "steps": config.steps,
+            "seed": config.seed,
+            "parameterization": self.components.process.parameterization.value,
+        }
+        if seconds is not None:
+            facts["seconds"] = round(seconds, 1)
+            facts["cost"] = {"seconds_per_step": round(seconds / config.steps, 4)}
+        if config.lora:
+            files = save_lora(self.components, self.out)
+            facts["verified"] = verify_lora(self.components, files, self.make_components)
+        else:
+            save_network(self.components, self.out)
+        measured = self._measure() if config.samples else {}
+        write_json(self.out / "metrics.json", {**facts, **measured})
+        write_report([self.out], self.out / "report.html")
+
+    def draw(self, prompts: Prompts) -> Tensor:
+        """=>  (N, 3, resolution, resolution); always the same noise for the same seed."""
+        config, components = self.config, self.components
+        fixed = prompts.fixed
+        return draw_pictures(
+            components,
+            prompts.conditions(components),
+            empty=self.prepared.dataset.empty_text if fixed else components.empty_text(),
+            size=(config.resolution, config.resolution),
+            steps=config.sampling_steps,
+            guidance=config.guidance,
+            seed=config.seed,
+            batch_size=max(config.batch_size, 4),
+        )
+
+    def _validate(self) -> dict[str, float]:
+        components, prepared = self.components, self.prepared
+        network = components.network
+
+        def denoiser(batch: dict) -> Callable[..., Tensor]:
+            text = batch["text"]
+            if self.config.text_encoder:  # what is in the cache was said by the untrained ones
+                captions = [prepared.validation_captions[i] for i in batch["index"].tolist()]
+                text = components.encode_text(captions)
+            return components.family.denoiser(network, text, batch["size"])
+
+        return validation_losses(
+            denoiser,
+            components.process,
+            prepared.validation,
+            prepared.validated,
+            network=network,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+        )
+
+    def _measure(self) -> dict:
+        samples = self.draw(self.prepared.measured)
+        if not samples.isfinite().all():
+            logger.warning("%s draws non-finite pictures: nothing is measured", self.out)
+            return {}
+        save_grid(samples[:PREVIEW], self.out / "samples" / "final.png", COLUMNS)
+        prepared, captions = self.prepared, self.prepared.measured.captions
+        truth = prepared.truth
+        measured = measure(
+            samples,
+            comparable(prepared.seen, prepared.seen.sample),
+            None if truth is None else comparable(truth, truth.clean),
+            self.judges.extractors,
+            seed=self.config.seed,
+        )
+        if prepared.scenes is not None:
+            measured["match"] = match_scenes(samples, prepared.scenes)
+        if self.judges.clip is not None:
+            measured["clip"] = {
+                "model": self.judges.clip.name,
+                **self.judges.clip(samples, captions),
+            }
+        return measured
+
+
+def _first(pairs, pick: Callable[[int], Tensor]) -> Tensor:
+    return comparable(pairs, pick, PREVIEW)

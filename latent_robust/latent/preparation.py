@@ -1,0 +1,200 @@
+"""From a specification to encoded pairs: all that happens before the first step, and all of what
+the text encoders are asked, so that they can be unloaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent_robust.data import (
+    ContaminatedPairs,
+    PairSet,
+    make_buckets,
+    open_pairs,
+    parse_contamination,
+)
+from latent_robust.data.pictures import SMALL
+from latent_robust.data.scene_sources import scene_named
+from latent_robust.data.scenes import Scene
+from latent_robust.evaluation.metrics import REFERENCE
+
+from .band import latent_band
+from .cache import LatentCache, Uncached, build_cache
+from .components import Components
+from .config import LatentConfig
+from .families import Conditions
+from .validation import split_held_out
+
+BAND_PICTURES = 64  # the blind noise level is their median
+PROMPTS = 4  # drawn at every checkpoint
+
+
+@dataclass
+class Prompts:
+    """Captions to draw. fixed: encoded once, for all models of a run; text encoders that are
+    trained are asked again each time."""
+
+    captions: list[str]
+    fixed: bool
+    _encoded: Conditions | None = field(default=None, repr=False)
+
+    def conditions(self, components: Components) -> Conditions:
+        if self._encoded is None or not self.fixed:
+            self._encoded = components.encode_text(self.captions)
+        return self._encoded
+
+
+@dataclass
+class Preparation:
+    """pairs: as they are trained on; training: indices of those that are; validation, validated:
+    encoded pairs for the validation loss, and which of them; truth: clean pairs to measure against
+    (None where nothing clean is known), as squares, and so is `seen`, what is trained on; prompts:
+    drawn at checkpoints; measured: drawn at the end; scenes: what these ask for, where it is known
+    (the demo's)."""
+
+    pairs: ContaminatedPairs
+    dataset: LatentCache | Uncached
+    training: list[int]
+    validation: LatentCache | Uncached
+    validated: list[int]
+    captions: list[str]
+    validation_captions: list[str]
+    truth: ContaminatedPairs | None
+    seen: ContaminatedPairs
+    prompts: Prompts
+    measured: Prompts
+    scenes: list[Scene] | None
+    band: float | None
+
+
+def prepare(
+    config: LatentConfig, components: Components, out: Path, accelerator: Accelerator
+) -> Preparation:
+    """Says aloud what it found. InputError for what cannot be used."""
+    say = print if accelerator.is_main_process else _silent
+    source = _open(config, config.data)
+    say(f"{config.data}: {source.summary()}")
+    for what, names in (
+        ("without a caption", source.without_caption),
+        ("captions without a picture", source.without_picture),
+    ):
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            print(f"{what}: {shown}", file=sys.stderr)
+    contaminate = _Contaminator(config, components)
+    pairs = contaminate(source, config.contamination_specs, buckets=config.buckets)
+    truth = None if config.reference is None else _open(config, config.reference)
+    if truth is None and pairs.corruptions:
+        truth = source
+    band = None
+    if config.band == "auto":
+        spaced = _spaced(len(pairs), BAND_PICTURES)
+        band = latent_band((pairs.sample(i) for i in spaced), components)
+        say(f"noise level of the latents, estimated blindly: {band:.3f} (the band)")
+    cut = components.cut_captions(source.captions)
+    if cut:
+        say(f"{len(cut):,} captions are longer than the text encoder reads; their ends are cut")
+
+    training, held = split_held_out(len(pairs), config.held_out, config.seed)
+    dataset = _encode(config, components, pairs, out, accelerator, say)
+    validation, validated = dataset, held
+    if config.reference is not None:
+        clean = contaminate(truth, [], buckets=config.buckets)
+        validation = _encode(config, components, clean, out, accelerator, say)
+        validated = _spaced(len(clean), max(1, len(held)))
+    captions = (truth or source).captions
+    drawn = _spaced(len(captions), config.samples)
+    prompts = config.prompts
+    if prompts is None:
+        known = [captions[i] for i in held] if held and config.reference is None else captions
+        prompts = [known[i] for i in _spaced(len(known), PROMPTS)]
+    return Preparation(
+        pairs=pairs,
+        dataset=dataset,
+        training=training,
+        validation=validation,
+        validated=validated,
+        captions=_captions(pairs),
+        validation_captions=_captions(pairs if config.reference is None else clean),
+        truth=None if truth is None else contaminate(truth, [], buckets=False),
+        seen=contaminate(source, config.contamination_specs, buckets=False),
+        prompts=Prompts(list(prompts), fixed=not config.text_encoder),
+        measured=Prompts([captions[i] for i in drawn], fixed=not config.text_encoder),
+        scenes=_scenes(truth or source, drawn),
+        band=band,
+    )
+
+
+def comparable(
+    pairs: ContaminatedPairs, pick: Callable[[int], Tensor], limit: int = REFERENCE
+) -> Tensor:
+    """=>  (N, 3, side, side): at most `limit` evenly spaced ones, fewer if memory wants it.
+
+    pick: `pairs.sample` or `pairs.clean`, of squares."""
+    height, width = pairs.buckets[0]
+    fitting = max(64, SMALL // (12 * height * width))
+    return torch.stack([pick(i) for i in _spaced(len(pairs), min(limit, fitting))])
+
+
+class _Contaminator:
+    """Pairs of one run at its resolution: same seed, same encoder to be attacked."""
+
+    def __init__(self, config: LatentConfig, components: Components):
+        self.config, self.components = config, components
+
+    def __call__(self, pairs: PairSet, specs: list[str], *, buckets: bool) -> ContaminatedPairs:
+        config, components = self.config, self.components
+        sides = {} if buckets else {"max_ratio": 1.0}
+        return ContaminatedPairs(
+            pairs,
+            parse_contamination(specs),
+            config.seed,
+            make_buckets(config.resolution, components.family.multiple, **sides),
+            encode=lambda pictures: components.encode_pictures(pictures)[0],
+            offline=config.offline,
+        )
+
+
+def _open(config: LatentConfig, spec: str) -> PairSet:
+    return open_pairs(
+        spec,
+        caption_column=config.caption_column,
+        limit=config.limit,
+        max_bad_fraction=config.max_bad_fraction,
+        offline=config.offline,
+        folder_repeats=config.folder_repeats,
+    )
+
+
+def _captions(pairs: ContaminatedPairs) -> list[str]:
+    return [pairs.caption(index) for index in range(len(pairs))]
+
+
+def _scenes(pairs: PairSet, indices: list[int]) -> list[Scene] | None:
+    return [scene_named(pairs.name(i)) for i in indices] if pairs.spec == "scenes" else None
+
+
+def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | Uncached:
+    if not config.cache:
+        return Uncached(pairs, components)
+    folder = config.cache_dir or out / "cache"
+    cache = build_cache(
+        pairs, components, folder, batch_size=config.batch_size, accelerator=accelerator
+    )
+    say(cache.summary)
+    return cache
+
+
+def _spaced(count: int, limit: int) -> list[int]:
+    """At most `limit` evenly spaced indices."""
+    return torch.linspace(0, count - 1, min(count, limit)).round().long().tolist()
+
+
+def _silent(*_) -> None:
+    pass

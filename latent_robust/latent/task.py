@@ -1,0 +1,120 @@
+"""What a batch is, and what the network answers, in latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from latent_robust.core import Parameterization
+
+from .components import Components
+from .config import LatentConfig
+
+
+class EncodedPairs(Protocol):
+    """LatentCache and Uncached."""
+
+    empty_text: dict[str, Tensor]
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]: ...
+
+    def groups(self) -> list[list[int]]: ...
+
+
+class LatentTask:
+    """The `Task` of latent_robust/training/loop.py for scaled latents (B, c, h, w).
+
+    dataset: the encoded pairs; training: indices of those that are trained on; captions: by index,
+    needed only when the text encoders are trained, which must then read them in every step.
+    """
+
+    def __init__(
+        self,
+        config: LatentConfig,
+        components: Components,
+        dataset: EncodedPairs,
+        training: Sequence[int],
+        captions: Sequence[str] | None = None,
+        on_checkpoint: Callable[[nn.Module, int], None] | None = None,
+    ):
+        self.config, self.components, self.dataset = config, components, dataset
+        self.captions = captions if config.text_encoder else None
+        self.network = WithTextEncoders(components) if config.text_encoder else components.network
+        self.process = components.process
+        kept = set(training)
+        groups = ([i for i in group if i in kept] for group in dataset.groups())
+        self.groups = [group for group in groups if group]
+        self._on_checkpoint = on_checkpoint
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:
+        """A draw from the VAE's posterior, and what was said about it: emptied for a share of the
+        batch (classifier-free guidance, Ho & Salimans 2022), or slightly moved."""
+        device = generator.device
+        mean, std = (batch[key].to(device, non_blocking=True) for key in ("mean", "std"))
+        noise = torch.randn(mean.shape, generator=generator, device=device)
+        dropped = torch.rand(len(mean), generator=generator, device=device)
+        dropped = dropped < self.config.caption_dropout
+        if self.captions is not None:
+            rows = zip(batch["index"].tolist(), dropped.tolist(), strict=True)
+            text = ["" if empty else self.captions[index] for index, empty in rows]
+        else:
+            text = {
+                key: self._condition(value.to(device), key, dropped, generator)
+                for key, value in batch["text"].items()
+            }
+        return mean + std * noise, (text, batch["size"])
+
+    def _condition(self, value: Tensor, key: str, dropped: Tensor, generator) -> Tensor:
+        """value: (B, ..., width), one of the text conditions."""
+        if self.config.caption_noise:
+            # Conditional embedding perturbation, Gaussian form (Chen et al. 2024, "Slight
+            # corruption in pre-training data makes better diffusion models"): its expected length
+            # is caption_noise whatever the width.
+            scale = self.config.caption_noise / value.shape[-1] ** 0.5
+            noise = torch.randn(value.shape, generator=generator, device=value.device)
+            value = value + (scale * noise).to(value.dtype)
+        empty = self.dataset.empty_text[key].to(value)
+        return torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), empty, value)
+
+    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Uniform; or logit-normal over the family's own (shifted) grid, as SD 3 and FLUX were
+        trained (Esser et al. 2024)."""
+        sampling, times = self.config.time_sampling, self.process.times
+        flow = self.process.parameterization is Parameterization.FLOW
+        if sampling == "uniform" or (sampling == "auto" and not flow):
+            return self.process.draw_times(batch, generator)
+        u = torch.randn(batch, generator=generator, device=generator.device).sigmoid()
+        rank = (u * len(times)).long().clamp_max(len(times) - 1)
+        return times.to(generator.device)[rank]
+
+    def denoiser(self, network: nn.Module, conditions: Any) -> Callable[..., Tensor]:
+        text, sizes = conditions
+        if self.captions is None:
+            return self.components.family.denoiser(network, text, sizes)
+        return lambda noisy, t, rows: network(noisy, t, text[rows], sizes[rows])
+
+    def auxiliary_loss(self, denoise: Callable, sample: Tensor, t: Tensor) -> None:
+        return None
+
+    def on_checkpoint(self, network: nn.Module, step: int) -> None:
+        if self._on_checkpoint is not None:
+            self._on_checkpoint(network, step)
+
+
+class WithTextEncoders(nn.Module):
+    """Denoiser and text encoders in one, so that several processes synchronise both."""
+
+    def __init__(self, components: Components):
+        super().__init__()
+        self.denoiser = components.network
+        self.text_encoders = nn.ModuleDict(components.text_encoders)
+        self._family, self._pipeline = components.family, components.pipeline
+
+    def forward(self, noisy: Tensor, t: Tensor, captions: list[str], sizes: Tensor) -> Tensor:
+        text = self._family.encode_text(self._pipeline, captions)
+        return self._family.denoiser(self.denoiser, text, sizes)(noisy, t)
