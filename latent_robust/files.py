@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +66,25 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+
+@contextmanager
+def whole_folder(
+    path: Path, kept: str = "nothing that was there before has changed"
+) -> Iterator[Path]:
+    """A folder to fill that becomes `path` when all is written. An older one is there until then,
+    or, if the machine stops between two renames, absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path, kept):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:

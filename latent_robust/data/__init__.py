@@ -22,7 +22,6 @@ _MODULES = {
     "open_pictures": "sources",
     "parse_contamination": "contamination",
     "read_levels": "levels",
-    "write_quarantine": "sources",
 }
 
 __all__ = sorted(_MODULES)

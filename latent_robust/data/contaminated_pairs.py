@@ -86,19 +86,19 @@ class ContaminatedPairs(Contaminated):
         return self._outcome[1][index]
 
     def checksum(self, index: int) -> str:
-        """SHA-256 (hex) of all that `sample` and `caption` depend on for this index.
+        """SHA-256 (hex) of all that `sample` depends on for this index; not the caption.
 
         Not of the model that encoder-poison attacks.
         """
         parts = [self.pairs.checksum(index)]
         for corruption, record, generator in self._hits(index, self.bucket(index)):
             if isinstance(corruption, CaptionCorruption):
-                continue  # the caption itself is part of the sum
+                continue
             if corruption.replaces:
                 parts.clear()
             noise = generator.initial_seed() if corruption.noisy else None
             parts.append([corruption.kind, corruption.depends_on(record), noise])
-        return digest([parts, self.bucket(index), self.caption(index)])
+        return digest([parts, self.bucket(index)])
 
     def fingerprint(self) -> str:
         """SHA-256 over the pairs, the buckets, the corruptions and the seed."""

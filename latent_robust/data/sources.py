@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from latent_robust.errors import InputError, did_you_mean
-from latent_robust.files import write_jsonl
 
 from .folder import FolderSource
 from .pictures import PictureSet, Source
@@ -45,11 +43,6 @@ def open_pictures(
     pictures = PictureSet(source, spec, size=size, channels=channels, offline=offline)
     refuse_too_many_bad("pictures", spec, len(pictures), pictures.quarantine, max_bad_fraction)
     return pictures
-
-
-def write_quarantine(rows: Iterable[dict], path: str | Path) -> None:
-    """rows: {"name", "reason"}; path: usually `quarantine.jsonl` of the run."""
-    write_jsonl(rows, path)
 
 
 def _open(spec: str, limit: int | None, offline: bool) -> Source:

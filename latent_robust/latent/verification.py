@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from .components import Components
 from .lora import ADAPTER, adapted_parts
 from .lora_files import load_lora, lora_layers
+from .modes import evaluation_mode
 
 
 @torch.no_grad()
@@ -95,22 +95,9 @@ class _Probe:
         """Of the network and of the text encoders, float32, on the CPU."""
         network, family = components.network, components.family
         encoders = [components.text_encoders[name] for name in self.encoders]
-        with _evaluating(network, *encoders):
+        with evaluation_mode(network, *encoders):
             denoise = family.denoiser(network, self.text, self.sizes)
             answers = {family.network_name: denoise(self.noisy.to(network.device), self.t)}
             if self.encoders:
                 answers |= components.encode_text(list(self.CAPTIONS))
         return {name: answer.float().cpu() for name, answer in answers.items()}
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """No dropout, for a while."""
-    training = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for module, before in zip(modules, training, strict=True):
-            module.train(before)

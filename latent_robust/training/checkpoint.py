@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latent_robust.errors import InputError
-from latent_robust.files import sync_directory, writing
+from latent_robust.files import sync_directory, whole_folder
 
 logger = logging.getLogger(__name__)
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "trainer.json")
@@ -49,17 +49,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int) -> Path:
     """Write `folder/step-N`, then prune the oldest beyond `keep`. Atomic: a kill at any instant
     leaves every earlier checkpoint valid. InputError when the disk is full or read-only."""
     final = folder / f"step-{checkpoint.trainer['step']:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    with writing(final, kept="the earlier checkpoints are intact"):
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
-            temporary.mkdir(parents=True)
-            _write(checkpoint, temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
-            sync_directory(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(final, kept="the earlier checkpoints are intact") as temporary:
+        _write(checkpoint, temporary)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final

@@ -1,4 +1,3 @@
-import json
 import os
 import pickle
 import socket
@@ -8,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from latent_robust.data import open_pictures, write_quarantine
+from latent_robust.data import open_pictures
 from latent_robust.errors import InputError
 
 
@@ -290,13 +289,3 @@ def test_wrong_specification(tmp_path, monkeypatch, spec, message):
 def test_wrong_option(option):
     with pytest.raises(InputError, match="got"):
         open_pictures("digits", **({"size": 8, "channels": 1} | option))
-
-
-def test_quarantine_file(tmp_path):
-    rows = [{"name": "a.png", "reason": "0 bytes"}, {"name": "\udcff.png", "reason": "x"}]
-    write_quarantine(rows, tmp_path / "quarantine.jsonl")
-    lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == rows
-    assert [path.name for path in tmp_path.iterdir()] == ["quarantine.jsonl"]
-    with pytest.raises(InputError, match="cannot write"):
-        write_quarantine(rows, tmp_path / "quarantine.jsonl" / "quarantine.jsonl")
