@@ -63,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, required=True, help="a PNG file for the grid")
     sample.add_argument("--count", type=int, default=64)
     sample.add_argument("--steps", type=int, help="sampling steps (default: the run's)")
-    sample.add_argument("--sampler", choices=("ddim", "ddpm"), help="default: the run's")
+    sample.add_argument(
+        "--sampler", choices=("ddim", "ddpm"), help="pixel runs (default: the run's)"
+    )
+    sample.add_argument("--prompt", action="append", help="latent runs; may be repeated")
+    sample.add_argument("--guidance", type=float, help="latent runs (default: the run's)")
+    sample.add_argument("--offline", action="store_true")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
 
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--reference",
         help=f"clean pictures: {DATA_HELP} (default: the run's, before it contaminated them)",
     )
-    evaluate.add_argument("--features", default="pixels,digits", help="comma-separated")
+    evaluate.add_argument("--features", help="comma-separated (default: the run's, or pixels)")
     evaluate.add_argument("--weights", type=Path, help="weights file of the inception features")
     evaluate.add_argument(
         "--samples", type=int, default=2000, help="drawn from a run; evenly spaced ones of a set"
@@ -180,17 +185,24 @@ def _evaluate(options: argparse.Namespace) -> int:
     run = Path(options.pictures)
     config = _run_config(run) if (run / "config.yaml").exists() else {}
     reference = options.reference or config.get("reference") or config.get("data")
-    size = options.size or config.get("size")
+    size = options.size or config.get("size") or config.get("resolution")
     if reference is None or size is None:
         raise InputError(f"{run} is not a run directory: give --reference and --size as well")
     channels = options.channels or config.get("channels", 3)
+    features = options.features.split(",") if options.features else config.get("features")
     extractors = [
         make_extractor(
             spec, device=options.device, weights=options.weights, offline=options.offline
         )
-        for spec in options.features.split(",")
+        for spec in features or ["pixels"]
     ]
-    clean = _pictures(reference, size, channels, max(REFERENCE, options.samples), options.offline)
+    count = max(REFERENCE, options.samples)
+    if "model" in config and options.reference is None:
+        from .latent.finished import clean_pictures
+
+        clean = clean_pictures(config, count, offline=options.offline)
+    else:
+        clean = _pictures(reference, size, channels, count, options.offline)
     if config:
         samples = _draw(run, options.samples, options.seed, options)
     else:
@@ -225,15 +237,30 @@ def _pictures(spec: str, size: int, channels: int, count: int, offline: bool) ->
 
 
 def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tensor:
+    config = _run_config(run)
+    steps = getattr(options, "steps", None)
+    if "model" in config:
+        from .latent.finished import draw_from_run
+
+        return draw_from_run(
+            run,
+            config,
+            count,
+            prompts=getattr(options, "prompt", None),
+            steps=steps,
+            guidance=getattr(options, "guidance", None),
+            seed=seed,
+            device=options.device,
+            offline=options.offline,
+        )
     from .evaluation.sampling import draw_samples, load_run
 
-    config = _run_config(run)
     network, scheduler = load_run(run, getattr(options, "sampler", None) or config["sampler"])
     return draw_samples(
         network.to(options.device),
         scheduler,
         count,
-        steps=getattr(options, "steps", None) or config["sampling_steps"],
+        steps=steps or config["sampling_steps"],
         seed=seed,
         device=options.device,
     )

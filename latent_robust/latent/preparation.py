@@ -94,8 +94,8 @@ def prepare(
         truth = source
     band = None
     if config.band == "auto":
-        spaced = _spaced(len(pairs), BAND_PICTURES)
-        band = latent_band((pairs.sample(i) for i in spaced), components)
+        looked_at = spaced(len(pairs), BAND_PICTURES)
+        band = latent_band((pairs.sample(i) for i in looked_at), components)
         say(f"noise level of the latents, estimated blindly: {band:.3f} (the band)")
     cut = components.cut_captions(source.captions)
     if cut:
@@ -107,13 +107,13 @@ def prepare(
     if config.reference is not None:
         clean = contaminate(truth, [], buckets=config.buckets)
         validation = _encode(config, components, clean, out, accelerator, say)
-        validated = _spaced(len(clean), max(1, len(held)))
+        validated = spaced(len(clean), max(1, len(held)))
     captions = (truth or source).captions
-    drawn = _spaced(len(captions), config.samples)
+    drawn = spaced(len(captions), config.samples)
     prompts = config.prompts
     if prompts is None:
         known = [captions[i] for i in held] if held and config.reference is None else captions
-        prompts = [known[i] for i in _spaced(len(known), PROMPTS)]
+        prompts = [known[i] for i in spaced(len(known), PROMPTS)]
     return Preparation(
         pairs=pairs,
         dataset=dataset,
@@ -139,7 +139,7 @@ def comparable(
     pick: `pairs.sample` or `pairs.clean`, of squares."""
     height, width = pairs.buckets[0]
     fitting = max(64, SMALL // (12 * height * width))
-    return torch.stack([pick(i) for i in _spaced(len(pairs), min(limit, fitting))])
+    return torch.stack([pick(i) for i in spaced(len(pairs), min(limit, fitting))])
 
 
 class _Contaminator:
@@ -191,7 +191,7 @@ def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | U
     return cache
 
 
-def _spaced(count: int, limit: int) -> list[int]:
+def spaced(count: int, limit: int) -> list[int]:
     """At most `limit` evenly spaced indices."""
     return torch.linspace(0, count - 1, min(count, limit)).round().long().tolist()
 
