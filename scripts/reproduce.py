@@ -5,8 +5,9 @@
     python scripts/reproduce.py digits --render    # only rewrite RESULTS.md from results/
 
 A table is configs/tables/NAME.yaml: settings that all rows share, and rows of a name, seeds and
-settings of their own. Each (row, seed) is one `train-pixel` run of one thread; --jobs of them run
-at a time. A run that was stopped is resumed, a finished one is kept: results/NAME.json.
+settings of their own. Each (row, seed) is one run of one thread, of `train-pixel` or of the command
+that the table names; --jobs of them run at a time. A run that was stopped is resumed, a finished
+one is kept: results/NAME.json.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "RESULTS.md"
+MODULES = {"train-pixel": "pixel.train", "finetune-latent": "latent_robust.latent.train"}
 
 
 def main() -> int:
@@ -81,7 +83,8 @@ def run(name: str, table: dict, row: dict, seed: int) -> tuple[dict, int, dict |
     out.mkdir(parents=True, exist_ok=True)
     config = out / "settings.yaml"
     config.write_text(yaml.safe_dump(settings_of(table, row)))
-    command = [sys.executable, "-m", "pixel.train", "--config", str(config), "--out", str(out)]
+    module = MODULES[table.get("command", "train-pixel")]
+    command = [sys.executable, "-m", module, "--config", str(config), "--out", str(out)]
     command += ["--seed", str(seed), "--resume"]
     print(f"{name}: {row['name']}, seed {seed}", flush=True)
     with open(out / "output.txt", "w") as output:
@@ -128,16 +131,19 @@ def render(name: str, table: dict) -> None:
 
 def markdown(name: str, table: dict) -> str:
     entries = finished(name)
-    measured = [e["metrics"] for e in entries.values() if "metrics" in e]
+    measured = [e for e in entries.values() if "metrics" in e]
     if not measured:
         return ""
-    spaces = [k for k, v in measured[0].items() if isinstance(v, dict) and "frechet" in v]
-    columns = [(f"FD ({s})", lambda m, s=s: m[s]["frechet"]) for s in spaces]
-    columns += [(f"1000 x KD ({s})", lambda m, s=s: 1000 * m[s]["kid"]) for s in spaces]
+    first = measured[0]["metrics"]
+    spaces = [k for k, v in first.items() if isinstance(v, dict) and "frechet" in v]
+    columns = [(f"FD ({s})", lambda e, s=s: e["metrics"][s]["frechet"]) for s in spaces]
+    columns += [(f"1000 x KD ({s})", lambda e, s=s: 1000 * e["metrics"][s]["kid"]) for s in spaces]
     columns += [
-        ("residual noise", lambda m: m["residual_noise"]),
-        ("nearest clean", lambda m: m["nearest_distance"]),
+        ("residual noise", lambda e: e["metrics"]["residual_noise"]),
+        ("nearest clean", lambda e: e["metrics"]["nearest_distance"]),
     ]
+    if "match" in measured[0]:
+        columns.append(("caption match", lambda e: e["match"]["both"] if "match" in e else None))
     titles = [title for title, _ in columns]
     lines = [f"| training | seeds | {' | '.join(titles)} |", "|---|---|" + "---|" * len(columns)]
     for row in table["rows"]:
@@ -147,14 +153,14 @@ def markdown(name: str, table: dict) -> str:
         if any("metrics" not in e for e in runs):
             lines.append(f"| {row['name']} | {len(runs)} | diverged |" + " |" * (len(columns) - 1))
             continue
-        cells = [spread([value(e["metrics"]) for e in runs]) for _, value in columns]
+        cells = [spread([value(e) for e in runs]) for _, value in columns]
         lines.append(f"| {row['name']} | {len(runs)} | {' | '.join(cells)} |")
     # Each seed has a contaminated training set of its own; rows of a seed share it.
-    dirty = {e["seed"]: e["floors"]["training set"] for e in entries.values() if has_dirt(e)}
-    cells = [spread([value(m) for m in dirty.values()]) for _, value in columns]
+    floors = {e["seed"]: {"metrics": e["floors"]["training set"]} for e in measured if has_dirt(e)}
+    cells = [spread([value(floor) for floor in floors.values()]) for _, value in columns]
     label = "*the contaminated training set itself*"
-    lines.append(f"| {label} | {len(dirty)} | {' | '.join(cells)} |")
-    clean = measured[0]["residual_noise_reference"]
+    lines.append(f"| {label} | {len(floors)} | {' | '.join(cells)} |")
+    clean = first["residual_noise_reference"]
     return "\n".join(lines) + f"\n\nResidual noise of the clean pictures: {clean:.3g}."
 
 
@@ -180,8 +186,10 @@ def draw_figure(name: str, table: dict) -> None:
     figure.savefig(ROOT / f"results/{name}.png", dpi=100)
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float | None]) -> str:
     """Mean and, for several seeds, sample standard deviation, to three significant figures."""
+    if None in values:
+        return "-"
     mean = statistics.mean(values)
     if len(values) == 1:
         return f"{mean:.3g}"

@@ -1,0 +1,20 @@
+"""Every configuration resolves, and says that it was not run."""
+
+from pathlib import Path
+
+import pytest
+
+from latent_robust.latent.train import main
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs/latent").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_dry_run(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", str(path), "--model", "absent", "--data", "absent", "--dry-run"]) == 0
+    assert "would train" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    text = path.read_text()
+    assert "Not run at full scale here" in text
+    assert f"configs/latent/{path.name}" in text
