@@ -4,8 +4,10 @@
         --out latent_robust/evaluation/assets/digits.safetensors
     python scripts/train_feature_network.py --data fashion-mnist:DIR --size 16 --limit 20000 \\
         --epochs 20 --out latent_robust/evaluation/assets/fashion-mnist.safetensors
+    python scripts/train_feature_network.py --data scenes --size 32 --channels 3 \\
+        --out latent_robust/evaluation/assets/scenes.safetensors
 
-These two commands made the networks that ship with the project. The only augmentation is a shift
+These commands made the networks that ship with the project. The only augmentation is a shift
 by at most one pixel: a network that had seen noise would learn to ignore it.
 """
 

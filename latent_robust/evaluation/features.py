@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .feature_network import ASSETS, load_network
 
-_LABELS = {"digits": "digit network", "fashion-mnist": "Fashion-MNIST network"}
+_LABELS = {
+    "digits": "digit network",
+    "fashion-mnist": "Fashion-MNIST network",
+    "scenes": "scene network",
+}
 _SPECS = (
-    "pixels, digits, fashion-mnist, inception, dinov2:DIR, open_clip:NAME:FILE.safetensors, "
-    "open_clip:local-dir:DIR, or the FILE.safetensors of scripts/train_feature_network.py"
+    "pixels, digits, fashion-mnist, scenes, inception, dinov2:DIR, "
+    "open_clip:NAME:FILE.safetensors, open_clip:local-dir:DIR, or the FILE.safetensors of "
+    "scripts/train_feature_network.py"
 )
 # Those that open_clip takes before any pickle in the same folder.
 _OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
@@ -79,8 +84,9 @@ def make_extractor(
     weights: Path | None = None,
     offline: bool = False,
 ) -> Extractor:
-    """spec: `pixels` (raw values, where noise is visible), `digits`, `fashion-mnist`, `inception`,
-    `dinov2:DIR`, `open_clip:NAME:FILE.safetensors`, `open_clip:local-dir:DIR`, FILE.safetensors.
+    """spec: `pixels` (raw values, where noise is visible), `digits`, `fashion-mnist`, `scenes`,
+    `inception`, `dinov2:DIR`, `open_clip:NAME:FILE.safetensors`, `open_clip:local-dir:DIR`,
+    FILE.safetensors.
 
     weights: Inception's, a .pth or .safetensors file; without it they are downloaded, unless
     `offline`. InputError for an unknown spec or for weights that are not there.

@@ -1,6 +1,13 @@
 import pytest
 import torch
 
+from latent_robust.data.scenes import (
+    BASE_SHAPES,
+    COLORS,
+    CONCEPT_SHAPES,
+    draw_scene,
+    sample_scenes,
+)
 from latent_robust.errors import InputError
 from latent_robust.evaluation.feature_network import (
     ASSETS,
@@ -36,6 +43,17 @@ def test_shipped_digit_network_reaches_its_recorded_accuracy(digits):
     assert description["accuracy"] > 0.98
 
 
+def test_shipped_scene_network_knows_shapes_and_colours():
+    network, description = load_network(ASSETS / "scenes.safetensors")
+    shapes, colors = BASE_SHAPES + CONCEPT_SHAPES, list(COLORS)
+    scenes = sample_scenes(300, seed=3, shapes=shapes)
+    pictures = torch.stack([draw_scene(scene) for scene in scenes]) / 127.5 - 1
+    for scene, label in zip(scenes, network(pictures).argmax(1).tolist(), strict=True):
+        shape, color = divmod(label, len(colors))
+        assert (shapes[shape], colors[color]) == (scene.shape, scene.color)
+    assert description["accuracy"] > 0.99
+
+
 def test_digit_features_see_noise(digits):
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     pictures = digits[0][order]
@@ -63,7 +81,7 @@ def test_features_do_not_depend_on_the_batch(digits):
     torch.testing.assert_close(together[150:], extractor(digits[0][150:200]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["digits", "fashion-mnist"])
+@pytest.mark.parametrize("spec", ["digits", "fashion-mnist", "scenes"])
 def test_gray_colour_and_size_are_fitted_to_the_network(spec):
     gray = torch.rand(4, 1, 28, 28) * 2 - 1
     extractor = make_extractor(spec)
