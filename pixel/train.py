@@ -30,6 +30,7 @@ from latent_robust.training.run import (
     is_finished,
     say_how_to_go_on,
     start_accelerator,
+    with_beside,
     write_config,
 )
 
@@ -55,7 +56,7 @@ def _main(argv: list[str]) -> int:
     kind = config.data.partition(":")[0].strip("./").replace("/", "-")
     out = choose_directory(config, f"{kind}-{config.objective}")
     if config.resume is not None and (out / "config.yaml").exists():
-        config = configure_continuation(PixelConfig, argv, out, prog="train-pixel")
+        config = configure_continuation(config, argv, out, prog="train-pixel")
 
     accelerator = start_accelerator(config)
     pictures = open_pictures(
@@ -72,18 +73,13 @@ def _main(argv: list[str]) -> int:
         # Flat pictures have an estimate of 0, which is no band.
         band = max(estimate_band(dataset.sample_tensor(limit=ENOUGH)), 1e-3)
         config = config.model_copy(update={"band": band})
-    runs = [(config, out)]
-    if config.beside not in (None, config.objective):
-        # First, so that the report of the main run can be written when that ends.
-        plain = {"objective": config.beside, "beside": None}
-        other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
-        runs.insert(0, (PixelConfig.model_validate(other), out / config.beside))
+    runs = with_beside(config, out)
     outputs = [Output(*run, dataset, accelerator) for run in runs]
     if accelerator.is_main_process:
         write_config(config, out)  # now, so that a run stopped in its first part can be resumed
     for output in outputs:
         if not train(output, accelerator):
-            say_how_to_go_on("train-pixel", argv, out)
+            say_how_to_go_on("train-pixel", out)
             return INTERRUPTED
     if accelerator.is_main_process:
         folders = [folder for _, folder in runs]

@@ -23,10 +23,8 @@ def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> 
     range, or an unreadable file.
     """
     argv = _complete_resume(argv)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    path = finder.parse_known_args(argv)[0].config
-    values = read_yaml(path, config_class) if path else {}
+    path = peek(argv, "config").config
+    values = read_yaml(Path(path), config_class) if path else {}
 
     class Options(config_class, BaseSettings):
         __doc__ = config_class.__doc__
@@ -45,13 +43,29 @@ def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> 
 
     try:
         options = Options(_cli_parse_args=argv, **values)
-        return config_class.model_validate(
-            {name: getattr(options, name) for name in config_class.model_fields}
-        )
     except SettingsError as error:
         raise InputError(_explain_unknown(str(error), argv, config_class)) from None
     except ValidationError as error:
         raise InputError(explain(error)) from None
+    return validate(
+        config_class, {name: getattr(options, name) for name in config_class.model_fields}
+    )
+
+
+def validate(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """Raises InputError for a wrong type or range, or settings that do not go together."""
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def peek(argv: list[str], *names: str) -> argparse.Namespace:
+    """The values of a few options, None where they are not given, before all are validated."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        finder.add_argument(f"--{name}")
+    return finder.parse_known_args(_complete_resume(argv))[0]
 
 
 def read_yaml(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:

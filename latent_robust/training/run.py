@@ -25,7 +25,7 @@ from latent_robust.files import write_atomically
 from .checkpoint import load_checkpoint, load_latest, set_aside_later
 from .config import TrainConfig
 from .loop import Trainer
-from .options import Config, parse_options
+from .options import Config, parse_options, peek, validate
 from .state import compare, restore
 
 # Settings that may differ between a run and its continuation; everything else must agree.
@@ -81,9 +81,9 @@ def is_finished(out: Path, steps: int) -> bool:
         return False
 
 
-def say_how_to_go_on(prog: str, argv: list[str], out: Path) -> None:
-    again = [word for word in argv if word != "--resume"]
-    go_on = shlex.join([prog, *again, "--out", str(out), "--resume"])
+def say_how_to_go_on(prog: str, out: Path) -> None:
+    """All settings are in the run's config.yaml."""
+    go_on = shlex.join([prog, "--resume", str(out)])
     print(f"stopped; go on with: {go_on}", file=sys.stderr)
 
 
@@ -125,10 +125,9 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
             raise InputError(f"--out {config.out} is a file; give a directory")
         return config.out
     if config.resume not in (None, "auto"):
-        path = Path(config.resume)
-        run = path.parent.parent if (path / "manifest.json").exists() else path
-        if not (run / "config.yaml").exists():
-            raise InputError(f"--resume {path} is neither a run nor a checkpoint of one")
+        run = _run_of(Path(config.resume))
+        if run is None:
+            raise InputError(f"--resume {config.resume} is neither a run nor a checkpoint of one")
         return run
     existing = [root / name, *(root / f"{name}-{n}" for n in range(2, 10_000))]
     free = next(i for i, path in enumerate(existing) if not path.exists())
@@ -139,6 +138,12 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
     return existing[free]
 
 
+def _run_of(path: Path) -> Path | None:
+    """path: a run, or a checkpoint of it."""
+    run = path.parent.parent if (path / "manifest.json").exists() else path
+    return run if (run / "config.yaml").exists() else None
+
+
 def write_config(config: TrainConfig, out: Path) -> None:
     write_atomically(out / "config.yaml", dump(config))
 
@@ -147,20 +152,54 @@ def dump(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
 
 
-def configure_continuation(
-    config_class: type[Config], argv: list[str], out: Path, *, prog: str
-) -> Config:
+def saved_options(argv: list[str]) -> list[str]:
+    """Where `argv` names a run to resume and nothing else of it: that run's configuration and
+    directory, as options."""
+    given = peek(argv, "resume", "out", "config")
+    if given.resume in (None, "auto") or given.out or given.config:
+        return []
+    run = _run_of(Path(given.resume))
+    return [] if run is None else ["--config", str(run / "config.yaml"), "--out", str(run)]
+
+
+def configure_continuation(config: Config, argv: list[str], out: Path, *, prog: str) -> Config:
     """The run's own configuration under today's options. InputError if these change what a
-    continuation must share with what there is."""
+    continuation must share with what there is.
+
+    config: what `argv` says by itself. If that is the run, its command was repeated in full, and
+    must not be applied to its own result: `low_memory` would divide the batch once more."""
     file = ["--config", str(out / "config.yaml")]
     base = file if not any(word.startswith("--config") for word in argv) else []
-    config = parse_options(config_class, [*base, *argv], prog=prog)
     saved = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    for key, open_value in RESOLVED.items():
-        if getattr(config, key, saved.get(key)) == open_value:
-            config = config.model_copy(update={key: saved[key]})
-    compare(binding(saved), binding(config.model_dump(mode="json")))
-    return config
+    based = _fill_in(parse_options(type(config), [*base, *argv], prog=prog), saved)
+    repeated = _fill_in(config, saved)
+    if binding(repeated.model_dump(mode="json")) == binding(saved):
+        return repeated.model_copy(
+            update={key: getattr(based, key) for key in FREE & vars(based).keys()}
+        )
+    compare(binding(saved), binding(based.model_dump(mode="json")))
+    return based
+
+
+def _fill_in(config: Config, saved: dict[str, Any]) -> Config:
+    found = {
+        key: saved[key]
+        for key, open_value in RESOLVED.items()
+        if key in saved and getattr(config, key) == open_value
+    }
+    return config.model_copy(update=found)
+
+
+def with_beside(config: Config, out: Path) -> list[tuple[Config, Path]]:
+    """The runs that make up one, and their directories. InputError if `beside` does not go with the
+    other settings."""
+    runs = [(config, out)]
+    if config.beside not in (None, config.objective):
+        # First, so that the report of the main run can be written when that ends.
+        plain = {"objective": config.beside, "beside": None}
+        other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
+        runs.insert(0, (validate(type(config), other), out / config.beside))
+    return runs
 
 
 def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict[str, Any]:
@@ -184,7 +223,7 @@ def resume(trainer: Trainer, wanted: str | None, out: Path) -> None:
         restore(trainer, load_checkpoint(path))
     elif (found := load_latest(path / "checkpoints")) is not None:
         restore(trainer, found[0])
-    elif wanted != "auto":
+    elif path.resolve() != out.resolve():  # which may have stopped before its first checkpoint
         raise InputError(f"--resume {path} holds no valid checkpoint")
     if trainer.accelerator.is_main_process:
         set_aside_later(out / "checkpoints", trainer.step)
