@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from math import inf
 from pathlib import Path
 
 import torch
@@ -18,14 +17,15 @@ class RunLog:
     """Averages rows between two writes. Only the main process writes."""
 
     def __init__(self, out: Path, step: int, accelerator: Accelerator):
-        """Rows of `log.jsonl` beyond `step`, from a run that was killed, are dropped."""
+        """Rows of `log.jsonl` beyond `step`, from a run that was killed, are dropped; and of its
+        checkpoint what is found out after it is saved, which will be once more."""
         self.path, self.accelerator = out / "log.jsonl", accelerator
         self.rows: list[dict[str, Tensor | float]] = []
         self.samples, self.since = 0, time.perf_counter()
         out.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= step]
+            kept = [line for line in lines if _is_before(line, step)]
             write_atomically(self.path, "".join(line + "\n" for line in kept))
 
     def add(self, row: dict[str, Tensor | float], samples: int) -> None:
@@ -59,9 +59,10 @@ def append_row(out: Path, row: dict[str, float]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _step(line: str) -> float:
-    """Infinity for a line that a killed run left half written."""
+def _is_before(line: str, step: int) -> bool:
+    """Not true of a line that a killed run left half written."""
     try:
-        return json.loads(line)["step"]
+        row = json.loads(line)
+        return row["step"] < step or (row["step"] == step and "loss" in row)
     except (ValueError, KeyError, TypeError):
-        return inf
+        return False

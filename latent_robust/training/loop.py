@@ -104,6 +104,8 @@ class Trainer:
         )
         batches = self._batches()
         self.network.train()
+        if self.step > 0 and self._due():
+            self._watch()  # the run may have been killed after it saved, before it drew
         with StopRequest() as stop, progress:
             while self.step < config.steps:
                 row = self._train_step(batches)
@@ -113,13 +115,20 @@ class Trainer:
                 done, stopping = self.step == config.steps, stop.agreed(self.accelerator)
                 if self.step % config.log_every == 0 or done:
                     progress.set_postfix(log.write(self.step))
-                if self.step % config.checkpoint_every == 0 or done or stopping:
+                if self._due() or stopping:
                     self.save()
                 if stopping and not done:
                     return False
-                if self.step % config.checkpoint_every == 0 or done:
-                    self.with_average(lambda network: self.task.on_checkpoint(network, self.step))
+                if self._due():
+                    self._watch()
         return True
+
+    def _due(self) -> bool:
+        """Whether this step ends with a checkpoint."""
+        return self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+
+    def _watch(self) -> None:
+        self.with_average(lambda network: self.task.on_checkpoint(network, self.step))
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         config, accelerator = self.config, self.accelerator
