@@ -6,13 +6,19 @@ import logging
 import sys
 from collections.abc import Callable
 
+import torch
+
 from latent_robust.errors import Diverged, InputError
 
 INTERRUPTED = 1
 
 
-def run_command(work: Callable[[], int]) -> int:
-    """=>  exit code: 0 done, 2 wrong usage or input, 1 anything else."""
+def run_command(
+    work: Callable[[], int], *, saves_memory: str = "smaller batches or pictures"
+) -> int:
+    """=>  exit code: 0 done, 2 wrong usage or input, 1 anything else.
+
+    saves_memory: what to try when the memory of the device or of the computer is exhausted."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return work()
@@ -22,6 +28,19 @@ def run_command(work: Callable[[], int]) -> int:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        first_line = next(iter(str(error).splitlines()), "no more can be had")
+        print(f"error: out of memory ({first_line}). Try {saves_memory}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On the CPU torch raises a plain RuntimeError."""
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "can't allocate memory" in str(error)
