@@ -30,8 +30,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. weights: of the denoiser; state: gradients, moments and average of what is trained;
-    step: the most that a step holds beyond these."""
+    """Bytes. weights: of the denoiser, and of text encoders that are trained; state: gradients,
+    moments and average of what is trained; step: the most that a step holds beyond these."""
 
     weights: int
     state: int
@@ -42,14 +42,15 @@ class Memory:
         return self.weights + self.state + self.step
 
     def __str__(self) -> str:
+        unit, name = (GIB, "GiB") if self.total >= 0.1 * GIB else (2**20, "MiB")
         parts = {"weights": self.weights, "optimizer": self.state, "activations": self.step}
-        listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-        return f"{self.total / GIB:.2f} GiB ({listed})"
+        listed = ", ".join(f"{part} {size / unit:.2f}" for part, size in parts.items())
+        return f"{self.total / unit:.2f} {name} ({listed})"
 
 
 def estimate_memory(components: Components, config: LatentConfig, item: dict[str, Any]) -> Memory:
     """item: one encoded pair, as the cache gives it: the shapes of a batch. Adapters must have
-    been added. Trained text encoders count with their weights, not with their activations."""
+    been added. The activations of text encoders that are trained are not counted."""
     network = components.network
     process = components.process
     device = item["mean"].device
@@ -72,24 +73,27 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
     # A fake time has no value, so that its alpha and sigma cannot be looked up.
     blind = NoiseProcess(lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times)
     step = _Step(components, config.objective_for(blind))
-    with fake, PeakBytes() as watch:
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision)
+    with fake, torch.autocast(device.type, half, enabled=half is not None), PeakBytes() as watch:
         functional_call(step, {**parameters, **buffers}, (batch, levels, parameters))
-    trained = [p for p in parameters.values() if p.requires_grad]
-    gradients = sum(p.nbytes for p in trained)
+    kept = [network, *(components.text_encoders.values() if config.text_encoder else ())]
+    trained = [p for part in kept for p in part.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     moments = 2 if config.optimizer == "adamw8bit" else 8
     average = 4 if config.ema_decay else 0
     return Memory(
-        weights=sum(t.nbytes for t in (*parameters.values(), *buffers.values())),
-        state=gradients + (moments + average) * sum(p.numel() for p in trained),
+        weights=sum(t.nbytes for part in kept for t in (*part.parameters(), *part.buffers())),
+        state=sum(p.nbytes + (moments + average) * p.numel() for p in trained),
         # The gradients that the step leaves are in `state`.
         step=max(0, watch.peak - gradients),
     )
 
 
 def require_memory(estimate: Memory, device: torch.device, config: LatentConfig) -> None:
-    """Raises InputError, with what to change, when the estimate exceeds what is free."""
-    free = free_memory(device)
-    if free is None or estimate.total <= free:
+    """Raises InputError, with what to change, when what is free is too little. The weights are
+    there already."""
+    free, needed = free_memory(device), estimate.total - estimate.weights
+    if free is None or needed <= free:
         return
     remedies = ["--gradient-checkpointing"] if not config.gradient_checkpointing else []
     if config.batch_size > 1:
@@ -100,14 +104,16 @@ def require_memory(estimate: Memory, device: torch.device, config: LatentConfig)
         remedies.append("--lora for --full")
     remedies.append("a smaller --resolution")
     raise InputError(
-        f"a training step needs about {estimate}, but only {free / GIB:.2f} GiB are free on "
-        f"{device}. Use --low-memory, or: {', '.join(remedies)}"
+        f"a training step takes about {estimate}. The weights are loaded; for the other "
+        f"{needed / GIB:.2f} GiB only {free / GIB:.2f} GiB are free on {device}. "
+        f"Use --low-memory, or: {', '.join(remedies)}"
     )
 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes; None where it cannot be known."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch has kept of earlier work is free, too
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "cpu":
         import psutil
