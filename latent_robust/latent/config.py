@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from latent_robust.core import REGULARIZED
@@ -124,5 +126,7 @@ class LatentConfig(TrainConfig):
             self.batch_size = 1
             if self.mixed_precision == "no":
                 self.mixed_precision = "bf16"
+            if self.device != "cpu" and torch.cuda.is_available() and find_spec("bitsandbytes"):
+                self.optimizer = "adamw8bit"
             self.low_memory = False  # it has become these settings
         return self

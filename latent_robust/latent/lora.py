@@ -51,7 +51,7 @@ def add_lora(
     the feed-forward layers, too). text_encoder: adapt the attention of the CLIP text encoders. The
     first values are a function of `seed`. InputError for targets that no layer answers to."""
     freeze(components)
-    wanted = {components.family.network_name: _layers(components, targets)}
+    wanted = {components.family.network_name: adapted_layers(components, targets)}
     if text_encoder:
         wanted |= dict.fromkeys(_clip_encoders(components), TEXT_TARGETS)
     for name, ends in wanted.items():
@@ -92,8 +92,8 @@ def _clip_encoders(components: Components) -> dict[str, nn.Module]:
     return {n: e for n, e in components.text_encoders.items() if isinstance(e, kinds)}
 
 
-def _layers(components: Components, targets: Sequence[str] | None) -> list[str]:
-    """=>  ends of layer names, as peft matches them; each fits a layer."""
+def adapted_layers(components: Components, targets: Sequence[str] | None) -> list[str]:
+    """=>  ends of layer names, as peft matches them; each fits a layer, or InputError."""
     layers = [
         name
         for name, module in components.network.named_modules()

@@ -1,5 +1,4 @@
-"""What a latent-space run leaves behind: grids, validation, the LoRA or the network, metrics, a
-report."""
+"""What a latent-space run leaves behind: grids, validation, the LoRA or the network, metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import measure
-from latent_robust.evaluation.report import write_report
 from latent_robust.files import write_json
 from latent_robust.training.log import append_row
 from latent_robust.training.run import write_config
@@ -92,7 +90,9 @@ class LatentOutput:
             self.accelerator.log(losses, step=step)
 
     def finish(self, network: nn.Module, seconds: float | None) -> None:
-        """With the averaged weights: save them, prove that the files hold them, draw, measure."""
+        """With the averaged weights: save them, prove that the files hold them, draw, measure.
+
+        seconds: how long training took; None if it was resumed."""
         config = self.config
         facts = {
             "objective": config.objective,
@@ -110,7 +110,6 @@ class LatentOutput:
             save_network(self.components, self.out)
         measured = self._measure() if config.samples else {}
         write_json(self.out / "metrics.json", {**facts, **measured})
-        write_report([self.out], self.out / "report.html")
 
     def draw(self, prompts: Prompts) -> Tensor:
         """=>  (N, 3, resolution, resolution); always the same noise for the same seed."""

@@ -18,13 +18,15 @@ from latent_robust.data import (
     make_buckets,
     open_pairs,
     parse_contamination,
+    read_levels,
 )
 from latent_robust.data.pictures import SMALL
 from latent_robust.data.scene_sources import scene_named
 from latent_robust.data.scenes import Scene
+from latent_robust.errors import InputError
 from latent_robust.evaluation.metrics import REFERENCE
 
-from .band import latent_band
+from .band import encoder_gain, latent_band
 from .cache import LatentCache, Uncached, build_cache
 from .components import Components
 from .config import LatentConfig
@@ -44,7 +46,10 @@ class Prompts:
     fixed: bool
     _encoded: Conditions | None = field(default=None, repr=False)
 
-    def conditions(self, components: Components) -> Conditions:
+    def conditions(self, components: Components) -> Conditions | None:
+        """Each (N, ...); None where there is nothing to draw."""
+        if not self.captions:
+            return None
         if self._encoded is None or not self.fixed:
             self._encoded = components.encode_text(self.captions)
         return self._encoded
@@ -56,7 +61,7 @@ class Preparation:
     encoded pairs for the validation loss, and which of them; truth: clean pairs to measure against
     (None where nothing clean is known), as squares, and so is `seen`, what is trained on; prompts:
     drawn at checkpoints; measured: drawn at the end; scenes: what these ask for, where it is known
-    (the demo's)."""
+    (the demo's); levels: of the noise in each pair's latents, for `ambient`."""
 
     pairs: ContaminatedPairs
     dataset: LatentCache | Uncached
@@ -71,6 +76,7 @@ class Preparation:
     measured: Prompts
     scenes: list[Scene] | None
     band: float | None
+    levels: Tensor | None
 
 
 def prepare(
@@ -97,6 +103,9 @@ def prepare(
         looked_at = spaced(len(pairs), BAND_PICTURES)
         band = latent_band((pairs.sample(i) for i in looked_at), components)
         say(f"noise level of the latents, estimated blindly: {band:.3f} (the band)")
+    levels = None
+    if "ambient" in (config.objective, config.beside):
+        levels = _levels(config, components, pairs)
     cut = components.cut_captions(source.captions)
     if cut:
         say(f"{len(cut):,} captions are longer than the text encoder reads; their ends are cut")
@@ -128,6 +137,7 @@ def prepare(
         measured=Prompts([captions[i] for i in drawn], fixed=not config.text_encoder),
         scenes=_scenes(truth or source, drawn),
         band=band,
+        levels=levels,
     )
 
 
@@ -170,6 +180,18 @@ def _open(config: LatentConfig, spec: str) -> PairSet:
         offline=config.offline,
         folder_repeats=config.folder_repeats,
     )
+
+
+def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPairs) -> Tensor:
+    """Of each pair, in units of the latents: from a file, or the manifest's, carried over by the
+    encoder's gain."""
+    if config.levels is not None:
+        return read_levels(config.levels, len(pairs))
+    levels = pairs.levels()
+    if not levels.any():
+        raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
+    samples = [pairs.clean(i) for i in spaced(len(pairs), 16)]
+    return levels * encoder_gain(samples, levels[levels > 0].median().item(), components)
 
 
 def _captions(pairs: ContaminatedPairs) -> list[str]:

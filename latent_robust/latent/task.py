@@ -12,6 +12,7 @@ from latent_robust.core import Parameterization
 
 from .components import Components
 from .config import LatentConfig
+from .lora import adapted_parts
 
 
 class EncodedPairs(Protocol):
@@ -112,7 +113,10 @@ class WithTextEncoders(nn.Module):
     def __init__(self, components: Components):
         super().__init__()
         self.denoiser = components.network
-        self.text_encoders = nn.ModuleDict(components.text_encoders)
+        # Not T5, which is not adapted and would be given its dropout back.
+        adapted = adapted_parts(components)
+        encoders = {n: e for n, e in components.text_encoders.items() if n in adapted}
+        self.text_encoders = nn.ModuleDict(encoders)
         self._family, self._pipeline = components.family, components.pipeline
 
     def forward(self, noisy: Tensor, t: Tensor, captions: list[str], sizes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from latent_robust.core import derive_seed
-from latent_robust.data import parse_contamination, read_levels
-from latent_robust.errors import InputError
+from latent_robust.data import parse_contamination
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.training.command import INTERRUPTED, run_command
 from latent_robust.training.loop import Trainer
@@ -23,22 +23,25 @@ from latent_robust.training.run import (
     dump,
     identity,
     is_finished,
+    saved_options,
     say_how_to_go_on,
     start_accelerator,
+    with_beside,
     write_config,
 )
 
-from .band import encoder_gain
 from .components import Components, load_components
 from .config import LatentConfig
 from .full import unfreeze_network
-from .lora import add_lora
+from .lora import adapted_layers, add_lora
 from .memory import estimate_memory, require_memory
 from .output import Judges, LatentOutput
 from .preparation import Preparation, prepare
 from .task import LatentTask
 
 PROG = "finetune-latent"
+
+SAVES_MEMORY = "--low-memory, or a smaller --batch-size or --resolution"
 
 # What `finetune-latent --lora` does when it is not told what to train on.
 DEMO = [
@@ -50,7 +53,7 @@ DEMO = [
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: _main(argv))
+    return run_command(lambda: _main(argv), saves_memory=SAVES_MEMORY)
 
 
 def _main(argv: list[str]) -> int:
@@ -60,34 +63,36 @@ def _main(argv: list[str]) -> int:
         return _dry_run(config)
     out = choose_directory(config, f"{Path(config.model).stem}-{config.objective}")
     if config.resume is not None and (out / "config.yaml").exists():
-        config = configure_continuation(LatentConfig, argv, out, prog=PROG)
+        config = configure_continuation(config, argv, out, prog=PROG)
+
+    runs = with_beside(config, out)
 
     accelerator = start_accelerator(config)
     make_components = partial(load, config, accelerator)
     components = make_components()
+    if config.lora:
+        adapted_layers(components, config.targets)  # a wrong name must not cost the encoding
     resolution = config.resolution or native_resolution(components)
     config = config.model_copy(update={"resolution": resolution})
     judges = Judges(config, accelerator.device)
     prepared = prepare(config, components, out, accelerator)
+    found = {"resolution": resolution}
     if prepared.band is not None:
-        config = config.model_copy(update={"band": prepared.band})
-    runs = [(config, out)]
-    if config.beside not in (None, config.objective):
-        # First, so that the report of the main run can be written when that ends.
-        plain = {"objective": config.beside, "beside": None}
-        other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
-        runs.insert(0, (LatentConfig.model_validate(other), out / config.beside))
-    if accelerator.is_main_process:
-        write_config(config, out)  # now, so that a run stopped in its first part can be resumed
+        found["band"] = prepared.band
+    runs = [(config.model_copy(update=found), folder) for config, folder in runs]
     for number, run in enumerate(runs):
         trained = components if number == 0 else make_components()
+        make_trainable(config, trained)
+        if number == 0:
+            check_memory([config for config, _ in runs], trained, prepared, accelerator)
         output = LatentOutput(*run, trained, prepared, judges, accelerator, make_components)
-        if not train(output, accelerator):
-            say_how_to_go_on(PROG, argv, out)
+        if not train(output, accelerator, whole=runs[-1]):
+            say_how_to_go_on(PROG, out)
             return INTERRUPTED
+        if accelerator.is_main_process:
+            folders = [folder for _, folder in runs[: number + 1]]
+            report = write_report(folders, run[1] / "report.html")
     if accelerator.is_main_process:
-        folders = [folder for _, folder in runs]
-        report = write_report(folders, out / "report.html")
         if config.samples:
             print(f"\n{metrics_text(folders)}")
         print(f"\nreport: {report}")
@@ -96,6 +101,7 @@ def _main(argv: list[str]) -> int:
 
 
 def configure(argv: list[str]) -> LatentConfig:
+    argv = [*saved_options(argv), *argv]
     told = ("--config", "--model", "--data", "--contamination")
     demo = not any(word.startswith(told) for word in argv)
     return parse_options(LatentConfig, [*DEMO, *argv] if demo else argv, prog=PROG)
@@ -132,35 +138,7 @@ def native_resolution(components: Components) -> int:
     return (sample_size or components.network.config.sample_size) * pipeline.vae_scale_factor
 
 
-def train(output: LatentOutput, accelerator: Accelerator) -> bool:
-    """One run, from the first step to the metrics. False when a signal stopped it."""
-    config, out, prepared = output.config, output.out, output.prepared
-    components = output.components
-    if config.resume is not None and is_finished(out, config.steps):
-        return True
-    torch.manual_seed(derive_seed(config.seed, "weights"))
-    _make_trainable(config, components)
-    task = LatentTask(
-        config, components, prepared.dataset, prepared.training, prepared.captions, output.watch
-    )
-    _check_memory(config, components, prepared, accelerator)
-    for prompts in (prepared.prompts, prepared.measured):
-        prompts.conditions(components)
-    if config.cache and not config.text_encoder:
-        components.unload_encoders(keep_vae=config.samples > 0 or bool(prepared.prompts.captions))
-    trainer = Trainer(
-        task,
-        config.objective_for(task.process),
-        config,
-        accelerator,
-        out=out,
-        levels=_levels(config, components, prepared) if config.objective == "ambient" else None,
-        identity=identity(config, prepared.pairs.fingerprint(), accelerator.num_processes),
-    )
-    return complete(trainer, output.begin, output.finish)
-
-
-def _make_trainable(config: LatentConfig, components: Components) -> None:
+def make_trainable(config: LatentConfig, components: Components) -> None:
     if config.gradient_checkpointing:
         components.network.enable_gradient_checkpointing()
     if config.full:
@@ -177,24 +155,54 @@ def _make_trainable(config: LatentConfig, components: Components) -> None:
     )
 
 
-def _check_memory(config, components, prepared: Preparation, accelerator: Accelerator) -> None:
+def check_memory(
+    configs: Sequence[LatentConfig],
+    components: Components,
+    prepared: Preparation,
+    accelerator: Accelerator,
+) -> None:
+    """InputError if a step of one of the runs does not fit: before the first one is trained."""
     item = prepared.dataset.__getitems__(prepared.training[:1])
-    estimate = estimate_memory(components, config, item)
+    estimates = [estimate_memory(components, config, item) for config in configs]
+    largest = max(estimates, key=lambda estimate: estimate.total)
     if accelerator.is_main_process:
-        print(f"a training step takes about {estimate}")
-    require_memory(estimate, accelerator.device, config)
+        print(f"a training step takes about {largest}")
+    require_memory(largest, accelerator.device, configs[0])
 
 
-def _levels(config: LatentConfig, components: Components, prepared: Preparation) -> torch.Tensor:
-    """Of each pair, in units of the latents: from a file, or the manifest's, carried over by the
-    encoder's gain."""
-    if config.levels is not None:
-        return read_levels(config.levels, len(prepared.pairs))
-    levels = prepared.pairs.levels()
-    if not levels.any():
-        raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
-    samples = [prepared.pairs.clean(i) for i in range(min(16, len(levels)))]
-    return levels * encoder_gain(samples, levels[levels > 0].median().item(), components)
+def train(
+    output: LatentOutput, accelerator: Accelerator, *, whole: tuple[LatentConfig, Path]
+) -> bool:
+    """One run, from the first step to the metrics. False when a signal stopped it.
+
+    whole: configuration and directory of the run that this one is a part of, or is."""
+    config, out, prepared = output.config, output.out, output.prepared
+    components = output.components
+    if config.resume is not None and is_finished(out, config.steps):
+        return True
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    task = LatentTask(
+        config, components, prepared.dataset, prepared.training, prepared.captions, output.watch
+    )
+    for prompts in (prepared.prompts, prepared.measured):
+        prompts.conditions(components)
+    if config.cache and not config.text_encoder:
+        components.unload_encoders(keep_vae=config.samples > 0 or bool(prepared.prompts.captions))
+    trainer = Trainer(
+        task,
+        config.objective_for(task.process),
+        config,
+        accelerator,
+        out=out,
+        levels=prepared.levels if config.objective == "ambient" else None,
+        identity=identity(config, prepared.pairs.fingerprint(), accelerator.num_processes),
+    )
+
+    def begin() -> None:
+        write_config(*whole)  # now, so that a run stopped in its first part can be resumed
+        output.begin()
+
+    return complete(trainer, begin, output.finish)
 
 
 if __name__ == "__main__":
