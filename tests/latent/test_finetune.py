@@ -1,0 +1,610 @@
+"""The command itself: what it promises of its runs, and what it says to wrong input."""
+
+import json
+import multiprocessing
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from latent_robust.latent import memory, train
+from latent_robust.latent.train import main
+from latent_robust.training.loop import Trainer
+
+LORA = ("pytorch_lora_weights.safetensors", "lora_kohya.safetensors")
+TINY = [
+    *("--data=scenes", "--limit=10", "--steps=4", "--batch-size=2", "--learning-rate=1e-2"),
+    *("--samples=4", "--sampling-steps=2", "--features=[]", "--log-every=1"),
+    *("--checkpoint-every=2", "--device=cpu", "--offline"),
+]
+DIRTY = ("--contamination=gaussian:fraction=0.9,sigma=0.2", "--fraction=0.5")
+UNDRAWN = ("--samples=0", "--prompts=[]", "--held-out=0", "--steps=2", "--resolution=32")
+
+
+@pytest.fixture(scope="module")
+def model(folders):
+    return f"--model={folders('sd1')}"
+
+
+@pytest.fixture(scope="module")
+def finished_run(model, tmp_path_factory):
+    """Robust, with plain training beside it. Look, do not change."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["--lora", model, *TINY, *DIRTY, "--beside=ddpm", f"--out={out}"]) == 0
+    return out
+
+
+@pytest.fixture
+def finetune(model, tmp_path, monkeypatch):
+    """(*options) => exit code, of a run of seconds in an empty directory. What takes most of the
+    time is left out: the estimate of the memory and the report, which `finished_run` has."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # or its precision would be that of
+    monkeypatch.chdir(tmp_path)  # the first run of the process
+    monkeypatch.setattr(train, "check_memory", lambda *_: None)
+    monkeypatch.setattr(train, "write_report", lambda folders, path: path)
+    return lambda *options: main([model, *TINY, *options])
+
+
+def names(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def same_tensors(a, b):
+    left, right = load_file(a), load_file(b)
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+def rows_of(run):
+    """What the log says, but for how fast it went."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows]
+
+
+def assert_same_run(run, other):
+    """Both LoRA files, every picture and every logged number, bit for bit."""
+    assert names(run / "samples") == names(other / "samples")
+    for path in (run / "samples").iterdir():
+        assert path.read_bytes() == (other / "samples" / path.name).read_bytes(), path.name
+    for name in LORA:
+        assert same_tensors(run / name, other / name)
+    assert rows_of(run) == rows_of(other)
+
+
+# ---------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_directory_holds_what_was_promised(finished_run):
+    part = {
+        "config.yaml",
+        "manifest.jsonl",
+        "log.jsonl",
+        "metrics.json",
+        "report.html",
+        "samples/prompts.json",
+        "samples/training.png",
+        "samples/clean.png",
+        "samples/final.png",
+        "samples/step-00000002.png",
+        "samples/step-00000004.png",
+        "checkpoints/step-00000002/manifest.json",
+        "checkpoints/step-00000004/manifest.json",
+        *LORA,
+    }
+    assert part | {f"ddpm/{name}" for name in part} <= names(finished_run)
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert config["objective"] == "robust-adversarial"
+    assert config["resolution"] == 32  # the model's own
+    assert 0 < config["band"] < 1
+    rows = rows_of(finished_run)
+    assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
+    assert all("penalty" in row for row in rows if "loss" in row)
+    assert [row["step"] for row in rows if "validation/loss" in row] == [2, 4]
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert metrics["verified"] == dict.fromkeys(LORA, 0.0)
+    assert metrics["compared_with"] == "clean"
+    assert metrics["match"].keys() == {"color", "shape", "both"}
+    assert len((finished_run / "manifest.jsonl").read_text().splitlines()) == 10
+    report = (finished_run / "report.html").read_text()
+    assert "ddpm" in report
+    assert "robust-adversarial" in report
+
+
+def test_its_own_configuration_repeats_it_bit_for_bit(finished_run, finetune, tmp_path):
+    again = tmp_path / "again"
+    assert main(["--config", str(finished_run / "config.yaml"), "--out", str(again)]) == 0
+    for part in (".", "ddpm"):
+        assert_same_run(finished_run / part, again / part)
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_the_lora_loads_in_a_plain_pipeline(finished_run, folders, name):
+    """Of diffusers alone; and there it has the averaged weights of the last checkpoint."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folders("sd1"), safety_checker=None)
+    pipeline.load_lora_weights(finished_run, weight_name=name, adapter_name="default")
+    average = load_file(finished_run / "checkpoints/step-00000004/ema.safetensors")
+    loaded = {k: p for k, p in pipeline.unet.named_parameters() if "lora" in k}
+    assert loaded.keys() == average.keys()
+    assert all(torch.equal(loaded[key], average[key]) for key in average)
+    assert any("lora_B" in key and value.any() for key, value in average.items())
+
+
+def test_a_finished_run_is_neither_overwritten_nor_trained_again(finished_run, capsys):
+    before = {p: p.read_bytes() for p in finished_run.rglob("*") if p.name in (*LORA, "log.jsonl")}
+    assert main(["--lora", *TINY, f"--out={finished_run}"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["--resume", str(finished_run)]) == 0
+    assert main(["--resume", str(finished_run), "--seed=5", "--rank=3"]) == 2
+    error = capsys.readouterr().err
+    assert "rank: 16 in the saved run, 3 now" in error
+    assert "seed: 0 in the saved run, 5 now" in error
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_what_it_says(finished_run, finetune, capfd):
+    """One line for each thing, nothing from the libraries."""
+    assert finetune("--lora", *DIRTY, "--out=run") == 0
+    out, error = capfd.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines() if ":" in line] == [
+        "scenes",
+        "noise level of the latents, estimated blindly",
+        "report",
+    ]
+    assert "encoded 10 pictures and 10 captions (0 and 0 were cached already)" in out
+    bars = [line for line in error.replace("\r", "\n").splitlines() if line.strip()]
+    assert all(bar.startswith("robust-adversarial: ") for bar in bars)
+
+
+def test_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--lora", "--model=no/where", "--data=hf:some/where", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert yaml.safe_load(out)["data"] == "hf:some/where"
+    assert "would train LoRA of rank 16 of no/where by robust-adversarial on hf:some/where" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_data_it_is_the_demo(capsys):
+    assert main(["--lora", "--dry-run"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["model"], config["data"], config["beside"]) == ("demo", "scenes", "ddpm")
+    assert main(["--lora", "--data=pictures", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["contamination"] == "none"
+
+
+def test_help_names_every_option_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert "finetune-latent" in out
+    assert "--caption-dropout" in out
+    assert "share of captions emptied" in " ".join(out.split())
+
+
+# ---------------------------------------------------------------------- identities
+
+
+def test_weight_zero_is_plain_training(finished_run, finetune, tmp_path):
+    assert finetune("--lora", *DIRTY, "--weight=0", "--samples=0", "--out=run") == 0
+    for name in LORA:
+        assert same_tensors(tmp_path / "run" / name, finished_run / "ddpm" / name)
+
+
+def test_a_late_start_is_plain_training_until_then(finished_run, finetune, tmp_path):
+    assert finetune("--lora", *DIRTY, "--late-start=0.5", "--samples=0", "--out=run") == 0
+    file = "checkpoints/step-{:08d}/model.safetensors"
+    plain = finished_run / "ddpm"
+    assert same_tensors(tmp_path / "run" / file.format(2), plain / file.format(2))
+    assert not same_tensors(tmp_path / "run" / file.format(4), plain / file.format(4))
+
+
+def test_a_cache_changes_nothing(finetune, tmp_path):
+    """Bit for bit, because in batches of one each pair is encoded alone, with a cache or without;
+    in larger ones they are encoded together with others, and sums are rounded differently."""
+    alone = ("--lora", "--batch-size=1", *UNDRAWN)
+    assert finetune(*alone, "--out=cached") == 0
+    assert finetune(*alone, "--no-cache", "--out=uncached") == 0
+    assert same_tensors(tmp_path / "cached" / LORA[0], tmp_path / "uncached" / LORA[0])
+    assert not (tmp_path / "uncached/cache").exists()
+
+
+def test_gradient_checkpointing_changes_nothing(finetune, tmp_path):
+    """The same kernels see the same numbers, once more."""
+    assert finetune("--lora", *UNDRAWN, "--out=plain") == 0
+    assert finetune("--lora", *UNDRAWN, "--gradient-checkpointing", "--out=checkpointed") == 0
+    assert same_tensors(tmp_path / "plain" / LORA[0], tmp_path / "checkpointed" / LORA[0])
+
+
+# ---------------------------------------------------------------------- killed, stopped, resumed
+
+
+def in_a_process_of_its_own(argv, output, environment=None, kill_at=None, kill_after_save=False):
+    """kill_at: the number of a training step in which it is killed, counted over both parts."""
+    os.environ.update(environment or {})
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    train.check_memory = lambda *_: None
+    train.write_report = lambda folders, path: path
+    method = "_watch" if kill_after_save else "_train_step"
+    original, calls = getattr(Trainer, method), [0]
+
+    def counted(self, *args):
+        calls[0] += 1
+        if kill_at is not None and calls[0] > kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args)
+
+    setattr(Trainer, method, counted)
+    sys.exit(main(argv))
+
+
+@pytest.fixture(scope="module")
+def spawn():
+    """(argv, output, **options) => a started process that has not imported anything anew."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["latent_robust.latent.train"])
+    started = []
+
+    def start(argv, output, **options):
+        process = context.Process(
+            target=in_a_process_of_its_own, args=(argv, str(output)), kwargs=options
+        )
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.parametrize("moment", ["in a step", "after saving, before drawing"])
+def test_killed_run_resumes_bit_for_bit(moment, finished_run, finetune, model, spawn, tmp_path):
+    argv = ["--lora", model, *TINY, *DIRTY, "--beside=ddpm", f"--out={tmp_path / 'run'}"]
+    after_save = moment != "in a step"
+    at = random.SystemRandom().randrange(*((4,) if after_save else (1, 8)))
+    process = spawn(argv, tmp_path / "output", kill_at=at, kill_after_save=after_save)
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "output").read_text()
+    assert not (tmp_path / "run/metrics.json").exists()
+    assert main([*argv, "--resume"]) == 0
+    for part in (".", "ddpm"):
+        assert_same_run(finished_run / part, tmp_path / "run" / part)
+
+
+def test_a_stopped_run_says_how_it_goes_on(finished_run, finetune, tmp_path, monkeypatch, capsys):
+    """SIGTERM, here in the first of its two parts; what it says is then done."""
+    step = Trainer._train_step
+
+    def stopped(self, batches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopped)
+        assert finetune("--lora", *DIRTY, "--beside=ddpm", "--out=my run") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped; go on with: finetune-latent --resume 'my run'"
+    assert main(shlex.split(last.partition(": ")[2])[1:]) == 0
+    for part in (".", "ddpm"):
+        assert_same_run(finished_run / part, tmp_path / "my run" / part)
+
+
+def test_the_same_command_with_resume_is_the_same_run(finetune, tmp_path):
+    """Also where an option becomes other ones: --low-memory divides the batch."""
+    command = ("--lora", "--low-memory", *UNDRAWN, "--out=run")
+    assert finetune(*command) == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["batch_size"], config["gradient_accumulation"]) == (1, 2)
+    assert (config["mixed_precision"], config["gradient_checkpointing"]) == ("bf16", True)
+    (tmp_path / "run/metrics.json").unlink()
+    assert finetune(*command, "--resume") == 0
+
+
+def test_two_processes_train_as_one_run(model, spawn, tmp_path):
+    """As torchrun starts them: one log, one set of files, each pair encoded once; resumable."""
+    run = tmp_path / "run"
+    argv = ["--lora", model, *TINY, *DIRTY, "--samples=0", f"--out={run}"]
+
+    def both(*more):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = []
+        for rank in range(2):
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = {key: str(value) for key, value in (ranks | where).items()}
+            output = tmp_path / f"output-{rank}"
+            processes.append(spawn([*argv, *more], output, environment=environment))
+        for rank, process in enumerate(processes):
+            process.join(240)
+            assert process.exitcode == 0, (tmp_path / f"output-{rank}").read_text()
+
+    both()
+    assert [row["step"] for row in rows_of(run)] == [1, 2, 2, 3, 4, 4]
+    encoded = []
+    for shard in (run / "cache").glob("latents-*"):
+        with safe_open(shard, "pt") as file:
+            encoded += [name for name in file.keys() if name.endswith("/mean")]  # noqa: SIM118
+    assert len(encoded) == len(set(encoded)) == 10
+    assert (tmp_path / "output-0").read_text().count("encoded 10 pictures") == 1
+    assert (tmp_path / "output-1").read_text() == ""
+    whole = load_file(run / LORA[0])
+
+    shutil.rmtree(run / "checkpoints/step-00000004")
+    (run / "metrics.json").unlink()
+    both("--resume")
+    again = load_file(run / LORA[0])
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+# ---------------------------------------------------------------------- what can be trained
+
+
+def test_every_family_trains_a_lora(finetune, folders, family_name, tmp_path):
+    assert finetune("--lora", f"--model={folders(family_name)}", *UNDRAWN, "--out=run") == 0
+    kohya = family_name in ("sd1", "sd2", "sdxl")
+    verified = json.loads((tmp_path / "run/metrics.json").read_text())["verified"]
+    assert verified == dict.fromkeys(LORA if kohya else LORA[:1], 0.0)
+    assert any(v.any() for k, v in load_file(tmp_path / "run" / LORA[0]).items() if "lora_B" in k)
+
+
+def test_every_family_trains_its_whole_network(finetune, folders, pipelines, family_name, tmp_path):
+    assert finetune("--full", f"--model={folders(family_name)}", *UNDRAWN, "--out=run") == 0
+    kind = "transformer" if family_name in ("sd3", "flux") else "unet"
+    base = getattr(pipelines(family_name), kind)
+    trained = type(base).from_pretrained(tmp_path / "run" / kind).state_dict()
+    average = load_file(tmp_path / "run/checkpoints/step-00000002/ema.safetensors")
+    for name, parameter in base.named_parameters():
+        assert torch.equal(trained[name], average[name])
+        assert not torch.equal(trained[name], parameter.data) or not parameter.any(), name
+
+
+@pytest.mark.parametrize(
+    ("options", "inside"),
+    [
+        (("--text-encoder",), "text_encoder."),
+        (("--dora", "--rank=2", "--alpha=1"), "lora_magnitude_vector"),
+        (("--targets=mlp,attn1.to_q",), "ff.net.2.lora_A"),
+        (("--mixed-precision=bf16",), "unet."),
+        (("--text-encoder", "--no-cache", "--gradient-checkpointing"), "text_encoder."),
+    ],
+)
+def test_variants_of_lora(finetune, options, inside, tmp_path):
+    assert finetune("--lora", *UNDRAWN, *options, "--out=run") == 0
+    tensors = load_file(tmp_path / "run" / LORA[0])
+    assert any(inside in name for name in tensors)
+    assert any(value.any() for name, value in tensors.items() if "lora_B" in name)
+
+
+def test_a_trained_text_encoder_leaves_a_frozen_one_without_dropout(finetune, folders, tmp_path):
+    """T5 has dropout 0.1 while it trains. Without it two runs of the same noise are the same."""
+    sd3 = f"--model={folders('sd3')}"
+    assert finetune("--lora", sd3, "--text-encoder", *UNDRAWN, "--out=run") == 0
+    tensors = load_file(tmp_path / "run" / LORA[0])
+    assert any("text_encoder_2" in name for name in tensors)
+    assert not any("text_encoder_3" in name for name in tensors)
+
+
+def test_the_whole_network_in_bf16_keeps_float32_weights(finetune, tmp_path):
+    assert finetune("--full", "--mixed-precision=bf16", *UNDRAWN, "--out=run") == 0
+    saved = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+
+
+def test_ambient_needs_no_encoder_after_it_has_begun(finetune, tmp_path):
+    """Nothing is drawn, so that the VAE is unloaded; the levels were measured before."""
+    assert finetune("--lora", "--objective=ambient", *DIRTY, *UNDRAWN, "--out=run") == 0
+
+
+# ---------------------------------------------------------------------- folders of pictures
+
+
+def make_folder(folder, count=8, sides=((32, 32),)):
+    """Pictures with captions beside them."""
+    folder.mkdir()
+    noise = torch.Generator().manual_seed(0)
+    for i in range(count):
+        height, width = sides[i % len(sides)]
+        pixels = torch.randint(256, (height, width, 3), generator=noise, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    return folder
+
+
+def test_broken_pictures_are_named_and_the_run_goes_on(finetune, tmp_path, capsys):
+    folder = make_folder(tmp_path / "pictures")
+    whole = (folder / "0.png").read_bytes()
+    (folder / "0.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "3.txt").unlink()
+    (folder / "gone.txt").write_text("no picture of this name")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    options = ("--lora", "--data=pictures", *UNDRAWN)
+    assert finetune(*options, "--max-bad-fraction=0.3", "--out=run") == 0
+    rows = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
+    assert {os.path.basename(json.loads(row)["name"]) for row in rows} == {"0.png", "empty.png"}
+    out, error = capsys.readouterr()
+    assert "7 pairs, 2 quarantined, 1 picture without a caption, 1 caption without" in out
+    assert "3.png" in error
+    assert "gone.txt" in error
+    assert finetune(*options, "--max-bad-fraction=0.1", "--out=strict") == 2
+    assert "0.png" in capsys.readouterr().err
+    assert not (tmp_path / "strict").exists()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_buckets_train_pictures_of_all_shapes(finetune, tmp_path, monkeypatch):
+    """Each batch of one size, every pair of them in two epochs' time, held-out ones never."""
+    make_folder(tmp_path / "pictures", 9, ((32, 32), (32, 60), (60, 32)))
+    seen, sizes = set(), set()
+    step = Trainer._backward
+
+    def watched(self, batch, micro):
+        seen.update(batch["index"].tolist())
+        sizes.add(tuple(batch["mean"].shape[-2:]))
+        assert (batch["size"] == batch["size"][0]).all()
+        return step(self, batch, micro)
+
+    monkeypatch.setattr(Trainer, "_backward", watched)
+    options = ("--data=pictures", "--buckets", *UNDRAWN, "--held-out=0.2", "--steps=10")
+    assert finetune("--lora", *options, "--objective=ddpm", "--out=run") == 0
+    assert len(seen) == 9 - 2
+    assert len(sizes) == 3
+    assert all(row.keys() >= {"validation/loss"} for row in rows_of(tmp_path / "run")[-1:])
+
+
+def test_a_damaged_cache_is_named_and_made_again(finetune, finished_run, tmp_path, caplog):
+    shutil.copytree(finished_run / "cache", tmp_path / "cache")
+    damaged = next((tmp_path / "cache").glob("latents-*"))
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    (tmp_path / "cache/.latents-half.tmp").write_bytes(b"half")
+    cache = ("--cache-dir=cache", "--samples=0", "--weight=0", "--out=run")
+    assert finetune("--lora", *DIRTY, *cache) == 0
+    assert f"{damaged.name} is damaged" in caplog.text
+    assert same_tensors(tmp_path / "run" / LORA[0], finished_run / "ddpm" / LORA[0])
+
+
+# ---------------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "choose one: --lora"),
+        (["--lora", "--full"], "choose one: --lora"),
+        (["--lora", "--model=no/such/folder"], "no/such/folder"),
+        (["--lora", "--resolution=33"], "the nearest is 32"),
+        (["--lora", "--targets=attn1.to_w"], "did you mean 'attn1.to_"),
+        (["--lora", "--data=nowhere"], "no such folder or file"),
+        (["--lora", "--data=empty"], "empty"),
+        (["--lora", "--mixed-precision=fp16"], "needs a CUDA device"),
+        (["--lora", "--optimizer=adamw8bit"], "adamw8bit needs a CUDA device"),
+        (["--lora", "--samples=4", "--clip-score=ViT-B-32:gone.safetensors"], "gone.safetensors"),
+        (["--lora", "--samples=4", "--features=inception"], "weights"),
+        (["--lora", "--caption-dropout=1"], "`caption_dropout` = '1'"),
+        (["--lora", "--lerning-rate=1"], "did you mean '--learning-rate'?"),
+        (["--lora", "--dropout=0.1"], "use fraction 1 or dropout 0"),
+        (["--lora", "--objective=ddpm", "--dropout=0.1", "--beside=robust-random"], "fraction 1"),
+        (["--lora", "--beside=ambient"], "needs noise levels"),
+        (["--lora", "--objective=ambient", "--levels=gone"], "cannot read the levels"),
+        (
+            ["--lora", "--objective=ambient", "--contamination=jpeg:fraction=1,quality=30"],
+            "--levels FILE",
+        ),
+        (["--lora", "--text-encoder", "--caption-noise=1"], "not with text_encoder"),
+        (["--full", "--text-encoder"], "it needs --lora"),
+        (["--lora", "--resume=nowhere"], "neither a run nor a checkpoint"),
+        (["--lora", "--resume=nowhere", "--out=run"], "no valid checkpoint"),
+        (["--lora", "--out=a-file/run"], "cannot write"),
+        (["--lora", "--out=a-file"], "is a file; give a directory"),
+    ],
+)
+def test_wrong_input_is_a_clear_message_and_leaves_nothing(finetune, options, message, capsys):
+    os.mkdir("empty")
+    open("a-file", "w").close()
+    assert finetune(*UNDRAWN, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    for left in ("run", "runs"):  # encoded pairs are never wrong, and may be used again
+        written = names(Path(left)) if os.path.exists(left) else set()
+        assert all("cache/" in name for name in written), written
+
+
+def test_a_caption_column_that_is_not_there(finetune, tmp_path, capsys):
+    folder = make_folder(tmp_path / "pictures")
+    rows = [json.dumps({"file_name": f"{i}.png", "title": "a picture"}) for i in range(8)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    assert finetune("--lora", "--data=pictures", "--caption-column=titel") == 2
+    assert "did you mean 'title'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["unknown family", "not finite", "pickle"])
+def test_models_that_are_refused(damage, finetune, folders, tmp_path, capsys):
+    folder = shutil.copytree(folders("sd1"), tmp_path / "model")
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    if damage == "unknown family":
+        index = json.loads((folder / "model_index.json").read_text())
+        index["_class_name"] = "KandinskyPipeline"
+        (folder / "model_index.json").write_text(json.dumps(index))
+        message = "KandinskyPipeline"
+    elif damage == "not finite":
+        tensors = load_file(weights)
+        tensors["conv_in.weight"][0] = float("nan")
+        save_file(tensors, weights, {"format": "pt"})
+        message = "conv_in.weight"
+    else:
+        torch.save(load_file(weights), weights.with_suffix(".bin"))
+        weights.unlink()
+        message = "model/unet holds its weights in a pickle"
+    assert finetune("--lora", "--model=model") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_corrupt_tar_is_a_clear_message(finetune, tmp_path, capsys):
+    (tmp_path / "shard.tar").write_bytes(os.urandom(2000))
+    assert finetune("--lora", "--data=wds:shard.tar", "--out=run") == 2
+    assert "shard.tar" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_said_before_it_starts(finetune, monkeypatch, capsys, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**20)
+    assert finetune("--lora", *UNDRAWN, "--out=run") == 2
+    assert "Use --low-memory, or: --gradient-checkpointing" in capsys.readouterr().err
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nDetails"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
+        ),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ends_in_training_is_a_clear_message(finetune, error, monkeypatch, capsys):
+    def exhausted(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "_backward", exhausted)
+    assert finetune("--lora", *UNDRAWN, "--out=run") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: out of memory (")
+    assert said.endswith("Try --low-memory, or a smaller --batch-size or --resolution")
+
+
+def test_other_errors_are_not_taken_for_memory(finetune, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Trainer, "_backward", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        finetune("--lora", *UNDRAWN, "--out=run")
