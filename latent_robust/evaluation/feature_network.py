@@ -1,8 +1,8 @@
 """A small classifier whose penultimate layer serves as a feature space where there is no Inception.
 
 `scripts/train_feature_network.py` trains it; three ship with the project, for digits at 8x8,
-Fashion-MNIST at 16x16 and the demo's scenes at 32x32. They are trained on clean pictures only: a network that had learned to
-ignore noise would hide what is to be measured.
+Fashion-MNIST at 16x16 and the demo's scenes at 32x32. They are trained on clean pictures only: a
+network that had learned to ignore noise would hide what is to be measured.
 """
 
 from __future__ import annotations
