@@ -51,7 +51,7 @@ class PixelTask:
         return denoise.loss(sample, t) if self.config.learned_variance else None
 
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
-        if self.main:
+        if self.main and step > 0:  # an untrained network draws noise
             save_grid(
                 self.draw(network, PREVIEW), self.out / "samples" / f"step-{step:08d}.png", COLUMNS
             )

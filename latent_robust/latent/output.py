@@ -78,7 +78,8 @@ class LatentOutput:
         write_config(self.config, self.out)
 
     def watch(self, network: nn.Module, step: int) -> None:
-        """At a checkpoint, with the averaged weights: the prompts, and the validation losses."""
+        """At a checkpoint, with the averaged weights: the prompts, and the validation losses. At
+        step 0 these are the base model's."""
         if not self.accelerator.is_main_process:
             return
         if self.prepared.prompts.captions:

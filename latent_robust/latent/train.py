@@ -187,7 +187,8 @@ def train(
     for prompts in (prepared.prompts, prepared.measured):
         prompts.conditions(components)
     if config.cache and not config.text_encoder:
-        components.unload_encoders(keep_vae=config.samples > 0 or bool(prepared.prompts.captions))
+        draws = config.samples > 0 or bool(prepared.prompts.captions)
+        components.unload_encoders(keep_vae=draws or "encoder-poison" in config.contamination)
     trainer = Trainer(
         task,
         config.objective_for(task.process),

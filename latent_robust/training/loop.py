@@ -53,7 +53,7 @@ class Task(Protocol):
         """A further term, from what `denoise` saw in its first call (learned variance)."""
 
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
-        """Called with the averaged weights in place; draws samples, for example."""
+        """Called with the averaged weights in place, at step 0 as well; draws samples, say."""
 
 
 class Trainer:
@@ -104,8 +104,8 @@ class Trainer:
         )
         batches = self._batches()
         self.network.train()
-        if self.step > 0 and self._due():
-            self._watch()  # the run may have been killed after it saved, before it drew
+        if self._due():  # how it all began; or the run was killed after it saved, before it drew
+            self._watch()
         with StopRequest() as stop, progress:
             while self.step < config.steps:
                 row = self._train_step(batches)
