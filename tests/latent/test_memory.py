@@ -59,9 +59,10 @@ def real_peak(components: Components, config: LatentConfig) -> int:
     return watch.peak - sum(p.nbytes for p in trained)
 
 
-def test_a_real_step_takes_what_was_estimated(family_name):
+@pytest.mark.parametrize("name", ["sd1", "sd3", "flux"])
+def test_a_real_step_takes_what_was_estimated(name):
     """The same operations on the same shapes. 1 %: looking up alpha and sigma is not estimated."""
-    components = components_of(family_name)
+    components = components_of(name)
     config = LatentConfig(full=True, band=0.5, objective="robust-adversarial", batch_size=2)
     estimated = estimate_memory(components, config, item_of(components)).step
     assert estimated == pytest.approx(real_peak(components, config), rel=0.01)
