@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""What a robust LoRA step costs at Stable Diffusion 1.5's size, beside a plain one.
+
+    python scripts/measure_sd15.py    # writes results/sd15.json, prints a Markdown table
+
+SD 1.5's network with random weights, on latents of 512 pixels: what a step costs does not depend on
+the values. Each step is run in a fork of this process, which already has the network, so that its
+peak memory is that step's own. The cases take turns, and time is the processor's, so that other
+work on the machine disturbs little and all alike. Needs Linux with glibc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch.nn.utils import clip_grad_norm_
+
+from latent_robust.core import derive_generator
+from latent_robust.files import write_json
+from latent_robust.latent.components import Components
+from latent_robust.latent.config import LatentConfig
+from latent_robust.latent.families import StableDiffusion
+from latent_robust.latent.lora import add_lora, lora_parameters
+from latent_robust.latent.memory import GIB, estimate_memory
+from latent_robust.training.optimizer import make_optimizer
+
+RESULTS = Path(__file__).parent.parent / "results" / "sd15.json"
+TURNS = {1: 2, 4: 1}  # by batch size
+SETTINGS = [
+    {"batch_size": 1, "gradient_checkpointing": False},
+    {"batch_size": 1, "gradient_checkpointing": True},
+    {"batch_size": 4, "gradient_checkpointing": True},
+]
+OBJECTIVES = [
+    {"objective": "ddpm"},
+    {"objective": "robust-adversarial", "fraction": 0.25},  # at least one picture
+]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = [
+        setting | objective | {"seconds": [], "peak": 0}
+        for setting in SETTINGS
+        for objective in OBJECTIVES
+    ]
+    return_freed_memory()
+    libraries = forked(peak_bytes)
+    components = random_sd15(torch.float32)
+    for row in rows:
+        row["estimate"] = forked(lambda row=row: estimate(components, row))
+    for turn in range(max(TURNS.values())):
+        for row in (row for row in rows if turn < TURNS[row["batch_size"]]):
+            seconds, peak = forked(lambda row=row, turn=turn: step(components, row, turn))
+            row["seconds"].append(seconds)
+            row["peak"] = max(row["peak"], peak - libraries)
+            write_json(RESULTS, rows)
+    # Only estimated: without instructions for bfloat16 a CPU would take hours for a step.
+    components = random_sd15(torch.bfloat16)
+    for row in rows:
+        row["estimate_bf16"] = forked(lambda row=row: estimate(components, row))
+    write_json(RESULTS, rows)
+    print(markdown(rows))
+
+
+def random_sd15(dtype: torch.dtype) -> Components:
+    # Where it is not told otherwise, UNet2DConditionModel is SD 1.5's.
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(dtype)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipeline = StableDiffusionPipeline(
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=DDIMScheduler(**betas, steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    components = Components(StableDiffusion("sd1", 8), pipeline, identity="random weights")
+    add_lora(components, rank=16, alpha=16)
+    unet.train()
+    return components
+
+
+def forked(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a process of its own that begins with all that there is here."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(work()))
+    process.start()
+    sender.close()  # so that a process that dies leaves an EOFError, not a wait for ever
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def configure(components: Components, row: dict) -> LatentConfig:
+    wanted = {key: row[key] for key in row.keys() & LatentConfig.model_fields.keys()}
+    precision = "no" if components.network.dtype == torch.float32 else "bf16"
+    config = LatentConfig(lora=True, band=0.5, ema_decay=0, mixed_precision=precision, **wanted)
+    if config.gradient_checkpointing:
+        components.network.enable_gradient_checkpointing()
+    return config
+
+
+def estimate(components: Components, row: dict) -> int:
+    """=>  bytes."""
+    item = {
+        "mean": torch.zeros(1, 4, 64, 64),
+        "size": torch.full((1, 2), 512),
+        "text": {"text": torch.zeros(1, 77, 768)},
+    }
+    return estimate_memory(components, configure(components, row), item).total
+
+
+def step(components: Components, row: dict, turn: int) -> tuple[float, int]:
+    """One step of training.  =>  processor seconds, and the peak of the process in bytes."""
+    config = configure(components, row)
+    generator = derive_generator("sd15", turn)
+    sample, noise = torch.randn(2, config.batch_size, 4, 64, 64, generator=generator)
+    text = torch.randn(config.batch_size, 77, 768, generator=generator)
+    t = components.process.draw_times(config.batch_size, generator)
+    parameters = lora_parameters(components)
+    optimizer = make_optimizer(config, parameters, sample.device)
+    objective = config.objective_for(components.process)
+
+    began = time.process_time()
+    denoise = components.family.denoiser(components.network, {"text": text})
+    objective(denoise, sample, t, noise, generator).total.backward()
+    clip_grad_norm_(parameters, config.max_gradient_norm)
+    optimizer.step()
+    return time.process_time() - began, peak_bytes()
+
+
+def return_freed_memory() -> None:
+    """Else glibc keeps freed tensors of up to 32 MiB on a heap full of holes, and the peak says
+    more about the holes than about the step."""
+    mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(mmap_threshold, 2**20)
+
+
+def peak_bytes() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| batch | checkpointing | step | peak, GiB | estimate | bf16 estimate | seconds | x |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["objective"] == "ddpm":
+            plain = median(row["seconds"])
+        checkpointing = "yes" if row["gradient_checkpointing"] else "no"
+        sizes = [f"{row[key] / GIB:.2f}" for key in ("peak", "estimate", "estimate_bf16")]
+        seconds = median(row["seconds"])
+        cells = [str(row["batch_size"]), checkpointing, row["objective"], *sizes]
+        lines.append(f"| {' | '.join(cells)} | {seconds:.0f} | {seconds / plain:.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
