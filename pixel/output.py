@@ -1,4 +1,4 @@
-"""What a run leaves behind: settings, grids, the network, metrics, a report."""
+"""What a run leaves behind: settings, grids, the network, metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import REFERENCE, measure
-from latent_robust.evaluation.report import write_report
 from latent_robust.files import write_json, writing
 from latent_robust.training.run import write_config
 
@@ -70,7 +69,7 @@ class Output:
         write_config(self.config, self.out)
 
     def finish(self, task: PixelTask, network: nn.Module, seconds: float | None) -> None:
-        """With the averaged weights: save them for diffusers, draw, measure, report.
+        """With the averaged weights: save them for diffusers, draw, measure.
 
         seconds: how long training took; None if it was resumed.
         """
@@ -92,7 +91,6 @@ class Output:
                     "%s draws non-finite pictures: it has diverged, nothing is measured", self.out
                 )
         write_json(self.out / "metrics.json", {**facts, **measured})
-        write_report([self.out], self.out / "report.html")
 
     def _measure(self, samples: Tensor) -> dict:
         count = max(len(samples), REFERENCE)

@@ -77,13 +77,14 @@ def _main(argv: list[str]) -> int:
     outputs = [Output(*run, dataset, accelerator) for run in runs]
     if accelerator.is_main_process:
         write_config(config, out)  # now, so that a run stopped in its first part can be resumed
-    for output in outputs:
+    for number, output in enumerate(outputs):
         if not train(output, accelerator):
             say_how_to_go_on("train-pixel", out)
             return INTERRUPTED
+        if accelerator.is_main_process:
+            folders = [folder for _, folder in runs[: number + 1]]
+            report = write_report(folders, output.out / "report.html")
     if accelerator.is_main_process:
-        folders = [folder for _, folder in runs]
-        report = write_report(folders, out / "report.html")
         if config.samples:
             print(f"\n{metrics_text(folders)}")
         print(f"\nreport: {report}")

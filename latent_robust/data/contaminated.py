@@ -106,6 +106,13 @@ def digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def spaced(count: int, limit: int | None) -> list[int]:
+    """At most `limit` (None: all) of 0 .. count - 1, all different and evenly spaced, first and
+    last included: the first N of a sorted folder may all be of one class."""
+    number = count if limit is None else min(limit, count)
+    return torch.linspace(0, count - 1, number, dtype=torch.float64).round().long().tolist()
+
+
 def to_sample(picture: Tensor) -> Tensor:
     """[0, 1]  =>  [-1, 1]."""
     return 2 * picture - 1

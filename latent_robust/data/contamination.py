@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .contaminated import Contaminated, to_sample
+from .contaminated import Contaminated, spaced, to_sample
 from .contamination_spec import parse_contamination
 from .corruption import Corruption, Surroundings
 from .pictures import SMALL, PictureSet
@@ -53,7 +53,7 @@ class ContaminatedPictures(Contaminated, Dataset):
 
     def clean_tensor(self, limit: int | None = None) -> Tensor:
         """`limit` evenly spaced pictures (None: all), those of `sample_tensor`, (N, C, H, W)."""
-        return self._stack(self.clean, self._spaced(limit), "reading")
+        return self._stack(self.clean, spaced(len(self), limit), "reading")
 
     def sample_tensor(self, limit: int | None = None) -> Tensor:
         """`limit` evenly spaced samples (None: all), (N, C, H, W).
@@ -61,7 +61,7 @@ class ContaminatedPictures(Contaminated, Dataset):
         Evenly spaced, first and last included, because the first N of a sorted folder may all be
         of one class. Kept in memory if it is the whole of a small set.
         """
-        indices = self._spaced(limit)
+        indices = spaced(len(self), limit)
         whole = len(indices) == len(self)
         if self._samples is not None:
             return self._samples if whole else self._samples[indices]
@@ -102,14 +102,9 @@ class ContaminatedPictures(Contaminated, Dataset):
         pictures = self.pictures
         return len(self) * pictures.channels * pictures.size**2 * 4 <= SMALL
 
-    def _spaced(self, limit: int | None) -> Tensor:
-        """=>  indices (N,), int64, all different."""
-        count = len(self) if limit is None else min(limit, len(self))
-        return torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
-
-    def _stack(self, one: Callable[[int], Tensor], indices: Tensor, what: str) -> Tensor:
+    def _stack(self, one: Callable[[int], Tensor], indices: list[int], what: str) -> Tensor:
         shape = (self.pictures.channels, self.pictures.size, self.pictures.size)
         stacked = torch.empty(len(indices), *shape)
-        for row, index in enumerate(tqdm(indices.tolist(), what, delay=2, leave=False)):
+        for row, index in enumerate(tqdm(indices, what, delay=2, leave=False)):
             stacked[row] = one(index)
         return stacked

@@ -12,12 +12,13 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
 from latent_robust.data import ContaminatedPairs, PairSet, open_pairs
+from latent_robust.data.contaminated import spaced
 from latent_robust.errors import InputError
 
 from .checkpoint import open_part
 from .components import Components, load_components
 from .lora_files import load_lora
-from .preparation import comparable, spaced
+from .preparation import comparable
 from .sampling import draw_pictures
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from latent_robust.data import (
     parse_contamination,
     read_levels,
 )
+from latent_robust.data.contaminated import spaced
 from latent_robust.data.pictures import SMALL
 from latent_robust.data.scene_sources import scene_named
 from latent_robust.data.scenes import Scene
@@ -93,7 +95,7 @@ def prepare(
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             print(f"{what}: {shown}", file=sys.stderr)
-    contaminate = _Contaminator(config, components)
+    contaminate = partial(_contaminate, config, components)
     pairs = contaminate(source, config.contamination_specs, buckets=config.buckets)
     truth = None if config.reference is None else _open(config, config.reference)
     if truth is None and pairs.corruptions:
@@ -132,7 +134,10 @@ def prepare(
         captions=_captions(pairs),
         validation_captions=_captions(pairs if config.reference is None else clean),
         truth=None if truth is None else contaminate(truth, [], buckets=False),
-        seen=contaminate(source, config.contamination_specs, buckets=False),
+        # What is expensive, poison and outliers, is not made twice where it is the same.
+        seen=contaminate(source, config.contamination_specs, buckets=False)
+        if config.buckets
+        else pairs,
         prompts=Prompts(list(prompts), fixed=not config.text_encoder),
         measured=Prompts([captions[i] for i in drawn], fixed=not config.text_encoder),
         scenes=_scenes(truth or source, drawn),
@@ -152,23 +157,24 @@ def comparable(
     return torch.stack([pick(i) for i in spaced(len(pairs), min(limit, fitting))])
 
 
-class _Contaminator:
-    """Pairs of one run at its resolution: same seed, same encoder to be attacked."""
-
-    def __init__(self, config: LatentConfig, components: Components):
-        self.config, self.components = config, components
-
-    def __call__(self, pairs: PairSet, specs: list[str], *, buckets: bool) -> ContaminatedPairs:
-        config, components = self.config, self.components
-        sides = {} if buckets else {"max_ratio": 1.0}
-        return ContaminatedPairs(
-            pairs,
-            parse_contamination(specs),
-            config.seed,
-            make_buckets(config.resolution, components.family.multiple, **sides),
-            encode=lambda pictures: components.encode_pictures(pictures)[0],
-            offline=config.offline,
-        )
+def _contaminate(
+    config: LatentConfig,
+    components: Components,
+    pairs: PairSet,
+    specs: list[str],
+    *,
+    buckets: bool,
+) -> ContaminatedPairs:
+    """At the run's resolution, with its seed; encoder-poison attacks its model."""
+    sides = {} if buckets else {"max_ratio": 1.0}
+    return ContaminatedPairs(
+        pairs,
+        parse_contamination(specs),
+        config.seed,
+        make_buckets(config.resolution, components.family.multiple, **sides),
+        encode=lambda pictures: components.encode_pictures(pictures)[0],
+        offline=config.offline,
+    )
 
 
 def _open(config: LatentConfig, spec: str) -> PairSet:
@@ -211,11 +217,6 @@ def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | U
     )
     say(cache.summary)
     return cache
-
-
-def spaced(count: int, limit: int) -> list[int]:
-    """At most `limit` evenly spaced indices."""
-    return torch.linspace(0, count - 1, min(count, limit)).round().long().tolist()
 
 
 def _silent(*_) -> None:

@@ -124,11 +124,9 @@ def load(config: LatentConfig, accelerator: Accelerator) -> Components:
     """Frozen weights in the precision of training; what is trained whole stays in float32."""
     precision = config.mixed_precision if config.lora else "no"
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    components = load_components(
+    return load_components(
         config.model, offline=config.offline, dtype=dtype, device=accelerator.device
     )
-    components.vae.float()  # half precision would put its own noise into every latent
-    return components
 
 
 def native_resolution(components: Components) -> int:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as v2
 
 from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
+from latent_robust.data.contaminated import spaced
 from latent_robust.data.corruptions import CORRUPTIONS, to_bytes
 from latent_robust.errors import InputError
 
@@ -104,10 +105,9 @@ def test_a_limit_takes_evenly_spaced_pictures(few, kept):
 
 
 def test_no_picture_is_taken_twice(few):
-    samples = contaminate(few)
     for limit in range(1, 41):
-        indices = samples._spaced(limit)
-        assert len(indices) == len(indices.unique()) == limit
+        indices = spaced(len(few), limit)
+        assert len(indices) == len(set(indices)) == limit
 
 
 def test_a_small_set_is_contaminated_once(few, monkeypatch):
