@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 
 from latent_robust.core import derive_generator
 from latent_robust.errors import InputError
+
+# (x, step, pictures)  =>  what the sampler goes on with instead of x. x: (B, C, H, W), noisy, at
+# scheduler.timesteps[step]; pictures: the numbers of these B pictures.
+Perturb = Callable[[Tensor, int, range], Tensor]
 
 
 def sampling_scheduler(scheduler, sampler: str):
@@ -41,6 +46,30 @@ def load_run(run: Path, sampler: str) -> tuple[nn.Module, object]:
     return network, sampling_scheduler(kind.from_config(config), sampler)
 
 
+def predict(network: nn.Module, scheduler, x: Tensor, t: Tensor) -> Tensor:
+    """What the network answers for x (B, C, H, W) at time t (), as far as the scheduler can use it:
+    (B, C, H, W) float32, or (B, 2C, H, W) where it takes a learned variance (DDIM does not)."""
+    output = network(x, t.expand(len(x))).sample.float()
+    takes_variance = getattr(scheduler.config, "variance_type", "").startswith("learned") and (
+        "DDPM" in type(scheduler).__name__
+    )
+    return output if takes_variance else output[:, : x.shape[1]]
+
+
+def advance(
+    scheduler, output: Tensor, t: Tensor, x: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """One step of the sampler from x at t, given what `predict` said; a generator per picture, for
+    ancestral noise.  =>  x at the next time."""
+    # DDIM must follow the noise that belongs to the clipped picture, not the network's own.
+    clipped = (
+        {"use_clipped_model_output": scheduler.config.get("clip_sample", False)}
+        if "DDIM" in type(scheduler).__name__
+        else {}
+    )
+    return scheduler.step(output, t, x, generator=list(generators), **clipped).prev_sample
+
+
 @torch.no_grad()
 def draw_samples(
     network: nn.Module,
@@ -51,36 +80,24 @@ def draw_samples(
     seed: int,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    perturb: Perturb | None = None,
 ) -> Tensor:
     """network: a diffusers UNet2DModel.  =>  (count, C, H, W) float32 on the CPU, not clamped.
 
     Picture i starts from (and, for ancestral samplers, is driven by) its own random stream, so it
-    does not depend on the batch size. A network with more outputs than the scheduler can use (a
-    learned variance under DDIM) gives its mean only.
+    does not depend on the batch size. `perturb` is asked before each step (attacks.py).
     """
     config = network.config
-    # DDIM must follow the noise that belongs to the clipped picture, not the network's own.
-    clipped = (
-        {"use_clipped_model_output": scheduler.config.get("clip_sample", False)}
-        if "DDIM" in type(scheduler).__name__
-        else {}
-    )
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    takes_variance = getattr(scheduler.config, "variance_type", "").startswith("learned") and (
-        "DDPM" in type(scheduler).__name__
-    )
-    pictures = []
+    drawn = []
     for first in range(0, count, batch_size):
-        generators = [
-            derive_generator(seed, "sample", i)
-            for i in range(first, min(first + batch_size, count))
-        ]
+        pictures = range(first, min(first + batch_size, count))
+        generators = [derive_generator(seed, "sample", i) for i in pictures]
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
         scheduler.set_timesteps(steps, device=device)
-        for t in scheduler.timesteps:
-            output = network(x, t.expand(len(x))).sample.float()
-            if not takes_variance:
-                output = output[:, : shape[0]]
-            x = scheduler.step(output, t, x, generator=generators, **clipped).prev_sample
-        pictures.append(x.float().cpu())
-    return torch.cat(pictures) if pictures else torch.zeros(0, *shape)
+        for step, t in enumerate(scheduler.timesteps):
+            if perturb is not None:
+                x = perturb(x, step, pictures)
+            x = advance(scheduler, predict(network, scheduler, x, t), t, x, generators)
+        drawn.append(x.float().cpu())
+    return torch.cat(drawn) if drawn else torch.zeros(0, *shape)

@@ -1,0 +1,110 @@
+"""Attacks on the sampling trajectory: at chosen times, noise moved so as to mislead the model.
+
+At an attacked step x becomes x + sigma(t) * w with |w| <= radius elementwise, in noise units as in
+core/perturbation.py: radius 1 moves each pixel by at most one standard deviation of the noise that
+is in it. The attack is white-box and untargeted: w displaces the clean estimate as far as it can,
+
+    maximise over w   E || estimate(x + sigma w) - estimate(x) ||^2,
+
+where `estimate` follows the sampler through `depth` networks, so that the gradient knows what the
+next steps would repair (an adaptive attack), and E is the mean over `draws` of the ancestral noise
+of these steps (expectation over transformation, Athalye et al. 2018).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latent_robust.core import (
+    NoiseProcess,
+    adversarial_perturbation,
+    derive_generator,
+    random_perturbation,
+)
+
+from .sampling import advance, predict
+
+
+@dataclass(frozen=True)
+class TrajectoryAttack:
+    """A `perturb` of `draw_samples`, for the same network and scheduler.
+
+    radius: >= 0, in noise units. at: times, in the network's unit; each means the sampling step
+    nearest to it. iterations: 1 is FGSM, more is PGD, both from a random start; 0 takes +-radius at
+    random, the size of an attack without its direction. depth: networks that the gradient goes
+    through, >= 1. draws: >= 1; more than one matters only to an ancestral sampler at depth > 1.
+
+    The sampler's own noise is neither used up nor known. Deterministic for a given batch size.
+    """
+
+    network: nn.Module
+    scheduler: object
+    radius: float
+    at: Sequence[float]
+    iterations: int = 1
+    depth: int = 1
+    draws: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.radius < 0 or self.iterations < 0 or self.depth < 1 or self.draws < 1:
+            raise ValueError(
+                "need radius >= 0, iterations >= 0, depth >= 1 and draws >= 1, got "
+                f"{self.radius}, {self.iterations}, {self.depth} and {self.draws}"
+            )
+
+    def __call__(self, x: Tensor, step: int, pictures: range) -> Tensor:
+        if step not in nearest_steps(self.scheduler.timesteps, self.at):
+            return x
+        t = self.scheduler.timesteps[step]
+        _, sigma = NoiseProcess.from_scheduler(self.scheduler)(t.expand(len(x)), x)
+        radius = torch.full_like(sigma, self.radius)
+        start = derive_generator(self.seed, "attack", step, pictures.start, device=x.device)
+        if self.iterations == 0:
+            return x + sigma * radius * random_perturbation(x, radius, start).sign()
+
+        def estimates(x: Tensor) -> Tensor:  # (draws, B, ...); the same draws at every call
+            return torch.stack([self._follow(x, step, pictures, n) for n in range(self.draws)])
+
+        still = estimates(x)
+        w = adversarial_perturbation(
+            lambda w: estimates(x + sigma * w) - still,
+            torch.zeros_like(x),
+            radius,
+            start,
+            self.iterations,
+        )
+        return x + sigma * w
+
+    def _follow(self, x: Tensor, step: int, pictures: range, draw: int) -> Tensor:
+        """The clean estimate (B, ...) after `depth` networks from this step on, or at the end."""
+        generators = [derive_generator(self.seed, "attack", step, draw, i) for i in pictures]
+        scheduler = copy.copy(self.scheduler)  # Euler's counts its steps
+        *before, last = scheduler.timesteps[step : step + self.depth]
+        for t in before:
+            x = advance(scheduler, predict(self.network, scheduler, x, t), t, x, generators)
+        return clean_estimate(scheduler, predict(self.network, scheduler, x, last), last, x)
+
+
+def nearest_steps(timesteps: Tensor, times: Sequence[float]) -> set[int]:
+    """The sampling steps at which `times` fall: of timesteps (S,), the index nearest to each."""
+    return {(timesteps - time).abs().argmin().item() for time in times}
+
+
+def clean_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    """What the sampler believes the clean picture to be, clipped where it clips: (B, C, H, W).
+
+    output: of `predict`, for x (B, C, H, W) at t ().
+    """
+    process = NoiseProcess.from_scheduler(scheduler)
+    alpha, sigma = process(t.expand(len(x)), x)
+    estimate = process.parameterization.to_sample(x, output[:, : x.shape[1]], alpha, sigma)
+    if scheduler.config.get("clip_sample", False):
+        limit = scheduler.config.clip_sample_range
+        estimate = estimate.clamp(-limit, limit)
+    return estimate
