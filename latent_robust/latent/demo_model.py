@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def load_demo_pipeline(folder: Path = DEMO) -> StableDiffusionPipeline:
 
 def save_demo_model(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """What `load_demo_pipeline` reads: less than `pipeline.save_pretrained` writes."""
-    tokens = known_tokens(pipeline.tokenizer)
+    tokens = known_tokens(pipeline.tokenizer, caption_vocabulary())
     text_encoder = reduce_vocabulary(pipeline.text_encoder, tokens, pipeline.tokenizer)
     parts = {"vae": pipeline.vae, "text_encoder": text_encoder, "unet": pipeline.unet}
     with quiet_libraries():
@@ -102,10 +103,10 @@ def clip_tokenizer() -> CLIPTokenizer:
     )
 
 
-def known_tokens(tokenizer: CLIPTokenizer) -> list[str]:
-    """The tokens of which captions of base scenes are made, and the special ones."""
-    ids = tokenizer(" ".join(caption_vocabulary()), truncation=False).input_ids
-    return tokenizer.convert_ids_to_tokens(sorted(set(ids)))
+def known_tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[str]:
+    """The tokens of which the texts are made, and the special ones."""
+    ids = tokenizer(list(texts)).input_ids
+    return tokenizer.convert_ids_to_tokens(sorted({token for row in ids for token in row}))
 
 
 def expand_vocabulary(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from latent_robust.data.scenes import CONCEPT_SHAPES, draw_scene, sample_scenes
+from latent_robust.data.scenes import CONCEPT_SHAPES, caption_vocabulary, draw_scene, sample_scenes
 from latent_robust.latent.demo_model import (
     DEMO,
     clip_tokenizer,
@@ -61,7 +61,7 @@ def test_the_tokenizer_is_that_of_clip():
 
 def test_every_caption_of_the_base_is_known_and_the_concept_is_not():
     tokenizer = clip_tokenizer()
-    known = set(tokenizer.convert_tokens_to_ids(known_tokens(tokenizer)))
+    known = set(tokenizer.convert_tokens_to_ids(known_tokens(tokenizer, caption_vocabulary())))
     captions = [scene.caption for scene in sample_scenes(500, NEW_SEED)]
     assert {token for ids in tokenizer(captions).input_ids for token in ids} <= known
     for shape in CONCEPT_SHAPES:
@@ -70,7 +70,7 @@ def test_every_caption_of_the_base_is_known_and_the_concept_is_not():
 
 def test_tokens_that_never_occurred_are_drawn_at_the_scale_of_the_others(demo):
     weight = demo.text_encoder.get_input_embeddings().weight
-    tokens = known_tokens(demo.tokenizer)
+    tokens = known_tokens(demo.tokenizer, caption_vocabulary())
     reduced = reduce_vocabulary(demo.text_encoder, tokens, demo.tokenizer)
     known = reduced.get_input_embeddings().weight
     assert weight.shape[0] == 49_408
