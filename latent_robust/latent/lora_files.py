@@ -51,7 +51,7 @@ def save_lora(components: Components, folder: Path) -> list[Path]:
 def _save_for_diffusers(components: Components, path: Path) -> Path:
     parts = {}
     for name, part in adapted_parts(components).items():
-        tensors = get_peft_model_state_dict(part, adapter_name=ADAPTER)
+        tensors = _adapter_tensors(part)
         if name in components.text_encoders:
             tensors = {
                 _text_name(part, key).replace(MAGNITUDE, MAGNITUDE_IN_FILE): value
@@ -116,7 +116,7 @@ def load_lora(components: Components, file: str | Path) -> None:
         for name, parameter in part.named_parameters():
             parameter.requires_grad_(f".{ADAPTER}" in name)
         cast_training_params(part)
-        tensors = get_peft_model_state_dict(part, adapter_name=ADAPTER)
+        tensors = _adapter_tensors(part)
         loaded |= {f"{part_name}.{name}": value for name, value in tensors.items()}
     # Libraries only warn of what is missing or left over, and begin with random values.
     if stray := sorted(loaded.keys() ^ stored.keys()):
@@ -126,6 +126,12 @@ def load_lora(components: Components, file: str | Path) -> None:
         if not torch.allclose(value, stored[name].to(value), rtol=0.01, atol=1e-7):
             raise _unfit(file, components, f"{name!r} was not read as it is stored")
         value.copy_(stored[name])  # until here it was rounded to the dtype of the model
+
+
+def _adapter_tensors(part: nn.Module) -> dict[str, Tensor]:
+    # Left to itself, peft looks the base model up, on the hub if need be, and adds the token
+    # embedding where its vocabulary is not that of the file.
+    return get_peft_model_state_dict(part, adapter_name=ADAPTER, save_embedding_layers=False)
 
 
 def _check_readable(file: Path) -> None:

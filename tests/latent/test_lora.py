@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_robust.core import derive_generator, make_objective
 from latent_robust.errors import InputError
-from latent_robust.latent.components import Components
+from latent_robust.latent.components import Components, load_components
 from latent_robust.latent.full import save_network, unfreeze_network
 from latent_robust.latent.lora import adapted_parts, add_lora, freeze, lora_parameters
 from latent_robust.latent.lora_files import load_lora, save_lora
@@ -311,6 +311,13 @@ def test_a_plain_pipeline_draws_what_the_trained_one_draws(file, tmp_path, folde
     plain.load_lora_weights(tmp_path, weight_name=file)
     assert torch.equal(draw(plain), draw(components.pipeline))
     assert not torch.equal(draw(plain), before)
+
+
+def test_a_text_encoder_of_another_vocabulary_than_its_file_is_saved_without_embedding(tmp_path):
+    components = load_components("demo", offline=True)
+    add_lora(components, rank=2, alpha=2, text_encoder=True)
+    files = save_lora(components, tmp_path)
+    verify_lora(components, files, lambda: load_components("demo", offline=True))
 
 
 def test_training_goes_on_from_a_file(tmp_path):
