@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .probes import add_probes
 from .training.command import run_command
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", help="run directories")
     report.add_argument("--out", type=Path, default=Path("report.html"))
     report.add_argument("--title")
+
+    add_probes(partial(_command, commands))
 
     audit = _command(commands, "audit", _audit, "let a model judge its training data (not yet)")
     audit.add_argument("run", type=Path, nargs="?")

@@ -1,0 +1,92 @@
+"""How far runs degrade when their sampling trajectories are attacked harder and harder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+from tqdm import tqdm
+
+from ..files import whole_file
+from .attacks import TrajectoryAttack
+from .features import Extractor, metric_name
+from .metrics import FeatureCache, frechet_distance
+from .sampling import draw_samples
+
+# By its name: how many gradient steps an attack takes.
+ITERATIONS = {"random": 0, "fgsm": 1, "pgd": 10}
+
+
+def attack_curve(
+    network: nn.Module,
+    scheduler,
+    clean: FeatureCache,
+    extractors: Sequence[Extractor],
+    radii: Sequence[float],
+    *,
+    count: int,
+    steps: int,
+    seed: int,
+    device: str = "cpu",
+    **attack,
+) -> list[dict]:
+    """A row for radius 0, plain sampling, and one for each of `radii`: {"radius", "displacement",
+    "frechet": {extractor: distance to the clean pictures}}.
+
+    Every row draws the same `count` pictures from the same noise; displacement: how far the attack
+    moved them, root mean square, in [-1, 1] units. `attack`: further settings of TrajectoryAttack.
+    Where pictures are no longer finite, displacement and distances are None.
+    """
+    rows, plain = [], None
+    for radius in tqdm([0.0, *radii], "radius", leave=False):
+        perturb = TrajectoryAttack(network, scheduler, radius, seed=seed, **attack)
+        drawn = draw_samples(
+            network,
+            scheduler,
+            count,
+            steps=steps,
+            seed=seed,
+            device=device,
+            perturb=perturb if radius else None,
+        )
+        plain = drawn if plain is None else plain
+        finite = drawn.isfinite().all().item()
+        moved = (drawn - plain).square().mean().sqrt().item() if finite else None
+        distances = {
+            e.name: frechet_distance(e(drawn), clean(e)) if finite else None for e in extractors
+        }
+        rows.append({"radius": radius, "displacement": moved, "frechet": distances})
+    return rows
+
+
+def save_attack_figure(curves: dict[str, list[dict]], title: str, path: Path) -> None:
+    """curves: the rows of `attack_curve` by run, of the same features. A PNG of one panel for each
+    feature space, and one for the displacement."""
+    from matplotlib.figure import Figure
+
+    spaces = list(next(iter(curves.values()))[0]["frechet"])
+    figure = Figure(figsize=(3.6 * (len(spaces) + 1), 3.2), layout="constrained")
+    *panels, displacement = figure.subplots(1, len(spaces) + 1)
+    for (name, rows), mark in zip(curves.items(), "osD^v<>*" * len(curves), strict=False):
+        radii = [row["radius"] for row in rows]
+        for axes, space in zip(panels, spaces, strict=True):
+            axes.plot(
+                radii, [_or_gap(row["frechet"][space]) for row in rows], f"{mark}-", label=name
+            )
+        displacement.plot(radii, [_or_gap(row["displacement"]) for row in rows], f"{mark}-")
+    for axes, space in zip(panels, spaces, strict=True):
+        axes.set_ylabel(f"{metric_name(space)} to clean pictures")
+        axes.set_yscale("log")
+    displacement.set_ylabel("RMS change of the pictures")
+    for axes in (*panels, displacement):
+        axes.set_xlabel("radius of the attack, in noise units")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False)
+    figure.suptitle(title, fontsize=11)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def _or_gap(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,107 @@
+"""Does a model copy its training pictures?
+
+Each drawn picture is compared with the training picture most similar to it, by the cosine in a
+feature space. What counts as a copy depends on the features and the data, so it is calibrated: a
+near-duplicate is more similar to its nearest training picture than 99 % of the training pictures
+are to their nearest *other* training picture. New pictures of the same kind exceed that in about
+one case of a hundred, in whatever space, since a training picture that is left out is a new one; a
+share far above that is copying. Copies within the training set raise the threshold: remove them
+first.
+
+A model that smooths, or draws only the commonest pictures, is nearer to everything, to what it was
+trained on and to what it never saw. Where unseen pictures of the same kind are at hand (`unseen`),
+the same shares measured against as many of them tell the two apart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import whole_file
+from .features import label
+from .metrics import nearest_similarity
+
+QUANTILE = 0.99
+_SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_CHUNK = 1024
+
+
+def own_similarity(features: Tensor) -> Tensor:
+    """Cosine similarity of each row to the nearest *other* row: (N, D) => (N,), N >= 2."""
+    if len(features) < 2:
+        raise InputError(f"need at least 2 training pictures to compare, got {len(features)}")
+    rows, similarity = F.normalize(features.double()), []
+    for first in range(0, len(rows), _CHUNK):
+        block = rows[first : first + _CHUNK] @ rows.T
+        block.diagonal(first).fill_(-torch.inf)
+        similarity.append(block.amax(1))
+    return torch.cat(similarity)
+
+
+def near_duplicate_threshold(training: Tensor) -> float:
+    """The similarity above which a picture is a near-duplicate; training: features (N, D)."""
+    return own_similarity(training).quantile(QUANTILE).item()
+
+
+def memorization(drawn: Tensor, training: Tensor, unseen: Tensor | None = None) -> dict:
+    """Features (N, D) of drawn pictures, (M, D) of the training set and, best also (M, D), of
+    pictures of the same kind that the model never saw.  =>  plain floats:
+
+    threshold; near_duplicates, the share of drawn pictures above it; quantiles of the similarity
+    to the nearest training picture, and `own_quantiles` of the training set's own. With `unseen`
+    also near_duplicates_of_unseen, and nearer_to_training: the share that is nearer to the training
+    set than to as many unseen pictures, 0.5 for a model that generalizes and 1 for one that copies
+    (a tie counts half).
+    """
+    similarity, threshold = nearest_similarity(drawn, training), near_duplicate_threshold(training)
+    result = {
+        "threshold": threshold,
+        "near_duplicates": _share(similarity > threshold),
+        "quantiles": _quantiles(similarity),
+        "own_quantiles": _quantiles(own_similarity(training)),
+    }
+    if unseen is not None:
+        other = nearest_similarity(drawn, unseen)
+        nearer = _share(similarity > other) + _share(similarity == other) / 2
+        result["near_duplicates_of_unseen"] = _share(other > threshold)
+        result["nearer_to_training"] = nearer
+    return result
+
+
+def _share(flags: Tensor) -> float:
+    return flags.double().mean().item()
+
+
+def _quantiles(similarity: Tensor) -> dict[str, float]:
+    return {f"{q:g}": similarity.quantile(q).item() for q in _SHOWN}
+
+
+def save_similarity_figure(panels: dict[str, tuple[Tensor, dict[str, Tensor]]], path: Path) -> None:
+    """A PNG of one histogram for each feature space: its name => (the training set's own
+    similarities, those of each run's drawings by the run's name). Bins span what is there."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
+    for axes, (space, (own, runs)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        everything = torch.cat([own, *runs.values()])
+        low = everything.quantile(0.005).item()  # a few outliers would leave no room for the rest
+        bins = torch.linspace(low, everything.max().item(), 41).numpy()
+        style = {"bins": bins, "density": True}
+        axes.hist(own.numpy(), color="0.85", label="training set, one another", **style)
+        for name, similarity in runs.items():
+            axes.hist(similarity.numpy(), histtype="step", linewidth=1.5, label=name, **style)
+        threshold = own.quantile(QUANTILE).item()
+        axes.axvline(threshold, color="0.3", linewidth=0.8, linestyle=":")
+        axes.set_xlabel(f"cosine to the nearest training picture ({label(space)})")
+        axes.set_yticks([])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, loc="upper left", fontsize=8)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=100)
