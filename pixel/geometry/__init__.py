@@ -1,0 +1,1 @@
+"""Toys whose truth is known exactly: what does each objective learn from dirty points?"""

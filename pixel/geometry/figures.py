@@ -1,0 +1,136 @@
+"""What a table cannot show: where the points lie, how they got there, and what drives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from latent_robust.core import NoiseProcess
+from latent_robust.evaluation.figures import picture_grid
+from latent_robust.files import whole_file
+
+from .network import ResidualMLP
+from .task import draw_points, noise_scheduler
+from .toys import Toy
+
+TRAJECTORIES = 40
+# Where sigma / alpha is .2: the scale of the contamination, at which a model has to decide whether
+# a displacement is structure.
+LOW_NOISE = 58
+ARROWS = 15  # a side
+INK = "#1f4e79"
+TRUE = {"s": 2, "color": "#c0392b", "alpha": 0.3, "linewidths": 0}
+
+
+def draw_clouds(toy: Toy, training: Tensor, panels: dict[str, Tensor], path: Path) -> None:
+    """panels: title -> points (N, D); one row for each view of the truth. All share the axes of
+    the training set (N, D), and say what share of their points lies beyond."""
+    views = toy.truth.views()
+    figure, grid = _grid(len(views), len(panels))
+    for row, (view_name, view) in zip(grid, views.items(), strict=True):
+        limits = _limits(toy, training, view)
+        for axes, (title, points) in zip(row, panels.items(), strict=True):
+            seen = _seen(toy, points, view)
+            axes.scatter(*seen.T, s=1, color=INK, alpha=0.4, linewidths=0)
+            beyond = (seen.abs() > limits).any(1).double().mean().item()
+            label = f"{beyond:.0%} beyond" if beyond >= 0.005 else ""
+            axes.text(0.03, 0.97, label, transform=axes.transAxes, va="top", fontsize=8)
+            _frame(axes, limits, title if row is grid[0] else "")
+        row[0].set_ylabel(view_name)
+    _save(figure, path)
+
+
+def draw_fields(
+    toy: Toy, training: Tensor, networks: dict[str, ResidualMLP], seed: int, path: Path
+) -> None:
+    """Above, sampling trajectories (x itself, from pure noise to the dots); below, the score at
+    sigma / alpha = .2, as arrows from a point to the clean point that the model believes in. Both
+    in the first view, with the truth in red."""
+    view_name, view = next(iter(toy.truth.views().items()))
+    truth = _seen(toy, toy.fresh(1000, seed), view)
+    limits = _limits(toy, training, view)
+    figure, grid = _grid(2, len(networks))
+    for column, (title, network) in enumerate(networks.items()):
+        paths = torch.stack([_seen(toy, x, view) for x in trajectories(network, seed)])
+        axes = grid[0][column]
+        axes.scatter(*truth.T, **TRUE)
+        axes.plot(*paths.unbind(-1), color=INK, alpha=0.35, linewidth=0.6)
+        axes.scatter(*paths[-1].T, s=6, color=INK)
+        _frame(axes, limits.clamp_min(2.5), title)
+
+        axes = grid[1][column]
+        axes.scatter(*truth.T, **TRUE)
+        side = torch.linspace(-1, 1, ARROWS)
+        start = limits * torch.cartesian_prod(side, side)
+        end = _seen(toy, believed(network, toy.truth.origin + start @ view), view)
+        shift = end - start
+        axes.quiver(*start.T, *shift.T, angles="xy", scale_units="xy", scale=1, color=INK)
+        _frame(axes, limits, "")
+    grid[0][0].set_ylabel(f"trajectories, {view_name}".removesuffix(", "))
+    grid[1][0].set_ylabel(f"score, {view_name}".removesuffix(", "))
+    _save(figure, path)
+
+
+def draw_pictures(panels: dict[str, Tensor], path: Path) -> None:
+    """panels: title -> points (N, 64), pictures of 8 x 8; the first 25 of each."""
+    figure, (row,) = _grid(1, len(panels))
+    for axes, (title, points) in zip(row, panels.items(), strict=True):
+        axes.imshow(picture_grid(points[:25].view(-1, 1, 8, 8), columns=5))
+        axes.set_title(title, fontsize=10)
+        axes.axis("off")
+    _save(figure, path)
+
+
+def trajectories(network: ResidualMLP, seed: int) -> list[Tensor]:
+    """=>  x at every sampling step and at the end, each (TRAJECTORIES, D)."""
+    passed: list[Tensor] = []
+
+    def record(x: Tensor, step: int, points: range) -> Tensor:
+        passed.append(x.flatten(1))
+        return x
+
+    end = draw_points(network, TRAJECTORIES, seed, record)
+    return [*passed, end]
+
+
+@torch.no_grad()
+def believed(network: ResidualMLP, points: Tensor) -> Tensor:
+    """points (N, D), taken for clean points with noise of std .2.  =>  E[clean | point], (N, D);
+    the score is (E - point) / .04."""
+    process = NoiseProcess.from_scheduler(noise_scheduler())
+    t = torch.full((len(points),), LOW_NOISE)
+    alpha, sigma = process(t, points)
+    noisy = alpha * points
+    prediction = network(noisy, t).sample
+    return process.parameterization.to_sample(noisy, prediction, alpha, sigma)
+
+
+def _seen(toy: Toy, points: Tensor, view: Tensor) -> Tensor:
+    """=>  (N, 2)."""
+    return (points - toy.truth.origin) @ view.T
+
+
+def _limits(toy: Toy, training: Tensor, view: Tensor) -> Tensor:
+    """Half-widths of the two axes: a little more than all but a few of the training points."""
+    return 1.3 * _seen(toy, training, view).abs().quantile(0.995, dim=0)
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(1.9 * columns, 1.95 * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def _frame(axes: Axes, limits: Tensor, title: str) -> None:
+    axes.set_xlim(-limits[0].item(), limits[0].item())
+    axes.set_ylim(-limits[1].item(), limits[1].item())
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(labelsize=7)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=90)

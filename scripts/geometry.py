@@ -1,0 +1,165 @@
+#!/usr/bin/env python
+"""Toys whose truth is known: runs what is missing, draws the figures, writes RESULTS.md's tables.
+
+    python scripts/geometry.py              # all four toys; about a minute a run, one thread
+    python scripts/geometry.py plane --seeds 0 1 2
+    python scripts/geometry.py --render     # only figures and tables, of what is there
+    python scripts/geometry.py --quick      # a look at whether it works, in runs/quick
+
+A run that was stopped is resumed, a finished one is kept: results/geometry.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from reproduce import spread
+
+from latent_robust.files import write_atomically, write_json
+from latent_robust.training.command import INTERRUPTED, run_command
+from pixel.geometry.figures import draw_clouds, draw_fields, draw_pictures
+from pixel.geometry.study import (
+    SHOWN,
+    Row,
+    config_of,
+    folder_of,
+    rows_of,
+    seeds_of,
+    settings_of,
+)
+from pixel.geometry.task import draw_points
+from pixel.geometry.toys import TOYS, make_toy
+from pixel.geometry.train import load_network, train
+
+ROOT = Path(__file__).parent.parent
+QUICK = {"steps": 20, "samples": 300}
+CLOUD = 1500  # points in a panel
+COLUMNS = {
+    "FD": "frechet",
+    "sliced W": "sliced_wasserstein",
+    "off truth": "off_truth",
+    "variance kept": "variance_kept",
+    "far": "far",
+    "PSNR, dB": "psnr",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("toy", nargs="?", default="all", choices=[*TOYS, "all"])
+    parser.add_argument("--seeds", type=int, nargs="+", help="for every row (default: its own)")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK['steps']} steps, seed 0")
+    parser.add_argument("--render", action="store_true", help="run nothing")
+    parser.add_argument("--results", type=Path, help="default: results, or runs/quick")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    return run_command(lambda: _main(options))
+
+
+def _main(options: argparse.Namespace) -> int:
+    given = QUICK if options.quick else {"steps": options.steps}
+    seeds = [0] if options.quick else options.seeds
+    results = options.results or ROOT / ("runs/quick" if options.quick else "results")
+    # Runs stay beside results that are not the project's own.
+    runs = ROOT / "runs/tables/geometry" if results == ROOT / "results" else results / "geometry"
+    for toy in TOYS if options.toy == "all" else [options.toy]:
+        if not options.render and not run_toy(toy, seeds, given, runs, results / "geometry.json"):
+            print("stopped; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+        draw_toy(toy, runs, given["steps"], results / "figures")
+        if results == ROOT / "results":
+            render(toy, results / "geometry.json")
+    return 0
+
+
+def run_toy(toy: str, seeds: list[int] | None, given: dict, runs: Path, results: Path) -> bool:
+    """Runs what is not there yet, or was made with other settings. False when stopped."""
+    have = finished(results)
+    for row in rows_of(toy):
+        settings = settings_of(toy, row, **given)
+        for seed in seeds_of(row, toy, seeds):
+            if have.get((toy, row.name, seed), {}).get("settings") == settings:
+                continue
+            print(f"{toy}: {row.name}, seed {seed}", flush=True)
+            out = folder_of(runs, toy, row, seed, given["steps"])
+            measured = train(config_of(settings, seed, out))
+            if measured is None:
+                return False
+            record(results, row, seed, settings, measured)
+    return True
+
+
+def finished(results: Path) -> dict[tuple[str, str, int], dict]:
+    entries = json.loads(results.read_text()) if results.exists() else []
+    return {(e["settings"]["data"], e["row"], e["seed"]): e for e in entries}
+
+
+def record(results: Path, row: Row, seed: int, settings: dict[str, Any], measured: dict) -> None:
+    entries = finished(results)
+    entry = {"row": row.name, "seed": seed, "settings": settings, **measured}
+    entries[settings["data"], row.name, seed] = entry
+    write_json(results, list(entries.values()))
+
+
+def draw_toy(toy_name: str, runs: Path, steps: int, figures: Path) -> None:
+    """Of seed 0, once all that is shown has been run."""
+    toy, rows = make_toy(toy_name), {row.name: row for row in rows_of(toy_name)}
+    folders = {n: folder_of(runs, toy_name, row, 0, steps) for n, row in rows.items()}
+    floor, *_ = rows
+    wanted = [floor, *SHOWN]
+    if missing := [n for n in wanted if not (folders[n] / "network").exists()]:
+        print(f"no figure of {toy_name}: {', '.join(missing)} with seed 0 is not there")
+        return
+    networks = {n: load_network(folders[n]) for n in wanted}
+    training = toy.training_set(0)
+    drawn = {n: draw_points(networks[n], CLOUD, 0) for n in SHOWN}
+    panels = {"training set": training[:CLOUD], **drawn, "truth": toy.fresh(CLOUD, 0)}
+    draw_clouds(toy, training, panels, figures / f"geometry-{toy_name}.png")
+    titled = {n.replace(" (floor)", ""): network for n, network in networks.items()}
+    draw_fields(toy, training, titled, 0, figures / f"geometry-{toy_name}-fields.png")
+    if toy_name == "pca":
+        draw_pictures(panels, figures / "geometry-pca-pictures.png")
+
+
+def render(toy: str, results: Path) -> None:
+    """Replace what stands between the table's two markers in RESULTS.md."""
+    path = ROOT / "RESULTS.md"
+    begin, end = f"<!-- table geometry-{toy} -->\n", f"<!-- end geometry-{toy} -->"
+    head, found, rest = path.read_text().partition(begin)
+    if found:
+        tail = rest.partition(end)[2]
+        write_atomically(path, f"{head}{begin}{markdown(toy, results)}{end}{tail}")
+
+
+def markdown(toy: str, results: Path) -> str:
+    """One line for each row, and for the two yardsticks that every run measures anew."""
+    entries = [e for (data, *_), e in finished(results).items() if data == toy]
+    lines = [f"| training | seeds | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
+    for row in rows_of(toy):
+        runs = [e.get("metrics") for e in entries if e["row"] == row.name]
+        if runs:
+            lines.append(line(row.name, runs))
+    by_seed = {e["seed"]: e["floors"] for e in entries if "floors" in e}
+    for floor in ("training set", "truth"):
+        lines.append(line(f"*{floor}*", [floors[floor] for floors in by_seed.values()]))
+    return "\n".join(lines) + "\n"
+
+
+def line(name: str, runs: list[dict | None]) -> str:
+    """runs: the metrics of each seed; None where it diverged."""
+    if None in runs:
+        cells = ["diverged", *[""] * (len(COLUMNS) - 1)]
+    else:
+        values = [[run.get(key) for run in runs] for key in COLUMNS.values()]
+        cells = [spread(v) for v in values]
+    return f"| {name} | {len(runs)} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
