@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .probes import add_probes
+from .probes import add_probes, pictures_of
 from .training.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .data import Audit
     from .data.corruption import Corruption
+    from .evaluation.runs import Run
 
 PAIRS_HELP = (
     "a folder with metadata.jsonl, .csv, .parquet or .txt, .caption files beside its pictures, "
@@ -98,8 +100,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add_probes(partial(_command, commands))
 
-    audit = _command(commands, "audit", _audit, "let a model judge its training data (not yet)")
-    audit.add_argument("run", type=Path, nargs="?")
+    audit = _command(commands, "audit", _audit, "let a model judge the data it was trained on")
+    audit.add_argument("run", type=Path, help="directory of a finished run")
+    audit.add_argument("--out", type=Path, help="a JSONL file (default: audit.jsonl in the run)")
+    audit.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
+    audit.add_argument("--offline", action="store_true")
     return parser
 
 
@@ -223,7 +228,40 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    raise InputError("audit is not part of this version yet")
+    from .evaluation.runs import read_runs
+
+    run = read_runs([options.run])[0]
+    out = options.out or options.run / "audit.jsonl"
+    if out.exists():
+        raise InputError(f"{out} exists already; give another --out")
+    if run.latent:
+        from .latent.finished import audit_run
+
+        found, names = audit_run(
+            options.run, run.config, device=options.device, offline=options.offline
+        )
+    else:
+        found, names = _audit_pictures(run, options)
+    found.write(out, names)
+    print(f"{found.summary()}\neach sample's score and level are in {out}")
+    return 0
+
+
+def _audit_pictures(run: Run, options: argparse.Namespace) -> tuple[Audit, list[str]]:
+    from .core import NoiseProcess
+    from .data import audit_samples
+    from .evaluation.sampling import load_run, looking
+
+    network, scheduler = load_run(options.run, "ddim")
+    pictures = pictures_of(run, options.offline, limit=run.config["limit"])
+    everything = range(len(pictures))
+    found = audit_samples(
+        looking(network.to(options.device), pictures),
+        NoiseProcess.from_scheduler(scheduler),
+        [everything],
+        seed=run.config["seed"],
+    )
+    return found, [pictures.name(index) for index in everything]
 
 
 def _run_config(run: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _attack(options: argparse.Namespace) -> int:
     curves = {}
     for path, run in runs:
         network, scheduler = load_run(path, options.sampler or run.config["sampler"])
-        clean = _pictures(run, options.offline, options.reference or run.config["reference"])
+        clean = pictures_of(run, options.offline, options.reference or run.config["reference"])
         curves[run.name] = attack_curve(
             network.to(options.device),
             scheduler,
@@ -154,7 +154,7 @@ def _open(options: argparse.Namespace) -> tuple[list[tuple[Path, Run]], list[Ext
     return list(zip(options.runs, runs, strict=True)), extractors
 
 
-def _pictures(
+def pictures_of(
     run: Run, offline: bool, data: str | None = None, limit: int | None = None
 ) -> ContaminatedPictures:
     """The run's data as it contaminated them, or other `data` left as they are."""
@@ -180,10 +180,10 @@ def _seen_and_unseen(run: Run, offline: bool) -> tuple[Tensor, Tensor | None]:
     from .data.contaminated import spaced
 
     limit = run.config["limit"]
-    seen = _pictures(run, offline, limit=limit)
+    seen = pictures_of(run, offline, limit=limit)
     if limit is None:
         return seen.sample_tensor(), None
-    everything = _pictures(run, offline)
+    everything = pictures_of(run, offline)
     known = {seen.name(i) for i in range(len(seen))}
     rest = [i for i in range(len(everything)) if everything.name(i) not in known]
     chosen = [rest[i] for i in spaced(len(rest), len(seen))]

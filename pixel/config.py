@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from latent_robust.core import REGULARIZED
+from latent_robust.core import LEVELLED, REGULARIZED
 from latent_robust.training.config import ObjectiveName, TrainConfig
 
 
@@ -77,7 +77,7 @@ class PixelConfig(TrainConfig):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
         if self.features is None:
             self.features = ("pixels", "digits") if self.data == "digits" else ("pixels",)
-        if self.learned_variance and self.objective in ("ambient", "input-perturbation"):
+        if self.learned_variance and self.objective in LEVELLED | {"input-perturbation"}:
             raise ValueError(
                 f"learned_variance needs samples noised as usual, which {self.objective} does not"
             )

@@ -8,13 +8,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from latent_robust.data import ContaminatedPictures, open_pictures
+from latent_robust.data import ContaminatedPictures, audit_facts, open_pictures
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import REFERENCE, measure
 from latent_robust.files import write_json, writing
-from latent_robust.training.run import write_config
+from latent_robust.training.run import AUDIT, write_config
 
 from .config import PixelConfig
 from .task import COLUMNS, PREVIEW, PixelTask
@@ -81,6 +81,8 @@ class Output:
         if seconds is not None:
             facts["seconds"] = round(seconds, 1)
         measured = {}
+        if config.objective == "audited":
+            facts["audit"] = audit_facts(self.out / AUDIT, self.dataset.dirty())
         if config.samples:
             samples = task.draw(network, config.samples)
             if samples.isfinite().all():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from latent_robust.core import derive_seed
+from latent_robust.core import LEVELLED, NoiseProcess, derive_seed
 from latent_robust.data import (
     ContaminatedPictures,
+    audit_samples,
     estimate_band,
     open_pictures,
     parse_contamination,
@@ -18,19 +21,22 @@ from latent_robust.data import (
 )
 from latent_robust.data.levels import ENOUGH
 from latent_robust.evaluation.report import metrics_text, write_report
+from latent_robust.evaluation.sampling import load_run, looking
 from latent_robust.training.command import INTERRUPTED, run_command
 from latent_robust.training.loop import Trainer
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import (
+    AUDIT,
     choose_directory,
     complete,
     configure_continuation,
     dump,
     identity,
     is_finished,
+    made_once,
+    runs_within,
     say_how_to_go_on,
     start_accelerator,
-    with_beside,
     write_config,
 )
 
@@ -73,7 +79,7 @@ def _main(argv: list[str]) -> int:
         # Flat pictures have an estimate of 0, which is no band.
         band = max(estimate_band(dataset.sample_tensor(limit=ENOUGH)), 1e-3)
         config = config.model_copy(update={"band": band})
-    runs = with_beside(config, out)
+    runs = runs_within(config, out)
     outputs = [Output(*run, dataset, accelerator) for run in runs]
     if accelerator.is_main_process:
         write_config(config, out)  # now, so that a run stopped in its first part can be resumed
@@ -118,20 +124,37 @@ def train(output: Output, accelerator: Accelerator) -> bool:
         return True
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
-    levels = None
-    if config.objective == "ambient":
-        known = config.levels is not None
-        levels = read_levels(config.levels, len(dataset)) if known else dataset.levels()
     trainer = Trainer(
         task,
         config.objective_for(task.process),
         config,
         accelerator,
         out=out,
-        levels=levels,
+        levels=find_levels(output, accelerator) if config.objective in LEVELLED else None,
         identity=identity(config, dataset.fingerprint(), accelerator.num_processes),
     )
     return complete(trainer, output.begin, partial(output.finish, task))
+
+
+def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
+    """The noise level of each picture: from a file, from the audit, or from the manifest."""
+    config, dataset, out = output.config, output.dataset, output.out
+    file = config.levels
+    if config.objective == "audited":
+
+        def write(file: Path) -> None:
+            network, scheduler = load_run(out / config.judge, "ddim")
+            found = audit_samples(
+                looking(network.to(accelerator.device), dataset),
+                NoiseProcess.from_scheduler(scheduler),
+                [range(len(dataset))],
+                seed=config.seed,
+            )
+            print(f"audit: {found.summary()}")
+            found.write(file, [dataset.name(index) for index in range(len(dataset))])
+
+        file = made_once(out / AUDIT, accelerator, write)
+    return dataset.levels() if file is None else read_levels(file, len(dataset))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from .peers import Ambient, InputPerturbation, PseudoHuber
 from .perturbation import adversarial_perturbation, random_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule
-from .registry import OBJECTIVES, REGULARIZED, make_objective
+from .registry import LEVELLED, OBJECTIVES, REGULARIZED, make_objective
 from .seeds import derive_generator, derive_seed
 from .weighting import Preset, Weighting
 
 __all__ = [
+    "LEVELLED",
     "OBJECTIVES",
     "REGULARIZED",
     "Ambient",

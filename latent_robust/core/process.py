@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 import torch
@@ -112,6 +113,11 @@ class NoiseProcess:
         """sample, noise: (B, ...); t: (B,).  =>  noisy (B, ...), float32."""
         alpha, sigma = self(t, sample)
         return alpha * sample + sigma * noise
+
+    def time_of(self, ratio: float) -> Tensor:
+        """The time whose sigma / alpha is nearest to `ratio` > 0: a scalar of `times`."""
+        alpha, sigma = self.alpha_sigma(self.times)
+        return self.times[((sigma / alpha).log() - log(ratio)).abs().argmin()]
 
     def draw_times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Uniform over `times`.  =>  (batch,), on the generator's device."""

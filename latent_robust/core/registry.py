@@ -16,7 +16,11 @@ OBJECTIVES = {
     "pseudo-huber": "scheduled pseudo-Huber loss",
     "input-perturbation": "DDPM-IP",
     "ambient": "ambient diffusion, given the noise level of each sample",
+    "audited": "ambient diffusion with the levels that a trained model finds in its own data",
 }
+
+# Those that train on samples at no less noise than these have themselves.
+LEVELLED = frozenset({"ambient", "audited"})
 
 # Those that have the regularizer, and so its settings and its cost.
 REGULARIZED = frozenset({"robust-adversarial", "robust-random", "invariance"})
@@ -52,6 +56,6 @@ def make_objective(
             return PseudoHuber(process, huber_c)
         case "input-perturbation":
             return InputPerturbation(process, gamma)
-        case "ambient":
+        case "ambient" | "audited":
             return Ambient(process)
     raise ValueError(f"unknown objective {name!r}; one of: {', '.join(OBJECTIVES)}")

@@ -6,12 +6,15 @@ Names are imported from their modules when they are first used; torchvision take
 from importlib import import_module
 
 _MODULES = {
+    "Audit": "audit",
     "BadPicture": "decode",
     "ContaminatedPairs": "contaminated_pairs",
     "ContaminatedPictures": "contamination",
     "PairSet": "pairs",
     "PictureSet": "pictures",
     "assign_bucket": "buckets",
+    "audit_facts": "audit",
+    "audit_samples": "audit",
     "contaminate_folder": "contaminate",
     "contaminate_pairs": "contaminate",
     "decode_picture": "decode",

@@ -68,6 +68,10 @@ class Contaminated(ABC):
         """
         return torch.tensor([_level(self.records(index)) for index in range(len(self))])
 
+    def dirty(self) -> Tensor:
+        """Which samples any corruption hits: (N,), bool. For evaluation only."""
+        return torch.tensor([bool(self.records(index)) for index in range(len(self))])
+
     def _quarantine(self) -> list[dict]:
         """Broken pictures of the outliers' sources."""
         outliers = [c.pictures for c in self.corruptions if isinstance(c, Outliers)]

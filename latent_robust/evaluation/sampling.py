@@ -70,6 +70,16 @@ def advance(
     return scheduler.step(output, t, x, generator=list(generators), **clipped).prev_sample
 
 
+def looking(network: nn.Module, dataset) -> Callable[[Sequence[int]], tuple[Tensor, Callable]]:
+    """For `audit_samples`: samples of a data set, and what a diffusers UNet2DModel says of them."""
+    device, channels = network.device, network.config.in_channels
+
+    def denoise(noisy: Tensor, t: Tensor) -> Tensor:
+        return network(noisy, t).sample[:, :channels]  # without a learned variance
+
+    return lambda indices: (dataset.__getitems__(indices)["sample"].to(device), denoise)
+
+
 @torch.no_grad()
 def draw_samples(
     network: nn.Module,

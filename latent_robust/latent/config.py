@@ -50,6 +50,11 @@ class LatentConfig(TrainConfig):
 
     # the objective
     objective: ObjectiveName = Field("robust-adversarial", description="what is minimised")
+    judge: ObjectiveName | Literal["base"] = Field(
+        "base",
+        description="who audits the data, for audited: the model as it is, or after training with "
+        "an objective",
+    )
     band: float | Literal["auto"] = Field(
         "auto",
         description="noise level below which the regularizer acts, in units of the latents; auto "

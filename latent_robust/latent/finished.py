@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
-from latent_robust.data import ContaminatedPairs, PairSet, open_pairs
+from latent_robust.data import Audit, ContaminatedPairs, PairSet, audit_samples, open_pairs
 from latent_robust.data.contaminated import spaced
 from latent_robust.errors import InputError
 
+from .cache import Uncached
 from .checkpoint import open_part
 from .components import Components, load_components
+from .config import LatentConfig
 from .lora_files import load_lora
-from .preparation import comparable
+from .preparation import comparable, contaminated_pairs
 from .sampling import draw_pictures
+from .task import EncodedPairs
 
 
 def draw_from_run(
@@ -68,6 +71,53 @@ def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bo
     return components
 
 
+def audit_run(
+    run: Path, config: dict[str, Any], *, device: str, offline: bool
+) -> tuple[Audit, list[str]]:
+    """The model that a run has made judges the pairs it was made from.  =>  and their names."""
+    components = load_finished(run, config, device=device, offline=offline)
+    settings = LatentConfig.model_validate({**config, "offline": offline})
+    pairs = contaminated_pairs(
+        settings, components, _pairs(config, offline, config["data"]), settings.contamination_specs
+    )
+    captions = [pairs.caption(index) for index in range(len(pairs))]
+    found = audit_pairs(
+        components,
+        Uncached(pairs, components),
+        captions if settings.text_encoder else None,
+        seed=settings.seed,
+    )
+    return found, [pairs.name(index) for index in range(len(pairs))]
+
+
+def audit_pairs(
+    components: Components,
+    pairs: EncodedPairs,
+    captions: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+) -> Audit:
+    """captions: by index, where what the text encoders say is not in `pairs`, because they were
+    trained."""
+    return audit_samples(
+        lambda indices: _look(components, pairs.__getitems__(indices), captions),
+        components.process,
+        pairs.groups(),
+        seed=seed,
+    )
+
+
+def _look(
+    components: Components, batch: dict[str, Any], captions: Sequence[str] | None
+) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """=>  latents, and what the model says of them."""
+    text = batch["text"]
+    if captions is not None:
+        text = components.encode_text([captions[index] for index in batch["index"].tolist()])
+    denoise = components.family.denoiser(components.network, text, batch["size"])
+    return batch["mean"].float().to(components.network.device), denoise
+
+
 def clean_pictures(config: dict[str, Any], count: int, *, offline: bool) -> Tensor:
     """What the run is measured against: at most `count`, (N, 3, resolution, resolution) in
     [-1, 1]. Its reference, or its data before contamination."""
@@ -81,9 +131,10 @@ def _captions(config: dict[str, Any], count: int, offline: bool) -> list[str]:
     return [captions[i] for i in spaced(len(captions), count)]
 
 
-def _pairs(config: dict[str, Any], offline: bool) -> PairSet:
+def _pairs(config: dict[str, Any], offline: bool, spec: str | None = None) -> PairSet:
+    """spec: by default that of the clean ones."""
     return open_pairs(
-        config["reference"] or config["data"],
+        spec or config["reference"] or config["data"],
         caption_column=config["caption_column"],
         limit=config["limit"],
         max_bad_fraction=1.0,  # what was refused is known since the run

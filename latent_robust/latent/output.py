@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from latent_robust.data import audit_facts
 from latent_robust.evaluation.clip_score import load_clip_score
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractor
@@ -17,7 +18,7 @@ from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import measure
 from latent_robust.files import write_json
 from latent_robust.training.log import append_row
-from latent_robust.training.run import write_config
+from latent_robust.training.run import AUDIT, write_config
 
 from .components import Components
 from .config import LatentConfig
@@ -109,6 +110,8 @@ class LatentOutput:
             facts["verified"] = verify_lora(self.components, files, self.make_components)
         else:
             save_network(self.components, self.out)
+        if config.objective == "audited":
+            facts["audit"] = audit_facts(self.out / AUDIT, self.prepared.pairs.dirty())
         measured = self._measure() if config.samples else {}
         write_json(self.out / "metrics.json", {**facts, **measured})
 

@@ -95,8 +95,8 @@ def prepare(
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             print(f"{what}: {shown}", file=sys.stderr)
-    contaminate = partial(_contaminate, config, components)
-    pairs = contaminate(source, config.contamination_specs, buckets=config.buckets)
+    contaminate = partial(contaminated_pairs, config, components)
+    pairs = contaminate(source, config.contamination_specs)
     truth = None if config.reference is None else _open(config, config.reference)
     if truth is None and pairs.corruptions:
         truth = source
@@ -116,7 +116,7 @@ def prepare(
     dataset = _encode(config, components, pairs, out, accelerator, say)
     validation, validated = dataset, held
     if config.reference is not None:
-        clean = contaminate(truth, [], buckets=config.buckets)
+        clean = contaminate(truth, [])
         validation = _encode(config, components, clean, out, accelerator, say)
         validated = spaced(len(clean), max(1, len(held)))
     captions = (truth or source).captions
@@ -157,16 +157,17 @@ def comparable(
     return torch.stack([pick(i) for i in spaced(len(pairs), min(limit, fitting))])
 
 
-def _contaminate(
+def contaminated_pairs(
     config: LatentConfig,
     components: Components,
     pairs: PairSet,
     specs: list[str],
     *,
-    buckets: bool,
+    buckets: bool | None = None,
 ) -> ContaminatedPairs:
-    """At the run's resolution, with its seed; encoder-poison attacks its model."""
-    sides = {} if buckets else {"max_ratio": 1.0}
+    """At the run's resolution, with its seed; encoder-poison attacks its model. buckets: by default
+    the run's."""
+    sides = {} if (config.buckets if buckets is None else buckets) else {"max_ratio": 1.0}
     return ContaminatedPairs(
         pairs,
         parse_contamination(specs),

@@ -9,29 +9,34 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from latent_robust.core import derive_seed
-from latent_robust.data import parse_contamination
+from latent_robust.core import LEVELLED, derive_seed
+from latent_robust.data import parse_contamination, read_levels
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.training.command import INTERRUPTED, run_command
 from latent_robust.training.loop import Trainer
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import (
+    AUDIT,
+    BASE,
     choose_directory,
     complete,
     configure_continuation,
     dump,
     identity,
     is_finished,
+    made_once,
+    runs_within,
     saved_options,
     say_how_to_go_on,
     start_accelerator,
-    with_beside,
     write_config,
 )
 
 from .components import Components, load_components
 from .config import LatentConfig
+from .finished import audit_pairs, load_finished
 from .full import unfreeze_network
 from .lora import adapted_layers, add_lora
 from .memory import estimate_memory, require_memory
@@ -65,7 +70,7 @@ def _main(argv: list[str]) -> int:
     if config.resume is not None and (out / "config.yaml").exists():
         config = configure_continuation(config, argv, out, prog=PROG)
 
-    runs = with_beside(config, out)
+    runs = runs_within(config, out)
 
     accelerator = start_accelerator(config)
     make_components = partial(load, config, accelerator)
@@ -193,7 +198,7 @@ def train(
         config,
         accelerator,
         out=out,
-        levels=prepared.levels if config.objective == "ambient" else None,
+        levels=find_levels(output, accelerator) if config.objective in LEVELLED else None,
         identity=identity(config, prepared.pairs.fingerprint(), accelerator.num_processes),
     )
 
@@ -202,6 +207,30 @@ def train(
         output.begin()
 
     return complete(trainer, begin, output.finish)
+
+
+def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
+    """The noise level of each pair's latents: from a file or the manifest, or from the audit."""
+    config, prepared, out = output.config, output.prepared, output.out
+    if config.objective != "audited":
+        return prepared.levels
+
+    def write(file: Path) -> None:
+        if config.judge == BASE:
+            judge = load(config, accelerator)
+        else:
+            judge = load_finished(
+                out / config.judge,
+                config.model_dump(),
+                device=str(accelerator.device),
+                offline=config.offline,
+            )
+        captions = prepared.captions if config.text_encoder else None
+        found = audit_pairs(judge, prepared.dataset, captions, seed=config.seed)
+        print(f"audit: {found.summary()}")
+        found.write(file, [prepared.pairs.name(index) for index in range(len(prepared.pairs))])
+
+    return read_levels(made_once(out / AUDIT, accelerator, write), len(prepared.pairs))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from latent_robust.core import (
+    LEVELLED,
     OBJECTIVES,
     NoiseProcess,
     Objective,
@@ -57,6 +58,10 @@ class TrainConfig(BaseModel):
 
     # the objective
     objective: ObjectiveName = Field("ddpm", description="what is minimised")
+    judge: ObjectiveName = Field(
+        "robust-adversarial",
+        description="trained first, for audited: the model that audits the data",
+    )
     weighting: Literal["paper", "normalized", "band"] = "band"
     weight: float = Field(3.0, ge=0, description="of the regularizer; 0 is plain training")
     band: float | Literal["auto"] = Field(
@@ -117,6 +122,10 @@ class TrainConfig(BaseModel):
                 "objective ambient needs noise levels: give levels FILE, or a contamination whose "
                 "true levels are known"
             )
+        if self.objective == "audited" and self.judge in LEVELLED:
+            raise ValueError(f"judge {self.judge} needs levels itself; use robust-adversarial")
+        if self.objective == "audited" and self.levels is not None:
+            raise ValueError("audited finds its levels itself; with a file of levels use ambient")
         return self
 
     @property

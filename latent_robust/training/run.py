@@ -36,6 +36,12 @@ FREE = {
     "prompts", "guidance", "clip_score", "cache_dir",
 }  # fmt: skip
 
+# The judge of an audited run that is not trained for it: the model that is fine-tuned.
+BASE = "base"
+
+# What the judge of an audited run found, in its directory.
+AUDIT = "audit.jsonl"
+
 # Settings that may be left open, and hold what was found when the run began.
 RESOLVED = {"band": "auto", "resolution": None}
 
@@ -190,16 +196,27 @@ def _fill_in(config: Config, saved: dict[str, Any]) -> Config:
     return config.model_copy(update=found)
 
 
-def with_beside(config: Config, out: Path) -> list[tuple[Config, Path]]:
-    """The runs that make up one, and their directories. InputError if `beside` does not go with the
-    other settings."""
-    runs = [(config, out)]
-    if config.beside not in (None, config.objective):
-        # First, so that the report of the main run can be written when that ends.
-        plain = {"objective": config.beside, "beside": None}
-        other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
-        runs.insert(0, (validate(type(config), other), out / config.beside))
-    return runs
+def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
+    """The runs that make up one, in their order, and their directories: `beside`, to compare with;
+    the judge of an audited one; last the run itself, whose report can then show them all.
+
+    InputError if an objective does not go with the other settings."""
+    others = [config.beside, config.judge if config.objective == "audited" else None]
+    runs = []
+    for objective in dict.fromkeys(others):
+        if objective not in (None, BASE, config.objective):
+            plain = {"objective": objective, "beside": None}
+            other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
+            runs.append((validate(type(config), other), out / objective))
+    return [*runs, (config, out)]
+
+
+def made_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path:
+    """=>  the file, which the main process writes if an earlier part of the run did not."""
+    if accelerator.is_main_process and not file.exists():
+        write(file)
+    accelerator.wait_for_everyone()
+    return file
 
 
 def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict[str, Any]:

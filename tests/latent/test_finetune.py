@@ -22,6 +22,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from latent_robust.cli import main as latent_robust
+from latent_robust.data import read_levels
 from latent_robust.latent import memory, output, train
 from latent_robust.latent.train import main
 from latent_robust.training.loop import Trainer
@@ -438,6 +440,24 @@ def test_the_whole_network_in_bf16_keeps_float32_weights(finetune, tmp_path):
 def test_ambient_needs_no_encoder_after_it_has_begun(finetune, tmp_path):
     """Nothing is drawn, so that the VAE is unloaded; the levels were measured before."""
     assert finetune("--lora", "--objective=ambient", *DIRTY, *UNDRAWN, "--out=run") == 0
+
+
+@pytest.mark.usefixtures("unverified")
+def test_the_base_model_audits_without_being_trained(finetune, tmp_path):
+    assert finetune("--lora", "--objective=audited", *DIRTY, *UNDRAWN, "--out=run") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/audit.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(10))
+    assert not list((tmp_path / "run").glob("*/config.yaml"))  # nothing else was trained
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_trained_judge_audits_as_it_does_by_itself(finetune, tmp_path):
+    settings = ("--objective=audited", "--judge=ddpm", "--text-encoder", *DIRTY, *UNDRAWN)
+    assert finetune("--lora", *settings, "--out=run") == 0
+    assert latent_robust(["audit", "run/ddpm", "--offline"]) == 0
+    # Captions and pictures are encoded in other batches there, hence not bit for bit.
+    levels = [read_levels(tmp_path / folder / "audit.jsonl", 10) for folder in ("run", "run/ddpm")]
+    assert torch.allclose(*levels, rtol=1e-2, atol=1e-3)
 
 
 # ---------------------------------------------------------------------- folders of pictures

@@ -194,6 +194,41 @@ def test_ambient_takes_its_levels_from_a_file(train, tmp_path):
     assert train("--objective=ambient", "--levels=levels.jsonl", "--out=run") == 0
 
 
+DIRTY = "--contamination=gaussian:fraction=0.9,sigma=0.2"
+
+
+def test_an_audited_run_trains_its_judge_first_and_on_what_that_found(train, tmp_path, capsys):
+    assert train(DIRTY, "--objective=audited", "--judge=ddpm", "--out=run") == 0
+    judge = yaml.safe_load((tmp_path / "run/ddpm/config.yaml").read_text())
+    assert judge["objective"] == "ddpm"
+    rows = [json.loads(line) for line in (tmp_path / "run/audit.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(40))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["audit"]["flagged"] == sum(row["flagged"] for row in rows) > 0
+    # The finished judge finds the same by itself, and the levels train the same network.
+    assert latent_robust(["audit", "run/ddpm", "--out=again.jsonl"]) == 0
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "run/audit.jsonl").read_text()
+    assert train(DIRTY, "--objective=ambient", "--levels=again.jsonl", "--out=ambient") == 0
+    networks = [
+        load_file(tmp_path / run / "unet/diffusion_pytorch_model.safetensors")
+        for run in ("run", "ambient")
+    ]
+    assert all(torch.equal(networks[0][k], networks[1][k]) for k in networks[0])
+    assert latent_robust(["audit", "run/ddpm", "--out=again.jsonl"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
+    assert train(DIRTY, "--objective=audited", "--out=run") == 0
+    whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+    (tmp_path / "run/metrics.json").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
+    shutil.rmtree(tmp_path / "run/robust-adversarial/unet")  # so that no new one could be made
+    assert main(["--resume", "run"]) == 0
+    again = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
 def test_band_auto_is_resolved_and_written(train, tmp_path):
     assert train("--band=auto", "--contamination=gaussian:fraction=1,sigma=0.2", "--out=run") == 0
     band = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["band"]
@@ -232,6 +267,9 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--contamination=gaussian:sigma=1"], "fraction"),
         (["--objective=ambient"], "levels"),
         (["--objective=ambient", "--levels=none.jsonl"], "cannot read the levels"),
+        (["--objective=audited", "--judge=ambient"], "use robust-adversarial"),
+        (["--objective=audited", "--levels=l.jsonl"], "with a file of levels use ambient"),
+        (["--objective=audited", "--judge=base"], "`judge` = 'base'"),
         (["--size=9"], "divisible by 2"),
         (["--norm-groups=3"], "multiple of norm_groups"),
         (["--dropout=0.1"], "fraction 1"),
@@ -308,8 +346,3 @@ def test_two_processes_train_as_one_run(tmp_path, tiny_options):
     )
     again = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(whole[k], again[k]) for k in whole)
-
-
-def test_what_is_not_built_yet_says_so(capsys):
-    assert latent_robust(["audit"]) == 2
-    assert "not part of this version yet" in capsys.readouterr().err

@@ -1,0 +1,203 @@
+"""A trained model judges the samples it was trained on: which are dirty, and how noisy are they?
+
+Noise a sample y to s = sigma / alpha, let the model denoise it, and compare:
+
+    score = mean (y - x0_hat)^2                 averaged over elements and over draws of the noise
+
+A model draws what most of its data have in common. What it cannot draw again (noise, above all)
+remains in the score, whether or not the model was trained on that very sample. Two groups of scores
+are told apart by Otsu's threshold on their logarithm; a score becomes a noise level by comparison
+with the lowest scores, to which noise of known strength was added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_robust.core import NoiseProcess, derive_generator
+from latent_robust.files import write_jsonl
+
+# Noise levels, in units of the samples, at which the model is asked; the one that tells the samples
+# apart best is taken.
+NOISES = (0.1, 0.2, 0.4, 0.8)
+DRAWS = 4
+BATCH = 64
+LEAST = 1e-8  # a score that is 0 has no logarithm
+
+# Otsu's criterion, the share of the variance that lies between the two groups, is 0.75 for evenly
+# spread scores: only what is further apart than that is two groups.
+TWO_GROUPS = 0.8
+# Without two groups, the share of the samples that counts as clean.
+CLEANEST = 0.05
+REFERENCES = 128  # clean samples to which known noise is added
+GRID = 16  # strengths of that noise
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Look = Callable[[Sequence[int]], tuple[Tensor, Denoise]]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """scores: (N,); levels: (N,), standard deviation of each sample's noise in its own units, 0
+    for what counts as clean; noise: the s at which the scores were taken; separation: Otsu's
+    criterion in [0, 1]."""
+
+    scores: Tensor
+    levels: Tensor
+    noise: float
+    separation: float
+
+    @property
+    def two_groups(self) -> bool:
+        return self.separation > TWO_GROUPS
+
+    def summary(self) -> str:
+        dirty = self.levels > 0
+        found = f"{int(dirty.sum()):,} of {len(dirty):,} samples are noisy"
+        if dirty.any():
+            shares = torch.tensor([0.05, 0.5, 0.95])
+            low, middle, high = self.levels[dirty].quantile(shares).tolist()
+            found += f", their level is {middle:.3f} (from {low:.3f} to {high:.3f})"
+        kind = "two groups" if self.two_groups else "one group"
+        return f"{found}; scores at s = {self.noise} form {kind} (separation {self.separation:.2f})"
+
+    def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        columns = zip(names, self.scores.tolist(), self.levels.tolist(), strict=True)
+        for index, (name, score, level) in enumerate(columns):
+            yield {
+                "index": index,
+                "name": name,
+                "score": float(f"{score:.6g}"),
+                "level": float(f"{level:.6g}"),
+                "flagged": level > 0,
+            }
+
+    def write(self, path: str | Path, names: Sequence[str]) -> None:
+        """JSON lines, whole or not at all, as `--levels` reads them."""
+        write_jsonl(self.rows(names), path)
+
+
+def audit_facts(path: Path, dirty: Tensor) -> dict[str, Any]:
+    """How right an audit was, for metrics.json. path: as `Audit.write` wrote it; dirty: (N,), bool,
+    the truth."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    flagged = torch.tensor([row["flagged"] for row in rows])
+    levels = torch.tensor([row["level"] for row in rows])
+    facts = {
+        "samples": len(rows),
+        "flagged": int(flagged.sum()),
+        "level": round(float(levels[flagged].median()), 4) if flagged.any() else 0.0,
+        "clean_but_flagged": int((~dirty & flagged).sum()),
+        "dirty_but_kept": int((dirty & ~flagged).sum()),
+    }
+    if dirty.any() and not dirty.all():
+        from sklearn.metrics import roc_auc_score
+
+        scores = [row["score"] for row in rows]
+        facts["roc_auc"] = round(float(roc_auc_score(dirty.numpy(), scores)), 4)
+    return facts
+
+
+@torch.no_grad()
+def audit_samples(
+    look: Look, process: NoiseProcess, groups: Sequence[Sequence[int]], *, seed: int = 0
+) -> Audit:
+    """look(indices): samples (B, ...) and denoise(noisy, t) => prediction, conditions bound;
+    groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
+    once).
+
+    Costs len(NOISES) * DRAWS passes over the data, and few more for the levels.
+    """
+    once = [list(dict.fromkeys(group)) for group in groups]
+    batches = [group[i : i + BATCH] for group in once for i in range(0, len(group), BATCH)]
+    order = torch.tensor([index for batch in batches for index in batch]).argsort()
+
+    def score(indices: Sequence[Sequence[int]], noise: float, extra: float = 0.0) -> Tensor:
+        return torch.cat([_surprise(look, process, b, noise, extra, seed) for b in indices])
+
+    candidates = {noise: score(batches, noise)[order] for noise in NOISES}
+    separations = {noise: otsu(scores.log())[1] for noise, scores in candidates.items()}
+    noise = max(separations, key=separations.get)
+    scores, separation = candidates[noise], separations[noise]
+
+    clean = scores.log() <= otsu(scores.log())[0]
+    if separation <= TWO_GROUPS:
+        clean = scores <= scores.quantile(CLEANEST)
+    references = _in_batches(batches, clean, REFERENCES)
+    levels = _calibrate(lambda extra: score(references, noise, extra), scores)
+    return Audit(scores, torch.where(clean, 0.0, levels), noise, separation)
+
+
+def otsu(values: Tensor) -> tuple[float, float]:
+    """The threshold that leaves the least variance within two groups (Otsu 1979), exactly, and the
+    share of the variance that lies between these, in [0, 1]. values: (N,)."""
+    ordered = values.double().sort().values
+    count = torch.arange(1, len(ordered))
+    low = ordered.cumsum(0)[:-1] / count
+    high = (ordered.sum() - ordered.cumsum(0)[:-1]) / (len(ordered) - count)
+    share = count / len(ordered)
+    between = share * (1 - share) * (high - low).square()
+    best = int(between.argmax())
+    variance = ordered.var(correction=0).clamp_min(1e-12)
+    threshold = (ordered[best] + ordered[best + 1]) / 2
+    return float(threshold), float(between[best] / variance)
+
+
+def _surprise(
+    look: Look,
+    process: NoiseProcess,
+    indices: Sequence[int],
+    noise: float,
+    extra: float,
+    seed: int,
+) -> Tensor:
+    """(B,). extra: standard deviation of noise that is added to the samples themselves."""
+    sample, denoise = look(indices)
+    t = process.time_of(noise).to(sample.device).expand(len(sample))
+    alpha, sigma = process(t, sample)
+    total = torch.zeros(len(sample), dtype=torch.float64)
+    generator = derive_generator(seed, "audit", indices[0], device=sample.device)
+    for _ in range(DRAWS):
+        dirt, noisiness = torch.randn(2, *sample.shape, generator=generator, device=sample.device)
+        seen = sample + extra * dirt
+        noisy = alpha * seen + sigma * noisiness
+        prediction = denoise(noisy, t)
+        estimate = process.parameterization.to_sample(noisy, prediction.float(), alpha, sigma)
+        total += (seen - estimate).square().flatten(1).double().mean(1).cpu()
+    return (total / DRAWS).clamp_min(LEAST)
+
+
+def _calibrate(score_with: Callable[[float], Tensor], scores: Tensor) -> Tensor:
+    """The noise that a clean sample would need to score as high: (N,).
+
+    score_with(extra): scores of the clean references with so much noise. The median rises with the
+    noise; between its values, the squared level is interpolated, beyond them extended linearly.
+    """
+    base = float(score_with(0.0).median())
+    top = float(scores.max())
+    extras, medians = [0.0], [base]
+    step = max(top - base, 1e-8) ** 0.5 / GRID
+    while medians[-1] < top and len(extras) < 3 * GRID:
+        extras.append(extras[-1] + step)
+        medians.append(max(float(score_with(extras[-1]).median()), medians[-1] + 1e-9))
+    squared = np.interp(scores.numpy(), medians, np.square(extras))
+    return torch.from_numpy(squared).sqrt().float()
+
+
+def _in_batches(batches: Sequence[Sequence[int]], chosen: Tensor, limit: int) -> list[list[int]]:
+    """At most `limit` of the chosen ones, still in batches that may be."""
+    kept, left = [], limit
+    for batch in batches:
+        some = [index for index in batch if chosen[index]][:left]
+        if some:
+            kept.append(some)
+            left -= len(some)
+    return kept

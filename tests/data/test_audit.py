@@ -1,0 +1,106 @@
+"""A model that knows what clean samples look like finds those that are not, and how noisy these
+are."""
+
+import json
+
+import pytest
+import torch
+
+from latent_robust.core import NoiseProcess
+from latent_robust.data import audit_facts, audit_samples, read_levels
+from latent_robust.data.audit import CLEANEST, TWO_GROUPS, otsu
+
+FLOW = NoiseProcess.flow()
+EPSILON = NoiseProcess.from_alphas_cumprod(torch.linspace(0.9999, 0.001, 1000), "epsilon")
+
+
+def knows_zero(process):
+    """=>  denoise of a model whose data are all 0, so that what is noisy is noise."""
+
+    def denoise(noisy, t):
+        alpha, sigma = process(t, noisy)
+        return process.parameterization.target(torch.zeros_like(noisy), noisy / sigma, alpha, sigma)
+
+    return denoise
+
+
+def audit(samples, process=EPSILON, groups=None):
+    denoise = knows_zero(process)
+    return audit_samples(
+        lambda indices: (samples[indices], denoise), process, groups or [range(len(samples))]
+    )
+
+
+def noisy_samples(levels, side=16):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(levels), 1, side, side, generator=generator)
+    return levels.view(-1, 1, 1, 1) * noise
+
+
+@pytest.mark.parametrize("process", [FLOW, EPSILON])
+def test_the_score_is_the_energy_of_what_the_model_cannot_draw(process):
+    samples = noisy_samples(torch.tensor([0.0] * 5 + [0.3] * 20))
+    # float32: x0_hat is a difference of terms of the size of the noise.
+    expected = samples.square().mean((1, 2, 3))
+    assert torch.allclose(audit(samples, process).scores.float(), expected, atol=1e-6)
+
+
+def test_two_groups_are_told_apart_and_the_noise_is_measured():
+    truth = torch.tensor([0.0] * 20 + [0.4] * 180)
+    found = audit(noisy_samples(truth) + 0.01)
+    assert found.two_groups
+    assert torch.equal(found.levels > 0, truth > 0)
+    # 256 values each: a level's own standard error is 1 / sqrt(512) of it, 4.4 %; that of the
+    # median over 180 is far less, and the references add about 1 %.
+    assert found.levels[20:].median() == pytest.approx(0.4, rel=0.03)
+
+
+def test_levels_that_differ_are_ordered_and_measured():
+    truth = torch.linspace(0, 0.3, 200)
+    found = audit(noisy_samples(truth))
+    assert not found.two_groups
+    assert (found.levels == 0).sum() == CLEANEST * len(truth)
+    known = found.levels > 0
+    # The cleanest samples, which count as clean, have noise up to 0.015 themselves.
+    assert torch.allclose(found.levels[known], truth[known], rtol=0.2, atol=0.02)
+
+
+def test_samples_keep_their_places_whatever_shares_a_batch():
+    samples = noisy_samples(torch.linspace(0, 0.3, 150))
+    groups = [list(range(1, 150, 2)), [0, *range(0, 150, 2)]]
+    one, other = audit(samples), audit(samples, groups=groups)
+    assert torch.allclose(one.scores, other.scores, atol=1e-6)
+
+
+def test_otsu_of_two_values_lies_between_them_and_explains_everything():
+    threshold, separation = otsu(torch.tensor([1.0] * 30 + [3.0] * 10))
+    assert threshold == pytest.approx(2)
+    assert separation == pytest.approx(1)
+
+
+def test_evenly_spread_values_are_not_two_groups():
+    threshold, separation = otsu(torch.linspace(-1, 1, 1000))
+    assert threshold == pytest.approx(0, abs=2e-3)
+    assert separation == pytest.approx(0.75, abs=1e-4)  # 1 - (1/12 of the halves) / (1/3)
+    assert separation < TWO_GROUPS
+
+
+def test_what_is_written_is_read_as_levels(tmp_path):
+    found = audit(noisy_samples(torch.tensor([0.0] * 5 + [0.2] * 5)))
+    found.write(tmp_path / "audit.jsonl", [f"picture {i}" for i in range(10)])
+    rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == [f"picture {i}" for i in range(10)]
+    assert [row["flagged"] for row in rows] == [False] * 5 + [True] * 5
+    levels = read_levels(tmp_path / "audit.jsonl", 10)
+    assert torch.allclose(levels, found.levels, rtol=1e-5)
+
+
+def test_facts_count_what_the_audit_got_wrong(tmp_path):
+    found = audit(noisy_samples(torch.tensor([0.0] * 5 + [0.2] * 5)))
+    found.write(tmp_path / "audit.jsonl", [str(i) for i in range(10)])
+    facts = audit_facts(tmp_path / "audit.jsonl", torch.tensor([True] + [False] * 4 + [True] * 5))
+    assert facts["flagged"] == 5
+    assert facts["dirty_but_kept"] == 1
+    assert facts["clean_but_flagged"] == 0
+    # Of 6 x 4 pairs of a dirty and a clean one, the mistaken sample ties with all 4 clean ones.
+    assert facts["roc_auc"] == pytest.approx((5 * 4 + 0.5 * 4) / 24, abs=1e-4)
