@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import torch
+
+from latent_robust.cli import main
+from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.metrics import frechet_distance
+from latent_robust.evaluation.runs import read_runs
+from latent_robust.evaluation.sampling import draw_samples, load_run
+from latent_robust.probes import _seen_and_unseen, pictures_of
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def runs(finished_run):
+    return [str(finished_run / "ddpm"), str(finished_run)]
+
+
+def test_attack_puts_runs_side_by_side(runs, finished_run, tmp_path):
+    out = tmp_path / "attack.json"
+    options = ["--samples=12", "--radius=0.5,1", "--at=900,100", f"--out={out}", "--offline"]
+    assert main(["attack", *runs, *options, "--kind=fgsm", "--depth=2", "--sampler=ddpm"]) == 0
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+    found = json.loads(out.read_text())
+    assert (found["at"], found["depth"], found["kind"]) == ([900, 100], 2, "fgsm")
+    assert list(found["runs"]) == ["ddpm", "robust-adversarial"]
+    for rows in found["runs"].values():
+        assert [row["radius"] for row in rows] == [0, 0.5, 1]
+        assert rows[0]["displacement"] == 0 < rows[1]["displacement"]
+
+
+def test_radius_zero_of_the_curve_is_the_run_as_it_draws(finished_run, tmp_path):
+    out = tmp_path / "attack.json"
+    assert main(["attack", str(finished_run), "--samples=12", f"--out={out}", "--radius=1"]) == 0
+    (rows,) = json.loads(out.read_text())["runs"].values()
+    drawn = draw_samples(*load_run(finished_run, "ddim"), 12, steps=2, seed=0)
+    (run,) = read_runs([finished_run])
+    clean = pictures_of(run, True, "digits").clean_tensor()
+    pixels = make_extractor("pixels")
+    assert rows[0]["frechet"]["pixels"] == frechet_distance(pixels(drawn), pixels(clean))
+
+
+def test_memorization_compares_with_what_the_run_saw(runs, tmp_path):
+    out = tmp_path / "memorization.json"
+    assert main(["memorization", *runs, "--samples=12", f"--out={out}"]) == 0
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+    for spaces in json.loads(out.read_text())["runs"].values():
+        assert list(spaces) == ["pixels", "digits"]
+        assert all("nearer_to_training" in result for result in spaces.values())
+
+
+def test_unseen_pictures_are_others_and_dirty_alike(finished_run):
+    (run,) = read_runs([finished_run])
+    seen, unseen = _seen_and_unseen(run, offline=True)
+    everything = pictures_of(run, offline=True).sample_tensor()
+    assert torch.equal(seen, everything[:40])  # the run's `limit`
+    assert len(unseen) == 40
+    assert all((everything[40:] == picture).flatten(1).all(1).any() for picture in unseen)
+
+
+@pytest.mark.parametrize("command", ["attack", "memorization"])
+def test_a_latent_run_is_refused(command, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("model: demo\n")
+    assert main([command, str(tmp_path), f"--out={tmp_path / 'x.json'}"]) == 2
+    assert "only pixel runs can be probed" in capsys.readouterr().err
+
+
+def test_a_place_for_the_figure_alone_is_refused(runs, tmp_path, capsys):
+    assert main(["attack", *runs, f"--out={tmp_path / 'attack.png'}"]) == 2
+    assert "--out must be a .json file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["--radius=-1", "--at=early", "--draws=0"])
+def test_wrong_numbers_are_refused(runs, tmp_path, wrong):
+    with pytest.raises(SystemExit) as stop:
+        main(["attack", *runs, f"--out={tmp_path / 'attack.json'}", wrong])
+    assert stop.value.code == 2
