@@ -51,8 +51,11 @@ SAVES_MEMORY = "--low-memory, or a smaller --batch-size or --resolution"
 # What `finetune-latent --lora` does when it is not told what to train on.
 DEMO = [
     *("--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"),
-    *("--steps", "1500", "--batch-size", "16", "--learning-rate", "1e-3", "--samples", "256"),
-    *("--guidance", "2", "--checkpoint-every", "500"),
+    *("--limit", "2000", "--held-out", "0.02", "--samples", "256", "--guidance", "3"),
+    *("--rank", "32", "--targets", '["attention", "mlp", "conv1", "conv2"]'),
+    *("--steps", "1000", "--batch-size", "16", "--learning-rate", "3e-3"),
+    # A new shape is learned at the noise where shapes are decided.
+    *("--time-sampling", "logit-normal", "--checkpoint-every", "500"),
 ]
 
 
