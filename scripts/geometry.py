@@ -37,8 +37,8 @@ from pixel.geometry.toys import TOYS, make_toy
 from pixel.geometry.train import load_network, train
 
 ROOT = Path(__file__).parent.parent
-QUICK = {"steps": 20, "samples": 300}
-CLOUD = 1500  # points in a panel
+QUICK = {"steps": 4, "samples": 100}
+CLOUD = 1500  # points in a panel, at most
 COLUMNS = {
     "FD": "frechet",
     "sliced W": "sliced_wasserstein",
@@ -72,7 +72,8 @@ def _main(options: argparse.Namespace) -> int:
         if not options.render and not run_toy(toy, seeds, given, runs, results / "geometry.json"):
             print("stopped; the same command goes on", file=sys.stderr)
             return INTERRUPTED
-        draw_toy(toy, runs, given["steps"], results / "figures")
+        count = min(CLOUD, given.get("samples", CLOUD))
+        draw_toy(toy, runs, given["steps"], count, results / "figures")
         if results == ROOT / "results":
             render(toy, results / "geometry.json")
     return 0
@@ -107,8 +108,8 @@ def record(results: Path, row: Row, seed: int, settings: dict[str, Any], measure
     write_json(results, list(entries.values()))
 
 
-def draw_toy(toy_name: str, runs: Path, steps: int, figures: Path) -> None:
-    """Of seed 0, once all that is shown has been run."""
+def draw_toy(toy_name: str, runs: Path, steps: int, count: int, figures: Path) -> None:
+    """Of seed 0, once all that is shown has been run. count: points in a panel."""
     toy, rows = make_toy(toy_name), {row.name: row for row in rows_of(toy_name)}
     folders = {n: folder_of(runs, toy_name, row, 0, steps) for n, row in rows.items()}
     floor, *_ = rows
@@ -118,8 +119,8 @@ def draw_toy(toy_name: str, runs: Path, steps: int, figures: Path) -> None:
         return
     networks = {n: load_network(folders[n]) for n in wanted}
     training = toy.training_set(0)
-    drawn = {n: draw_points(networks[n], CLOUD, 0) for n in SHOWN}
-    panels = {"training set": training[:CLOUD], **drawn, "truth": toy.fresh(CLOUD, 0)}
+    drawn = {n: draw_points(networks[n], count, 0) for n in SHOWN}
+    panels = {"training set": training[:count], **drawn, "truth": toy.fresh(count, 0)}
     draw_clouds(toy, training, panels, figures / f"geometry-{toy_name}.png")
     titled = {n.replace(" (floor)", ""): network for n, network in networks.items()}
     draw_fields(toy, training, titled, 0, figures / f"geometry-{toy_name}-fields.png")
