@@ -127,7 +127,6 @@ class LatentOutput:
             steps=config.sampling_steps,
             guidance=config.guidance,
             seed=config.seed,
-            batch_size=max(config.batch_size, 4),
         )
 
     def _validate(self) -> dict[str, float]:

@@ -14,6 +14,10 @@ from .components import TEXT_ENCODERS, Components
 from .families import Conditions, Family
 from .modes import evaluation_mode
 
+# Pictures of so many pixels in all are drawn at a time: four of 512 x 512, which takes less memory
+# than training on one.
+PIXELS = 4 * 512**2
+
 
 def draw_pictures(
     components: Components,
@@ -25,18 +29,20 @@ def draw_pictures(
     guidance: float,
     seed: int,
     first: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Draw one picture for each caption.  =>  (N, 3, height, width) float32, CPU, in [-1, 1].
 
     conditions: `encode_text` of N captions; empty: `empty_text`; size: height and width in pixels,
     multiples of `family.multiple`. guidance: classifier-free, off at <= 1; FLUX has none and is
-    told the number. Picture i has the random stream of number `first` + i, so it does not depend on
-    what else is drawn. The text encoders are not needed, the VAE is: RuntimeError if it was
-    unloaded. Training is not disturbed: modes, scheduler and torch's random state are as before.
+    told the number. batch_size: by default as many as have PIXELS. Picture i has the random stream
+    of number `first` + i, so it does not depend on what else is drawn. The text encoders are not
+    needed, the VAE is: RuntimeError if it was unloaded. Training is not disturbed: modes, scheduler
+    and torch's random state are as before.
     """
     text, empty = (_to_network(c, components.network) for c in (conditions, empty))
     count, pictures = len(next(iter(text.values()))), []
+    batch_size = batch_size or min(128, max(1, PIXELS // (size[0] * size[1])))
     with evaluation_mode(components.network, components.vae):
         pipeline = _without_encoders(components.pipeline)
         for start in range(0, count, batch_size):
