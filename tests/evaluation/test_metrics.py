@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from latent_robust.errors import InputError
 from latent_robust.evaluation.features import Extractor, make_extractor
@@ -41,6 +42,16 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     closed_form = shift.square().sum() + (1 - scale).square().sum()
     # The sample moments are exact, so only rounding in float64 remains.
     assert frechet_distance(x, x * scale + shift) == pytest.approx(closed_form.item(), rel=1e-6)
+
+
+def test_frechet_distance_of_fewer_samples_than_dimensions_is_that_of_the_library():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 30, 40, generator=generator)
+    statistics = [fid_features_to_statistics(x) for x in (a, 2 * b + 1)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    # The library takes roots of the eigenvalues of a product of singular matrices; theirs are 0
+    # only up to the root of the rounding error.
+    assert frechet_distance(a, 2 * b + 1) == pytest.approx(theirs, rel=1e-5)
 
 
 def test_frechet_distance_is_symmetric():
