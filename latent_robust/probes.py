@@ -90,7 +90,8 @@ def _attack(options: argparse.Namespace) -> int:
     told = {"kind": options.kind, **settings, "samples": options.samples, "seed": options.seed}
     write_json(options.out, {**told, "sampler": options.sampler or "the run's", "runs": curves})
     times = ", ".join(f"{time:g}" for time in options.at)
-    title = f"{options.kind}, at times {times}, through {options.depth} of the steps"
+    steps = "step" if options.depth == 1 else "steps"
+    title = f"{options.kind} at times {times}, gradient through {options.depth} {steps}"
     save_attack_figure(curves, title, options.out.with_suffix(".png"))
     for name, rows in curves.items():
         print(name)

@@ -64,6 +64,7 @@ def save_attack_figure(curves: dict[str, list[dict]], title: str, path: Path) ->
     """curves: the rows of `attack_curve` by run, of the same features. A PNG of one panel for each
     feature space, and one for the displacement."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     spaces = list(next(iter(curves.values()))[0]["frechet"])
     figure = Figure(figsize=(3.6 * (len(spaces) + 1), 3.2), layout="constrained")
@@ -76,11 +77,14 @@ def save_attack_figure(curves: dict[str, list[dict]], title: str, path: Path) ->
             )
         displacement.plot(radii, [_or_gap(row["displacement"]) for row in rows], f"{mark}-")
     for axes, space in zip(panels, spaces, strict=True):
-        axes.set_ylabel(f"{metric_name(space)} to clean pictures")
+        axes.set_ylabel(metric_name(space))
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     displacement.set_ylabel("RMS change of the pictures")
     for axes in (*panels, displacement):
-        axes.set_xlabel("radius of the attack, in noise units")
+        axes.set_xlabel("radius, in units of the noise")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
     figure.suptitle(title, fontsize=11)
