@@ -151,7 +151,7 @@ class Objective:
     ) -> Loss:
         """denoise(noisy, t, rows): `rows` says which rows of the batch these are, so that the
         caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
-        levels: (B,), the noise level of each sample in its own units (`ambient` and `audited`);
+        levels: (B,) or (B, C), the noise in each sample, or channel, in its own units (`ambient`);
         regularize: False leaves the penalty out of this step, at the cost of a plain one."""
         replayed = shared_dropout(denoise, sample.device)
         attacked = shared_dropout(attacked or denoise, sample.device)

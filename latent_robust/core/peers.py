@@ -52,7 +52,8 @@ class Ambient(Objective):
         (1 - k) * x0_hat(y_s) + k * y_s   is regressed on   y
 
     The residual is expressed in the network's own parameterization, so that level 0 is exactly
-    plain training. Times below a sample's level give loss 0.
+    plain training. Times below a sample's level give loss 0. Levels may differ between channels,
+    where all of this holds for each of them; a sample is used at s >= the largest.
     """
 
     def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
@@ -68,11 +69,12 @@ class Ambient(Objective):
         gain = self.process.parameterization.sample_gain(alpha, sigma)
         ambient = level.square() * alpha / sigma.square() * noisy - sample
         residual = (1 - k) * (prediction - c_noise * noisy / sigma) + gain * ambient
-        usable = (k <= 1).flatten()
+        usable = (k <= 1).flatten(1).all(1)
         return torch.where(usable, residual.square().flatten(1).mean(1), 0.0)
 
 
 def _column(levels: Tensor | None, like: Tensor) -> Tensor:
     if levels is None:
         raise ValueError("`ambient` needs `levels`, the noise level of each sample (0 = clean)")
-    return levels.to(like).reshape(like.shape)
+    levels = levels.to(like)
+    return levels.reshape(len(like), -1, *[1] * (like.ndim - 2))  # (B, 1 or C, 1, ...)

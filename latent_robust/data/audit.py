@@ -7,7 +7,8 @@ Noise a sample y to s = sigma / alpha, let the model denoise it, and compare:
 A model draws what most of its data have in common. What it cannot draw again (noise, above all)
 remains in the score, whether or not the model was trained on that very sample. Two groups of scores
 are told apart by Otsu's threshold on their logarithm; a score becomes a noise level by comparison
-with the lowest scores, to which noise of known strength was added.
+with the lowest scores, to which noise of known strength was added; for each channel apart, since an
+encoder hands on more of a picture's noise in some of its channels than in others.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ Look = Callable[[Sequence[int]], tuple[Tensor, Denoise]]
 
 @dataclass(frozen=True)
 class Audit:
-    """scores: (N,); levels: (N,), standard deviation of each sample's noise in its own units, 0
-    for what counts as clean; noise: the s at which the scores were taken; separation: Otsu's
-    criterion in [0, 1]."""
+    """scores: (N,); levels: (N, C), standard deviation of the noise in each channel of a sample, in
+    its own units, 0 for what counts as clean; noise: the s at which the scores were taken;
+    separation: Otsu's criterion in [0, 1]."""
 
     scores: Tensor
     levels: Tensor
@@ -60,24 +61,26 @@ class Audit:
         return self.separation > TWO_GROUPS
 
     def summary(self) -> str:
-        dirty = self.levels > 0
+        levels = root_mean_square(self.levels)
+        dirty = levels > 0
         found = f"{int(dirty.sum()):,} of {len(dirty):,} samples are noisy"
         if dirty.any():
             shares = torch.tensor([0.05, 0.5, 0.95])
-            low, middle, high = self.levels[dirty].quantile(shares).tolist()
+            low, middle, high = levels[dirty].quantile(shares).tolist()
             found += f", their level is {middle:.3f} (from {low:.3f} to {high:.3f})"
         kind = "two groups" if self.two_groups else "one group"
         return f"{found}; scores at s = {self.noise} form {kind} (separation {self.separation:.2f})"
 
     def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         columns = zip(names, self.scores.tolist(), self.levels.tolist(), strict=True)
-        for index, (name, score, level) in enumerate(columns):
+        for index, (name, score, levels) in enumerate(columns):
+            rounded = [float(f"{level:.6g}") for level in levels]
             yield {
                 "index": index,
                 "name": name,
                 "score": float(f"{score:.6g}"),
-                "level": float(f"{level:.6g}"),
-                "flagged": level > 0,
+                "level": rounded if len(rounded) > 1 else rounded[0],
+                "flagged": any(levels),
             }
 
     def write(self, path: str | Path, names: Sequence[str]) -> None:
@@ -90,7 +93,7 @@ def audit_facts(path: Path, dirty: Tensor) -> dict[str, Any]:
     the truth."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     flagged = torch.tensor([row["flagged"] for row in rows])
-    levels = torch.tensor([row["level"] for row in rows])
+    levels = root_mean_square(torch.tensor([row["level"] for row in rows]).view(len(rows), -1))
     facts = {
         "samples": len(rows),
         "flagged": int(flagged.sum()),
@@ -106,11 +109,16 @@ def audit_facts(path: Path, dirty: Tensor) -> dict[str, Any]:
     return facts
 
 
+def root_mean_square(levels: Tensor) -> Tensor:
+    """(N, C)  =>  (N,)."""
+    return levels.square().mean(1).sqrt()
+
+
 @torch.no_grad()
 def audit_samples(
     look: Look, process: NoiseProcess, groups: Sequence[Sequence[int]], *, seed: int = 0
 ) -> Audit:
-    """look(indices): samples (B, ...) and denoise(noisy, t) => prediction, conditions bound;
+    """look(indices): samples (B, C, ...) and denoise(noisy, t) => prediction, conditions bound;
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
     once).
 
@@ -120,20 +128,21 @@ def audit_samples(
     batches = [group[i : i + BATCH] for group in once for i in range(0, len(group), BATCH)]
     order = torch.tensor([index for batch in batches for index in batch]).argsort()
 
-    def score(indices: Sequence[Sequence[int]], noise: float, extra: float = 0.0) -> Tensor:
-        return torch.cat([_surprise(look, process, b, noise, extra, seed) for b in indices])
+    def energies(indices: Sequence[Sequence[int]], noise: float, extra: float = 0.0) -> Tensor:
+        return torch.cat([_energies(look, process, b, noise, extra, seed) for b in indices])
 
-    candidates = {noise: score(batches, noise)[order] for noise in NOISES}
-    separations = {noise: otsu(scores.log())[1] for noise, scores in candidates.items()}
+    candidates = {noise: energies(batches, noise)[order] for noise in NOISES}
+    separations = {noise: otsu(found.mean(1).log())[1] for noise, found in candidates.items()}
     noise = max(separations, key=separations.get)
-    scores, separation = candidates[noise], separations[noise]
+    found, separation = candidates[noise], separations[noise]
+    scores = found.mean(1)
 
     clean = scores.log() <= otsu(scores.log())[0]
     if separation <= TWO_GROUPS:
         clean = scores <= scores.quantile(CLEANEST)
     references = _in_batches(batches, clean, REFERENCES)
-    levels = _calibrate(lambda extra: score(references, noise, extra), scores)
-    return Audit(scores, torch.where(clean, 0.0, levels), noise, separation)
+    levels = _calibrate(lambda extra: energies(references, noise, extra), found)
+    return Audit(scores, torch.where(clean[:, None], 0.0, levels), noise, separation)
 
 
 def otsu(values: Tensor) -> tuple[float, float]:
@@ -151,7 +160,7 @@ def otsu(values: Tensor) -> tuple[float, float]:
     return float(threshold), float(between[best] / variance)
 
 
-def _surprise(
+def _energies(
     look: Look,
     process: NoiseProcess,
     indices: Sequence[int],
@@ -159,11 +168,12 @@ def _surprise(
     extra: float,
     seed: int,
 ) -> Tensor:
-    """(B,). extra: standard deviation of noise that is added to the samples themselves."""
+    """=>  (B, C), mean (y - x0_hat)^2 of each channel; their mean is the score. extra: standard
+    deviation of noise that is added to the samples themselves."""
     sample, denoise = look(indices)
     t = process.time_of(noise).to(sample.device).expand(len(sample))
     alpha, sigma = process(t, sample)
-    total = torch.zeros(len(sample), dtype=torch.float64)
+    total = torch.zeros(sample.shape[:2], dtype=torch.float64)
     generator = derive_generator(seed, "audit", indices[0], device=sample.device)
     for _ in range(DRAWS):
         dirt, noisiness = torch.randn(2, *sample.shape, generator=generator, device=sample.device)
@@ -171,25 +181,26 @@ def _surprise(
         noisy = alpha * seen + sigma * noisiness
         prediction = denoise(noisy, t)
         estimate = process.parameterization.to_sample(noisy, prediction.float(), alpha, sigma)
-        total += (seen - estimate).square().flatten(1).double().mean(1).cpu()
+        total += (seen - estimate).square().flatten(2).double().mean(2).cpu()
     return (total / DRAWS).clamp_min(LEAST)
 
 
-def _calibrate(score_with: Callable[[float], Tensor], scores: Tensor) -> Tensor:
-    """The noise that a clean sample would need to score as high: (N,).
+def _calibrate(energies_with: Callable[[float], Tensor], energies: Tensor) -> Tensor:
+    """The noise that a clean sample would need to show as much of it: (N, C), as `energies`.
 
-    score_with(extra): scores of the clean references with so much noise. The median rises with the
-    noise; between its values, the squared level is interpolated, beyond them extended linearly.
+    energies_with(extra): those of the clean references with so much noise. Their median rises with
+    the noise; between its values the squared level is interpolated.
     """
-    base = float(score_with(0.0).median())
-    top = float(scores.max())
-    extras, medians = [0.0], [base]
-    step = max(top - base, 1e-8) ** 0.5 / GRID
-    while medians[-1] < top and len(extras) < 3 * GRID:
-        extras.append(extras[-1] + step)
-        medians.append(max(float(score_with(extras[-1]).median()), medians[-1] + 1e-9))
-    squared = np.interp(scores.numpy(), medians, np.square(extras))
-    return torch.from_numpy(squared).sqrt().float()
+    medians = [energies_with(0.0).median(0).values]
+    top = energies.max(0).values
+    step = (top - medians[0]).clamp_min(1e-8).max().sqrt().item() / GRID
+    while (medians[-1] < top).any() and len(medians) < 3 * GRID:
+        risen = energies_with(step * len(medians)).median(0).values
+        medians.append(torch.maximum(risen, medians[-1] + 1e-9))
+    squared = np.square(step * np.arange(len(medians)))
+    columns = zip(energies.T.numpy(), torch.stack(medians).T.numpy(), strict=True)
+    levels = np.stack([np.interp(found, known, squared) for found, known in columns], axis=1)
+    return torch.from_numpy(levels).sqrt().float()
 
 
 def _in_batches(batches: Sequence[Sequence[int]], chosen: Tensor, limit: int) -> list[list[int]]:

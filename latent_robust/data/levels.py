@@ -38,13 +38,14 @@ def estimate_band(samples: Tensor) -> float:
 
 def read_levels(path: str | Path, count: int) -> Tensor:
     """A JSON-lines file with a row {"index", "level"} for each of `count` samples, as an audit
-    writes it.  =>  (count,), float32, in units of the samples, >= 0.
+    writes it; a level is one number, or one for each channel.  =>  (count,) or (count, C), float32,
+    in units of the samples, >= 0.
 
     Raises InputError for a file or line that cannot be read, an index that is missing, twice there
-    or out of range, a level that is negative or not finite.
+    or out of range, a level that is negative or not finite, rows of different length.
     """
     path = Path(path)
-    levels: dict[int, float] = {}
+    levels: dict[int, list[float]] = {}
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             index, level = _row(line, f"{path}, line {number}", count)
@@ -58,7 +59,10 @@ def read_levels(path: str | Path, count: int) -> Tensor:
             f"{path} has no level for {len(missing)} of {count} samples (index {examples}); "
             "was it made for these data?"
         )
-    return torch.tensor([levels[index] for index in range(count)])
+    table = [levels[index] for index in range(count)]
+    if len({len(row) for row in table}) > 1:
+        raise InputError(f"{path}: some samples have more levels than others; one for each channel")
+    return torch.tensor(table).squeeze(1)
 
 
 def _lines(path: Path) -> list[str]:
@@ -70,7 +74,7 @@ def _lines(path: Path) -> list[str]:
         raise InputError(f"{path} is not a text file of JSON lines") from error
 
 
-def _row(line: str, where: str, count: int) -> tuple[int, float]:
+def _row(line: str, where: str, count: int) -> tuple[int, list[float]]:
     try:
         row = json.loads(line)
         index, level = row["index"], row["level"]
@@ -78,6 +82,8 @@ def _row(line: str, where: str, count: int) -> tuple[int, float]:
         raise InputError(f'{where}: expected {{"index": 0, "level": 0.1}}, got {line!r}') from error
     if type(index) is not int or not 0 <= index < count:
         raise InputError(f"{where}: `index` must be a whole number in 0..{count - 1}, got {index}")
-    if type(level) not in (int, float) or not isfinite(level) or level < 0:
-        raise InputError(f"{where}: `level` must be a number >= 0, got {level}")
-    return index, float(level)
+    levels = level if isinstance(level, list) and level else [level]
+    for one in levels:
+        if type(one) not in (int, float) or not isfinite(one) or one < 0:
+            raise InputError(f"{where}: `level` must be a number >= 0, got {one}")
+    return index, [float(one) for one in levels]

@@ -68,7 +68,7 @@ class Trainer:
         levels: Tensor | None = None,
         identity: dict[str, Any] | None = None,
     ):
-        """levels: (N,), noise level per sample of the data set, in sample units (`ambient`).
+        """levels: (N,) or (N, C), noise level of each sample, in its units (`ambient`).
         identity: JSON values that a resumed run must share (data fingerprint, settings)."""
         self.task, self.objective, self.config = task, objective, config
         self.accelerator, self.out = accelerator, out

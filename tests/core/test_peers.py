@@ -111,6 +111,35 @@ def test_ambient_is_minimised_by_the_clean_denoiser(name):
     assert float(minimiser) == pytest.approx(expected, rel=0.02)
 
 
+def test_ambient_with_a_level_for_each_channel_is_ambient_in_each():
+    generator = torch.Generator().manual_seed(0)
+    sample, noise = torch.randn(2, 5, 2, 4, 4, generator=generator)
+    t, levels = torch.full((5,), 700), torch.tensor([[0.1, 0.4]]).expand(5, 2)
+    objective = make_objective("ambient", EPSILON)
+
+    def of(channels):
+        return objective(
+            lambda noisy, t, rows: noisy.tanh(),  # each value by itself
+            sample[:, channels],
+            t,
+            noise[:, channels],
+            levels=levels[:, channels],
+        ).denoising
+
+    # Equal but for the order of the sum.
+    assert torch.allclose(of([0, 1]), (of([0]) + of([1])) / 2, rtol=1e-5)
+
+
+def test_ambient_uses_a_sample_at_no_less_noise_than_its_noisiest_channel_has():
+    sample, noise = torch.randn(2, 2, 2, 4, 4)
+    levels = torch.tensor([[0.0, 0.0], [0.0, 0.4]])
+    loss = make_objective("ambient", EPSILON)(
+        some_network, sample, torch.tensor([5, 5]), noise, levels=levels
+    )
+    assert loss.denoising[0] > 0
+    assert loss.denoising[1] == 0
+
+
 def test_ambient_ignores_times_below_the_level():
     sample, noise = torch.randn(2, 2, 1, 4, 4)
     t = torch.tensor([5, 900])

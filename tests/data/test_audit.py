@@ -49,7 +49,7 @@ def test_two_groups_are_told_apart_and_the_noise_is_measured():
     truth = torch.tensor([0.0] * 20 + [0.4] * 180)
     found = audit(noisy_samples(truth) + 0.01)
     assert found.two_groups
-    assert torch.equal(found.levels > 0, truth > 0)
+    assert torch.equal(found.levels[:, 0] > 0, truth > 0)
     # 256 values each: a level's own standard error is 1 / sqrt(512) of it, 4.4 %; that of the
     # median over 180 is far less, and the references add about 1 %.
     assert found.levels[20:].median() == pytest.approx(0.4, rel=0.03)
@@ -60,9 +60,21 @@ def test_levels_that_differ_are_ordered_and_measured():
     found = audit(noisy_samples(truth))
     assert not found.two_groups
     assert (found.levels == 0).sum() == CLEANEST * len(truth)
-    known = found.levels > 0
+    known = found.levels[:, 0] > 0
     # The cleanest samples, which count as clean, have noise up to 0.015 themselves.
-    assert torch.allclose(found.levels[known], truth[known], rtol=0.2, atol=0.02)
+    assert torch.allclose(found.levels[known, 0], truth[known], rtol=0.2, atol=0.02)
+
+
+def test_channels_have_levels_of_their_own(tmp_path):
+    truth = torch.tensor([0.1, 0.4, 1.0])
+    noise = torch.randn(100, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    samples = 0.01 + truth.view(3, 1, 1) * noise
+    samples[:10] = 0.01
+    found = audit(samples)
+    assert (found.levels[:10] == 0).all()
+    assert torch.allclose(found.levels[10:].median(0).values, truth, rtol=0.03)  # as above
+    found.write(tmp_path / "audit.jsonl", [str(i) for i in range(100)])
+    assert torch.allclose(read_levels(tmp_path / "audit.jsonl", 100), found.levels, rtol=1e-5)
 
 
 def test_samples_keep_their_places_whatever_shares_a_batch():
@@ -92,7 +104,7 @@ def test_what_is_written_is_read_as_levels(tmp_path):
     assert [row["name"] for row in rows] == [f"picture {i}" for i in range(10)]
     assert [row["flagged"] for row in rows] == [False] * 5 + [True] * 5
     levels = read_levels(tmp_path / "audit.jsonl", 10)
-    assert torch.allclose(levels, found.levels, rtol=1e-5)
+    assert torch.allclose(levels, found.levels[:, 0], rtol=1e-5)
 
 
 def test_facts_count_what_the_audit_got_wrong(tmp_path):

@@ -47,6 +47,8 @@ def test_levels_in_any_order(tmp_path):
         ([{"index": 0, "level": -0.1}], "line 1: `level` must be a number >= 0, got -0.1"),
         ([{"index": 0, "level": float("nan")}], "got nan"),
         ([{"index": 0, "level": "high"}], "got high"),
+        ([{"index": 0, "level": [0.1, -1]}], "got -1"),
+        ([{"index": i, "level": [0.1] * (i + 1)} for i in range(3)], "more levels than others"),
         ([{"index": 0}], "line 1: expected"),
         ([3], "line 1: expected"),
     ],
