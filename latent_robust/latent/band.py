@@ -36,16 +36,17 @@ def latent_band(samples: Iterable[Tensor], components: Components) -> float:
     samples = list(samples)
     level = float(np.median([estimate_band(sample[None]) for sample in samples]))
     level = max(level, FLOOR)
-    return level * encoder_gain(samples, level, components)
+    return level * encoder_gain(samples, level, components).square().mean().sqrt().item()
 
 
 @torch.no_grad()
-def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> float:
-    """Standard deviation of the latents' mean per standard deviation of noise in the pictures,
-    measured by adding noise of `level` to `samples` (3, H, W), in [-1, 1] or beyond."""
+def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> Tensor:
+    """Standard deviation of the latents' mean per standard deviation of noise in the pictures, of
+    each channel, (C,): measured by adding noise of `level` to `samples` (3, H, W), in [-1, 1] or
+    beyond."""
     powers = []
     for index, sample in enumerate(samples):
         noise = torch.randn(sample.shape, generator=derive_generator(0, "band", index))
         mean, _ = components.encode_pictures(torch.stack([sample, sample + level * noise]))
-        powers.append((mean[1] - mean[0]).square().mean().item())
-    return float(np.mean(powers)) ** 0.5 / level
+        powers.append((mean[1] - mean[0]).square().mean((1, 2)))
+    return torch.stack(powers).mean(0).sqrt().cpu() / level

@@ -63,7 +63,7 @@ class Preparation:
     encoded pairs for the validation loss, and which of them; truth: clean pairs to measure against
     (None where nothing clean is known), as squares, and so is `seen`, what is trained on; prompts:
     drawn at checkpoints; measured: drawn at the end; scenes: what these ask for, where it is known
-    (the demo's); levels: of the noise in each pair's latents, for `ambient`."""
+    (the demo's); levels: of the noise in each channel of a pair's latents, for `ambient`."""
 
     pairs: ContaminatedPairs
     dataset: LatentCache | Uncached
@@ -198,7 +198,7 @@ def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPai
     if not levels.any():
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
     samples = [pairs.clean(i) for i in spaced(len(pairs), 16)]
-    return levels * encoder_gain(samples, levels[levels > 0].median().item(), components)
+    return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
 
 
 def _captions(pairs: ContaminatedPairs) -> list[str]:
