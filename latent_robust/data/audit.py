@@ -26,12 +26,16 @@ from torch import Tensor
 from latent_robust.core import NoiseProcess, derive_generator
 from latent_robust.files import write_jsonl
 
+from .contaminated import spaced
+
 # Noise levels, in units of the samples, at which the model is asked; the one that tells the samples
 # apart best is taken.
 NOISES = (0.1, 0.2, 0.4, 0.8)
 DRAWS = 4
 BATCH = 64
 LEAST = 1e-8  # a score that is 0 has no logarithm
+
+TRIED = 512  # samples on which that level is chosen
 
 # Otsu's criterion, the share of the variance that lies between the two groups, is 0.75 for evenly
 # spread scores: only what is further apart than that is two groups.
@@ -122,7 +126,7 @@ def audit_samples(
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
     once).
 
-    Costs len(NOISES) * DRAWS passes over the data, and few more for the levels.
+    Costs DRAWS passes over the data, and some over TRIED and over REFERENCES samples.
     """
     once = [list(dict.fromkeys(group)) for group in groups]
     batches = [group[i : i + BATCH] for group in once for i in range(0, len(group), BATCH)]
@@ -131,13 +135,16 @@ def audit_samples(
     def energies(indices: Sequence[Sequence[int]], noise: float, extra: float = 0.0) -> Tensor:
         return torch.cat([_energies(look, process, b, noise, extra, seed) for b in indices])
 
-    candidates = {noise: energies(batches, noise)[order] for noise in NOISES}
-    separations = {noise: otsu(found.mean(1).log())[1] for noise, found in candidates.items()}
-    noise = max(separations, key=separations.get)
-    found, separation = candidates[noise], separations[noise]
+    count = len(order)
+    tried = torch.zeros(count, dtype=torch.bool)
+    tried[spaced(count, TRIED)] = True
+    few = _in_batches(batches, tried, TRIED)
+    noise = max(NOISES, key=lambda noise: otsu(energies(few, noise).mean(1).log())[1])
+    found = energies(batches, noise)[order]
     scores = found.mean(1)
 
-    clean = scores.log() <= otsu(scores.log())[0]
+    threshold, separation = otsu(scores.log())
+    clean = scores.log() <= threshold
     if separation <= TWO_GROUPS:
         clean = scores <= scores.quantile(CLEANEST)
     references = _in_batches(batches, clean, REFERENCES)
