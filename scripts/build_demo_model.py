@@ -82,11 +82,10 @@ def build_from_pairs(spec: str, work: Path, out: Path, steps: int) -> None:
         return vae
 
     def look(pipeline: StableDiffusionPipeline) -> str:
-        """Each row of pictures, and below it what their captions make the model draw."""
+        """Each picture, and beside it what its caption makes the model draw."""
         shown = spaced(len(pairs), LOOKED_AT)
         drawn = draw(pipeline, [pairs.captions[i] for i in shown])
-        rows = torch.stack([(pictures[shown] / 255).split(16), drawn.split(16)], 1)
-        save_image(rows.flatten(0, 2), work / "samples.png", nrow=16)
+        save_image(torch.cat([pictures[shown] / 255, drawn], 3), work / "samples.png", nrow=8)
         return "samples.png"
 
     vae = once(work / "vae", trained_autoencoder)
