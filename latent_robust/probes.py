@@ -48,6 +48,11 @@ def add_probes(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     memorization = command("memorization", _memorization, "look for copies of training pictures")
     _add_common(memorization, samples=1000)
+    memorization.add_argument(
+        "--originals",
+        action="store_true",
+        help="compare with the training pictures before the run contaminated them",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser, samples: int) -> None:
@@ -119,14 +124,14 @@ def _memorization(options: argparse.Namespace) -> int:
             seed=options.seed,
             device=options.device,
         )
-        training, unseen = _seen_and_unseen(run, options.offline)
+        training, unseen = _seen_and_unseen(run, options.originals, options.offline)
         for extractor in extractors:
             features, known = extractor(drawn), extractor(training)
             new = None if unseen is None else extractor(unseen)
             found.setdefault(run.name, {})[extractor.name] = memorization(features, known, new)
             _, shown = panels.setdefault(extractor.name, (own_similarity(known), {}))
             shown[run.name] = nearest_similarity(features, known)
-    told = {"samples": options.samples, "seed": options.seed}
+    told = {name: getattr(options, name) for name in ("originals", "samples", "seed")}
     write_json(options.out, {**told, "runs": found})
     save_similarity_figure(panels, options.out.with_suffix(".png"))
     for name, spaces in found.items():
@@ -175,16 +180,16 @@ def pictures_of(
     return ContaminatedPictures(pictures, corruptions, config["seed"])
 
 
-def _seen_and_unseen(run: Run, offline: bool) -> tuple[Tensor, Tensor | None]:
-    """The training pictures (M, C, H, W) as the run saw them, and up to M that its `limit` left
-    out, contaminated alike; None where it left out none."""
+def _seen_and_unseen(run: Run, originals: bool, offline: bool) -> tuple[Tensor, Tensor | None]:
+    """The training pictures (M, C, H, W) as the run saw them, or their originals; and up to M that
+    its `limit` left out, contaminated alike or not at all; None where it left out none."""
     from .data.contaminated import spaced
 
-    limit = run.config["limit"]
-    seen = pictures_of(run, offline, limit=limit)
+    data, limit = run.config["data"] if originals else None, run.config["limit"]
+    seen = pictures_of(run, offline, data, limit)
     if limit is None:
         return seen.sample_tensor(), None
-    everything = pictures_of(run, offline)
+    everything = pictures_of(run, offline, data)
     known = {seen.name(i) for i in range(len(seen))}
     rest = [i for i in range(len(everything)) if everything.name(i) not in known]
     chosen = [rest[i] for i in spaced(len(rest), len(seen))]

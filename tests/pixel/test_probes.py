@@ -51,10 +51,12 @@ def test_memorization_compares_with_what_the_run_saw(runs, tmp_path):
         assert all("nearer_to_training" in result for result in spaces.values())
 
 
-def test_unseen_pictures_are_others_and_dirty_alike(finished_run):
+@pytest.mark.parametrize("originals", [False, True])
+def test_unseen_pictures_are_others_and_dirty_alike(finished_run, originals):
     (run,) = read_runs([finished_run])
-    seen, unseen = _seen_and_unseen(run, offline=True)
-    everything = pictures_of(run, offline=True).sample_tensor()
+    seen, unseen = _seen_and_unseen(run, originals, offline=True)
+    everything = pictures_of(run, offline=True)
+    everything = everything.clean_tensor() if originals else everything.sample_tensor()
     assert torch.equal(seen, everything[:40])  # the run's `limit`
     assert len(unseen) == 40
     assert all((everything[40:] == picture).flatten(1).all(1).any() for picture in unseen)
