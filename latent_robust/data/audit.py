@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ TRIED = 512  # samples on which that level is chosen
 TWO_GROUPS = 0.8
 # Without two groups, the share of the samples that counts as clean.
 CLEANEST = 0.05
+# Levels are measured where the model is asked at so many times the noise of the samples: there it
+# knows nothing of their own.
+ABOVE = 2.0
 REFERENCES = 128  # clean samples to which known noise is added
 GRID = 16  # strengths of that noise
 
@@ -126,7 +130,7 @@ def audit_samples(
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
     once).
 
-    Costs DRAWS passes over the data, and some over TRIED and over REFERENCES samples.
+    Costs 2 * DRAWS passes over the data, and some over TRIED and over REFERENCES samples.
     """
     once = [list(dict.fromkeys(group)) for group in groups]
     batches = [group[i : i + BATCH] for group in once for i in range(0, len(group), BATCH)]
@@ -148,8 +152,21 @@ def audit_samples(
     if separation <= TWO_GROUPS:
         clean = scores <= scores.quantile(CLEANEST)
     references = _in_batches(batches, clean, REFERENCES)
-    levels = _calibrate(lambda extra: energies(references, noise, extra), found)
-    return Audit(scores, torch.where(clean[:, None], 0.0, levels), noise, separation)
+
+    def calibrated(noise: float, found: Tensor) -> tuple[Tensor, Tensor]:
+        known = partial(energies, references, noise)
+        total = _calibrate(lambda extra: known(extra).mean(1, keepdim=True), found.mean(1)[:, None])
+        return total, _calibrate(known, found)
+
+    total, _ = calibrated(noise, found)
+    typical = total[~clean].median().item()
+    if typical > 0:
+        above = energies(batches, ABOVE * typical)[order]
+        total, channels = calibrated(ABOVE * typical, above)
+        # What a channel gets of a picture's noise is the encoder's doing, the same in all samples.
+        shares = channels[~clean].median(0).values
+        total = total * shares / root_mean_square(shares[None]).clamp_min(1e-6)
+    return Audit(scores, torch.where(clean[:, None], 0.0, total), noise, separation)
 
 
 def otsu(values: Tensor) -> tuple[float, float]:
