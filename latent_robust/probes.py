@@ -72,6 +72,7 @@ def _attack(options: argparse.Namespace) -> int:
     from .evaluation.attack_curves import ITERATIONS, attack_curve, save_attack_figure
     from .evaluation.metrics import REFERENCE, FeatureCache
     from .evaluation.sampling import load_run
+    from .evaluation.tables import number
 
     runs, extractors = _open(options)
     settings = {name: getattr(options, name) for name in ("at", "depth", "draws")}
@@ -101,7 +102,7 @@ def _attack(options: argparse.Namespace) -> int:
     for name, rows in curves.items():
         print(name)
         for row in rows:
-            distances = ", ".join(f"{k} {v}" for k, v in row["frechet"].items())
+            distances = ", ".join(f"{k} {number(v)}" for k, v in row["frechet"].items())
             print(f"  radius {row['radius']:g}: {distances}")
     return 0
 

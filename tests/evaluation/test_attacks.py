@@ -5,7 +5,10 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from latent_robust.core import NoiseProcess, derive_generator, random_perturbation
+from latent_robust.evaluation.attack_curves import attack_curve, save_attack_figure
 from latent_robust.evaluation.attacks import TrajectoryAttack, clean_estimate, nearest_steps
+from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.metrics import FeatureCache
 from latent_robust.evaluation.sampling import advance, draw_samples, predict, sampling_scheduler
 
 STEPS, SHAPE = 6, (1, 4, 4)
@@ -224,3 +227,14 @@ def test_wrong_settings_are_refused(unet, wrong):
     settings = {"radius": 1.0, "at": [500], **wrong}
     with pytest.raises(ValueError, match="need radius"):
         TrajectoryAttack(unet, sampler("ddim"), **settings)
+
+
+def test_a_curve_has_a_gap_where_pictures_are_not_finite(tmp_path):
+    network, pixels = Linear(torch.full((16, 16), torch.nan)), make_extractor("pixels")
+    clean = FeatureCache(torch.randn(8, *SHAPE))
+    options = {"count": 4, "steps": STEPS, "seed": 0, "at": [500]}
+    rows = attack_curve(network, sampler("ddim"), clean, [pixels], [1.0], **options)
+    gap = {"displacement": None, "frechet": {"pixels": None}}
+    assert rows == [{"radius": 0.0, **gap}, {"radius": 1.0, **gap}]
+    save_attack_figure({"diverged": rows}, "nothing to see", tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
