@@ -46,8 +46,8 @@ CLEANEST = 0.05
 # Levels are measured where the model is asked at so many times the noise of the samples: there it
 # knows nothing of their own.
 ABOVE = 2.0
-REFERENCES = 128  # clean samples to which known noise is added
-GRID = 16  # strengths of that noise
+REFERENCES = 64  # clean samples to which known noise is added
+GRID = 12  # strengths of that noise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Look = Callable[[Sequence[int]], tuple[Tensor, Denoise]]
@@ -153,20 +153,21 @@ def audit_samples(
         clean = scores <= scores.quantile(CLEANEST)
     references = _in_batches(batches, clean, REFERENCES)
 
-    def calibrated(noise: float, found: Tensor) -> tuple[Tensor, Tensor]:
-        known = partial(energies, references, noise)
-        total = _calibrate(lambda extra: known(extra).mean(1, keepdim=True), found.mean(1)[:, None])
-        return total, _calibrate(known, found)
-
-    total, _ = calibrated(noise, found)
+    total, _ = _calibrate(partial(energies, references, noise), found)
     typical = total[~clean].median().item()
     if typical > 0:
-        above = energies(batches, ABOVE * typical)[order]
-        total, channels = calibrated(ABOVE * typical, above)
+        above = ABOVE * typical
+        total, channels = _calibrate(
+            partial(energies, references, above), energies(batches, above)[order]
+        )
         # What a channel gets of a picture's noise is the encoder's doing, the same in all samples.
         shares = channels[~clean].median(0).values
-        total = total * shares / root_mean_square(shares[None]).clamp_min(1e-6)
-    return Audit(scores, torch.where(clean[:, None], 0.0, total), noise, separation)
+        shares = shares / root_mean_square(shares[None]).clamp_min(1e-6)
+    else:
+        shares = torch.ones(found.shape[1])
+    levels = total[:, None] * shares
+    levels[clean] = 0
+    return Audit(scores, levels, noise, separation)
 
 
 def otsu(values: Tensor) -> tuple[float, float]:
@@ -209,22 +210,26 @@ def _energies(
     return (total / DRAWS).clamp_min(LEAST)
 
 
-def _calibrate(energies_with: Callable[[float], Tensor], energies: Tensor) -> Tensor:
-    """The noise that a clean sample would need to show as much of it: (N, C), as `energies`.
+def _calibrate(energies_with: Callable[[float], Tensor], found: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise that a clean sample would need to show as much of it as is `found`, (N, C): as a
+    whole, (N,), and in each channel, (N, C).
 
-    energies_with(extra): those of the clean references with so much noise. Their median rises with
-    the noise; between its values the squared level is interpolated.
+    energies_with(extra): those of the clean references with so much noise, (R, C). Their median
+    rises with the noise; between its values the squared level is interpolated.
     """
-    medians = [energies_with(0.0).median(0).values]
-    top = energies.max(0).values
-    step = (top - medians[0]).clamp_min(1e-8).max().sqrt().item() / GRID
-    while (medians[-1] < top).any() and len(medians) < 3 * GRID:
-        risen = energies_with(step * len(medians)).median(0).values
-        medians.append(torch.maximum(risen, medians[-1] + 1e-9))
-    squared = np.square(step * np.arange(len(medians)))
-    columns = zip(energies.T.numpy(), torch.stack(medians).T.numpy(), strict=True)
-    levels = np.stack([np.interp(found, known, squared) for found, known in columns], axis=1)
-    return torch.from_numpy(levels).sqrt().float()
+    known = [energies_with(0.0)]
+    top = found.max(0).values
+    step = (top - known[0].mean(0)).max().clamp_min(1e-8).sqrt().item() / GRID
+    while (known[-1].median(0).values < top).any() and len(known) < 2 * GRID:
+        known.append(energies_with(step * len(known)))
+    known, squared = torch.stack(known), np.square(step * np.arange(len(known)))
+
+    def level(values: Tensor, references: Tensor) -> Tensor:
+        medians = references.median(1).values.cummax(0).values  # (G,)
+        return torch.from_numpy(np.interp(values.numpy(), medians.numpy(), squared)).sqrt().float()
+
+    channels = [level(*pair) for pair in zip(found.unbind(1), known.unbind(2), strict=True)]
+    return level(found.mean(1), known.mean(2)), torch.stack(channels, 1)
 
 
 def _in_batches(batches: Sequence[Sequence[int]], chosen: Tensor, limit: int) -> list[list[int]]:
