@@ -16,6 +16,7 @@ from .runs import Run, noise_level
 
 _VALIDATION, _TOTAL = "validation/", "validation/loss"
 _POINTS = 120  # per curve: more would not be visible, and every point costs bytes in the page
+_BINS = 40  # of the audit's scores
 _LOWEST, _HIGHEST = 0.01, 160.0  # s = sigma / alpha from end to end of the linear DDPM schedule
 
 
@@ -28,7 +29,35 @@ class Chart:
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """Those that these runs have something to show in."""
-    return [*_training_charts(runs), *_schedule_charts(runs)]
+    return [*_audit_charts(runs), *_training_charts(runs), *_schedule_charts(runs)]
+
+
+def _audit_charts(runs: Sequence[Run]) -> list[Chart]:
+    """How many training samples have which score."""
+    made = []
+    for number, run in enumerate(runs):
+        scores = torch.tensor([row["score"] for row in run.audit if _positive(row.get("score"))])
+        if len(scores) < 2 or scores.min() == scores.max():
+            continue
+        logs = scores.log10()
+        edges = torch.linspace(logs.min(), logs.max(), _BINS + 1)
+        counts = torch.histc(logs, _BINS, edges[0], edges[-1])
+        middles = 10 ** ((edges[1:] + edges[:-1]) / 2)
+        flagged = sum(bool(row.get("flagged")) for row in run.audit)
+        kept = [row["score"] for row in run.audit if not row.get("flagged")]
+        svg = curves_svg(
+            [Curve(run.name, middles.tolist(), counts.tolist(), number)],
+            xlabel="score: mean squared distance from what the judge makes of it",
+            description=f"How many of the training samples of {run.name} have which score",
+            log_x=True,
+            mark=(max(kept), "noisy above") if kept else None,
+        )
+        note = (
+            f"The training samples by how badly the judge can draw them again; {flagged:,} of "
+            f"{len(run.audit):,} count as noisy. audit.jsonl names them."
+        )
+        made.append(Chart("Audit", note, svg))
+    return made
 
 
 def _training_charts(runs: Sequence[Run]) -> list[Chart]:

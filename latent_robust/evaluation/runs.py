@@ -21,7 +21,7 @@ class Run:
     """config: flat, from config.yaml; metrics: metrics.json or {}; log: the rows of log.jsonl;
     pictures: files that exist, by stem (`training`, `clean`, `final`); stages: (step, file),
     in order; prompts: of the columns of the stages, if these were drawn from prompts; quarantined:
-    how many pictures were left out."""
+    how many pictures were left out; audit: rows of audit.jsonl."""
 
     name: str
     config: dict
@@ -31,6 +31,7 @@ class Run:
     stages: list[tuple[int, Path]] = field(default_factory=list)
     prompts: tuple[str, ...] = ()
     quarantined: int = 0
+    audit: list[dict] = field(default_factory=list)
 
     @property
     def objective(self) -> str:
@@ -96,6 +97,7 @@ def _read_run(directory: Path, name: str) -> Run:
         stages=sorted((int(match[1]), path) for match, path in steps if match),
         prompts=_read_prompts(samples / "prompts.json"),
         quarantined=len(quarantine.read_text().splitlines()) if quarantine.is_file() else 0,
+        audit=_read_log(directory / "audit.jsonl"),
     )
 
 

@@ -50,7 +50,8 @@ SAVES_MEMORY = "--low-memory, or a smaller --batch-size or --resolution"
 
 # What `finetune-latent --lora` does when it is not told what to train on.
 DEMO = [
-    *("--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"),
+    *("--contamination", "gaussian:fraction=0.9,sigma=0.2"),
+    *("--objective", "audited", "--beside", "ddpm"),
     *("--limit", "2000", "--held-out", "0.02", "--samples", "256", "--guidance", "3"),
     *("--rank", "32", "--targets", '["attention", "mlp", "conv1", "conv2"]'),
     *("--steps", "1000", "--batch-size", "16", "--learning-rate", "3e-3"),

@@ -264,6 +264,15 @@ def test_smoothing_keeps_a_constant_and_bounds_the_points():
     assert _smooth([{"step": 1, "loss": float("nan")}, {"step": 2}], "loss") == ([], [])
 
 
+def test_the_audit_of_a_run_is_shown_with_its_boundary(two_runs):
+    assert "Audit" not in [chart.title for chart in charts(read_runs(two_runs))]
+    rows = [{"score": 0.01 * (i + 1), "flagged": i >= 6} for i in range(10)]
+    (two_runs[1] / "audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (chart,) = [chart for chart in charts(read_runs(two_runs)) if chart.title == "Audit"]
+    assert "4 of 10 count as noisy" in chart.note
+    assert "noisy above" in chart.svg
+
+
 def test_plain_training_has_no_radius(tmp_path):
     run = make_run(tmp_path / "plain", 1.0, 0.3, objective="ddpm")
     assert [chart.title for chart in charts(read_runs([run]))] == [

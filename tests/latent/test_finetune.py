@@ -245,6 +245,7 @@ def test_without_data_it_is_the_demo(capsys):
     assert main(["--lora", "--dry-run"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert (config["model"], config["data"], config["beside"]) == ("demo", "scenes", "ddpm")
+    assert config["objective"] == "audited"
     assert main(["--lora", "--data=pictures", "--dry-run"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["contamination"] == "none"
 
