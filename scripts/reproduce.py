@@ -157,9 +157,10 @@ def markdown(name: str, table: dict) -> str:
         lines.append(f"| {row['name']} | {len(runs)} | {' | '.join(cells)} |")
     # Each seed has a contaminated training set of its own; rows of a seed share it.
     floors = {e["seed"]: {"metrics": e["floors"]["training set"]} for e in measured if has_dirt(e)}
-    cells = [spread([value(floor) for floor in floors.values()]) for _, value in columns]
-    label = "*the contaminated training set itself*"
-    lines.append(f"| {label} | {len(floors)} | {' | '.join(cells)} |")
+    if floors:
+        cells = [spread([value(floor) for floor in floors.values()]) for _, value in columns]
+        label = "*the contaminated training set itself*"
+        lines.append(f"| {label} | {len(floors)} | {' | '.join(cells)} |")
     clean = first["residual_noise_reference"]
     return "\n".join(lines) + f"\n\nResidual noise of the clean pictures: {clean:.3g}."
 
