@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from latent_robust.core import NoiseProcess, derive_generator
+from latent_robust.errors import InputError
 from latent_robust.files import write_jsonl
 
 from .contaminated import spaced
@@ -130,6 +131,8 @@ def audit_samples(
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
     once).
 
+    InputError if the model's answers are not finite.
+
     Costs 2 * DRAWS passes over the data, and some over TRIED and over REFERENCES samples.
     """
     once = [list(dict.fromkeys(group)) for group in groups]
@@ -146,11 +149,16 @@ def audit_samples(
     noise = max(NOISES, key=lambda noise: otsu(energies(few, noise).mean(1).log())[1])
     found = energies(batches, noise)[order]
     scores = found.mean(1)
+    if not scores.isfinite().all():
+        raise InputError("the judge's answers are not finite: it has diverged, choose another")
 
     threshold, separation = otsu(scores.log())
     clean = scores.log() <= threshold
     if separation <= TWO_GROUPS:
         clean = scores <= scores.quantile(CLEANEST)
+    levels = torch.zeros(found.shape)
+    if clean.all():
+        return Audit(scores, levels, noise, separation)
     references = _in_batches(batches, clean, REFERENCES)
 
     total, _ = _calibrate(partial(energies, references, noise), found)
@@ -165,14 +173,15 @@ def audit_samples(
         shares = shares / root_mean_square(shares[None]).clamp_min(1e-6)
     else:
         shares = torch.ones(found.shape[1])
-    levels = total[:, None] * shares
-    levels[clean] = 0
+    levels[~clean] = total[~clean, None] * shares
     return Audit(scores, levels, noise, separation)
 
 
 def otsu(values: Tensor) -> tuple[float, float]:
     """The threshold that leaves the least variance within two groups (Otsu 1979), exactly, and the
-    share of the variance that lies between these, in [0, 1]. values: (N,)."""
+    share of the variance that lies between these, in [0, 1]. values: (N,); of a single one: 0."""
+    if len(values) < 2:
+        return float(values[0]), 0.0
     ordered = values.double().sort().values
     count = torch.arange(1, len(ordered))
     low = ordered.cumsum(0)[:-1] / count

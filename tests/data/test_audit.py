@@ -9,6 +9,7 @@ import torch
 from latent_robust.core import NoiseProcess
 from latent_robust.data import audit_facts, audit_samples, read_levels
 from latent_robust.data.audit import CLEANEST, TWO_GROUPS, otsu
+from latent_robust.errors import InputError
 
 FLOW = NoiseProcess.flow()
 EPSILON = NoiseProcess.from_alphas_cumprod(torch.linspace(0.9999, 0.001, 1000), "epsilon")
@@ -82,6 +83,17 @@ def test_samples_keep_their_places_whatever_shares_a_batch():
     groups = [list(range(1, 150, 2)), [0, *range(0, 150, 2)]]
     one, other = audit(samples), audit(samples, groups=groups)
     assert torch.allclose(one.scores, other.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_where_nothing_differs_nothing_is_noisy(count):
+    assert not audit(torch.zeros(count, 1, 4, 4)).levels.any()
+
+
+def test_a_judge_that_diverged_is_refused():
+    samples = noisy_samples(torch.ones(3))
+    with pytest.raises(InputError, match="diverged"):
+        audit_samples(lambda i: (samples[i], lambda noisy, t: noisy * torch.nan), FLOW, [[0, 1, 2]])
 
 
 def test_otsu_of_two_values_lies_between_them_and_explains_everything():
