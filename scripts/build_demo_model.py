@@ -11,8 +11,8 @@ learning rate that rises and falls: the autoencoder in three, while the weights 
 being found, U-Net and text encoder in two of 9,000 and 13,000 steps.
 
 With --pairs, the shipped autoencoder learns their pictures besides generic ones, U-Net and text
-encoder start from nothing, and the result is a diffusers folder for `finetune-latent --model`. It
-takes about an hour.
+encoder start from nothing, and the result is a diffusers folder for `finetune-latent --model`. At
+the speed of its first steps it takes about an hour of one slow core.
 
 A finished autoencoder in --work is used again.
 """
