@@ -141,6 +141,8 @@ def render(toy: str, results: Path) -> None:
 def markdown(toy: str, results: Path) -> str:
     """One line for each row, and for the two yardsticks that every run measures anew."""
     entries = [e for (data, *_), e in finished(results).items() if data == toy]
+    if not entries:
+        return "Not run yet.\n"
     lines = [f"| training | seeds | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for row in rows_of(toy):
         runs = [e.get("metrics") for e in entries if e["row"] == row.name]
