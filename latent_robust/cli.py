@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .probes import add_probes, pictures_of
+from .probes import add_probes, audit_pictures
 from .training.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .data import Audit
     from .data.corruption import Corruption
-    from .evaluation.runs import Run
 
 PAIRS_HELP = (
     "a folder with metadata.jsonl, .csv, .parquet or .txt, .caption files beside its pictures, "
@@ -237,31 +235,14 @@ def _audit(options: argparse.Namespace) -> int:
     if run.latent:
         from .latent.finished import audit_run
 
-        found, names = audit_run(
+        found, samples = audit_run(
             options.run, run.config, device=options.device, offline=options.offline
         )
     else:
-        found, names = _audit_pictures(run, options)
-    found.write(out, names)
+        found, samples = audit_pictures(options.run, run, options.device, options.offline)
+    found.write(out, samples.name)
     print(f"{found.summary()}\neach sample's score and level are in {out}")
     return 0
-
-
-def _audit_pictures(run: Run, options: argparse.Namespace) -> tuple[Audit, list[str]]:
-    from .core import NoiseProcess
-    from .data import audit_samples
-    from .evaluation.sampling import load_run, looking
-
-    network, scheduler = load_run(options.run, "ddim")
-    pictures = pictures_of(run, options.offline, limit=run.config["limit"])
-    everything = range(len(pictures))
-    found = audit_samples(
-        looking(network.to(options.device), pictures),
-        NoiseProcess.from_scheduler(scheduler),
-        [everything],
-        seed=run.config["seed"],
-    )
-    return found, [pictures.name(index) for index in everything]
 
 
 def _run_config(run: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .files import write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .data import ContaminatedPictures
+    from .data import Audit, ContaminatedPictures
     from .evaluation.features import Extractor
     from .evaluation.runs import Run
 
@@ -179,6 +179,19 @@ def pictures_of(
     specs = [] if data or config["contamination"] == "none" else config["contamination"].split(";")
     corruptions = parse_contamination([spec.strip() for spec in specs if spec.strip()])
     return ContaminatedPictures(pictures, corruptions, config["seed"])
+
+
+def audit_pictures(
+    path: Path, run: Run, device: str, offline: bool
+) -> tuple[Audit, ContaminatedPictures]:
+    """The network of the run at `path` judges the pictures it was trained on.  =>  and these."""
+    from .data import audit_samples
+    from .evaluation.sampling import load_judge
+
+    pictures = pictures_of(run, offline, limit=run.config["limit"])
+    look, process = load_judge(path, pictures, device)
+    everything = range(len(pictures))
+    return audit_samples(look, process, [everything], seed=run.config["seed"]), pictures
 
 
 def _seen_and_unseen(run: Run, originals: bool, offline: bool) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_robust.core import LEVELLED, NoiseProcess, derive_seed
+from latent_robust.core import LEVELLED, derive_seed
 from latent_robust.data import (
     ContaminatedPictures,
     audit_samples,
@@ -21,7 +21,7 @@ from latent_robust.data import (
 )
 from latent_robust.data.levels import ENOUGH
 from latent_robust.evaluation.report import metrics_text, write_report
-from latent_robust.evaluation.sampling import load_run, looking
+from latent_robust.evaluation.sampling import load_judge
 from latent_robust.training.command import INTERRUPTED, run_command
 from latent_robust.training.loop import Trainer
 from latent_robust.training.options import parse_options
@@ -143,15 +143,11 @@ def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
     if config.objective == "audited":
 
         def write(file: Path) -> None:
-            network, scheduler = load_run(out / config.judge, "ddim")
-            found = audit_samples(
-                looking(network.to(accelerator.device), dataset),
-                NoiseProcess.from_scheduler(scheduler),
-                [range(len(dataset))],
-                seed=config.seed,
-            )
+            look, process = load_judge(out / config.judge, dataset, accelerator.device)
+            everything = range(len(dataset))
+            found = audit_samples(look, process, [everything], seed=config.seed)
             print(f"audit: {found.summary()}")
-            found.write(file, [dataset.name(index) for index in range(len(dataset))])
+            found.write(file, dataset.name)
 
         file = made_once(out / AUDIT, accelerator, write)
     return dataset.levels() if file is None else read_levels(file, len(dataset))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reproduce import spread
+from reproduce import render, spread
 
-from latent_robust.files import write_atomically, write_json
+from latent_robust.files import write_json
 from latent_robust.training.command import INTERRUPTED, run_command
 from pixel.geometry.figures import draw_clouds, draw_fields, draw_pictures
 from pixel.geometry.study import (
@@ -75,7 +75,7 @@ def _main(options: argparse.Namespace) -> int:
         count = min(CLOUD, given.get("samples", CLOUD))
         draw_toy(toy, runs, given["steps"], count, results / "figures")
         if results == ROOT / "results":
-            render(toy, results / "geometry.json")
+            render(f"geometry-{toy}", markdown(toy, results / "geometry.json"))
     return 0
 
 
@@ -128,21 +128,11 @@ def draw_toy(toy_name: str, runs: Path, steps: int, count: int, figures: Path) -
         draw_pictures(panels, figures / "geometry-pca-pictures.png")
 
 
-def render(toy: str, results: Path) -> None:
-    """Replace what stands between the table's two markers in RESULTS.md."""
-    path = ROOT / "RESULTS.md"
-    begin, end = f"<!-- table geometry-{toy} -->\n", f"<!-- end geometry-{toy} -->"
-    head, found, rest = path.read_text().partition(begin)
-    if found:
-        tail = rest.partition(end)[2]
-        write_atomically(path, f"{head}{begin}{markdown(toy, results)}{end}{tail}")
-
-
 def markdown(toy: str, results: Path) -> str:
     """One line for each row, and for the two yardsticks that every run measures anew."""
     entries = [e for (data, *_), e in finished(results).items() if data == toy]
     if not entries:
-        return "Not run yet.\n"
+        return "Not run yet."
     lines = [f"| training | seeds | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for row in rows_of(toy):
         runs = [e.get("metrics") for e in entries if e["row"] == row.name]
@@ -151,7 +141,7 @@ def markdown(toy: str, results: Path) -> str:
     by_seed = {e["seed"]: e["floors"] for e in entries if "floors" in e}
     for floor in ("training set", "truth"):
         lines.append(line(f"*{floor}*", [floors[floor] for floors in by_seed.values()]))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def line(name: str, runs: list[dict | None]) -> str:

@@ -41,7 +41,7 @@ def main() -> int:
     failed = 0
     if not options.render:
         failed = run_table(options.table, table, options.jobs)
-    render(options.table, table)
+    render(options.table, markdown(options.table, table))
     if "figure" in table:
         draw_figure(options.table, table)
     return min(failed, 1)
@@ -117,16 +117,16 @@ def record(name: str, table: dict, row: dict, seed: int, saved: dict) -> None:
     print(f"  done: {row['name']}, seed {seed}", flush=True)
 
 
-def render(name: str, table: dict) -> None:
+def render(name: str, text: str) -> None:
     """Replace what stands between the table's two markers in RESULTS.md."""
-    text = RESULTS.read_text()
+    results = RESULTS.read_text()
     begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    if begin not in text:
+    if begin not in results:
         print(f"RESULTS.md has no {begin}; nothing rewritten")
         return
-    head, rest = text.split(begin, 1)
+    head, rest = results.split(begin, 1)
     tail = rest.split(end, 1)[1]
-    RESULTS.write_text(f"{head}{begin}\n{markdown(name, table)}\n{end}{tail}")
+    RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def markdown(name: str, table: dict) -> str:

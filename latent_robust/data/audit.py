@@ -80,21 +80,21 @@ class Audit:
         kind = "two groups" if self.two_groups else "one group"
         return f"{found}; scores at s = {self.noise} form {kind} (separation {self.separation:.2f})"
 
-    def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        columns = zip(names, self.scores.tolist(), self.levels.tolist(), strict=True)
-        for index, (name, score, levels) in enumerate(columns):
+    def rows(self, name: Callable[[int], str]) -> Iterator[dict[str, Any]]:
+        columns = zip(self.scores.tolist(), self.levels.tolist(), strict=True)
+        for index, (score, levels) in enumerate(columns):
             rounded = [float(f"{level:.6g}") for level in levels]
             yield {
                 "index": index,
-                "name": name,
+                "name": name(index),
                 "score": float(f"{score:.6g}"),
                 "level": rounded if len(rounded) > 1 else rounded[0],
                 "flagged": any(levels),
             }
 
-    def write(self, path: str | Path, names: Sequence[str]) -> None:
-        """JSON lines, whole or not at all, as `--levels` reads them."""
-        write_jsonl(self.rows(names), path)
+    def write(self, path: str | Path, name: Callable[[int], str]) -> None:
+        """JSON lines, whole or not at all, as `--levels` reads them. name: of a sample."""
+        write_jsonl(self.rows(name), path)
 
 
 def audit_facts(path: Path, dirty: Tensor) -> dict[str, Any]:

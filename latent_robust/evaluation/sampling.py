@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from latent_robust.core import derive_generator
+from latent_robust.core import NoiseProcess, derive_generator
 from latent_robust.errors import InputError
 
 # (x, step, pictures)  =>  what the sampler goes on with instead of x. x: (B, C, H, W), noisy, at
@@ -70,14 +70,20 @@ def advance(
     return scheduler.step(output, t, x, generator=list(generators), **clipped).prev_sample
 
 
-def looking(network: nn.Module, dataset) -> Callable[[Sequence[int]], tuple[Tensor, Callable]]:
-    """For `audit_samples`: samples of a data set, and what a diffusers UNet2DModel says of them."""
-    device, channels = network.device, network.config.in_channels
+def load_judge(run: Path, dataset, device: torch.device | str) -> tuple[Callable, NoiseProcess]:
+    """For `audit_samples`: from indices of a data set to its samples and to what the network of a
+    finished pixel-space run says of them; and that network's noise process. As `load_run`."""
+    network, scheduler = load_run(run, "ddim")
+    network.to(device)
+    channels = network.config.in_channels
 
     def denoise(noisy: Tensor, t: Tensor) -> Tensor:
         return network(noisy, t).sample[:, :channels]  # without a learned variance
 
-    return lambda indices: (dataset.__getitems__(indices)["sample"].to(device), denoise)
+    def look(indices: Sequence[int]) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+        return dataset.__getitems__(indices)["sample"].to(device), denoise
+
+    return look, NoiseProcess.from_scheduler(scheduler)
 
 
 @torch.no_grad()

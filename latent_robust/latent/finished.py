@@ -20,6 +20,7 @@ from .checkpoint import open_part
 from .components import Components, load_components
 from .config import LatentConfig
 from .lora_files import load_lora
+from .modes import evaluation_mode
 from .preparation import comparable, contaminated_pairs
 from .sampling import draw_pictures
 from .task import EncodedPairs
@@ -73,8 +74,8 @@ def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bo
 
 def audit_run(
     run: Path, config: dict[str, Any], *, device: str, offline: bool
-) -> tuple[Audit, list[str]]:
-    """The model that a run has made judges the pairs it was made from.  =>  and their names."""
+) -> tuple[Audit, ContaminatedPairs]:
+    """The model that a run has made judges the pairs it was made from.  =>  and these."""
     components = load_finished(run, config, device=device, offline=offline)
     settings = LatentConfig.model_validate({**config, "offline": offline})
     pairs = contaminated_pairs(
@@ -87,7 +88,7 @@ def audit_run(
         captions if settings.text_encoder else None,
         seed=settings.seed,
     )
-    return found, [pairs.name(index) for index in range(len(pairs))]
+    return found, pairs
 
 
 def audit_pairs(
@@ -99,12 +100,13 @@ def audit_pairs(
 ) -> Audit:
     """captions: by index, where what the text encoders say is not in `pairs`, because they were
     trained."""
-    return audit_samples(
-        lambda indices: _look(components, pairs.__getitems__(indices), captions),
-        components.process,
-        pairs.groups(),
-        seed=seed,
-    )
+    with evaluation_mode(components.network):
+        return audit_samples(
+            lambda indices: _look(components, pairs.__getitems__(indices), captions),
+            components.process,
+            pairs.groups(),
+            seed=seed,
+        )
 
 
 def _look(

@@ -220,9 +220,8 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
         return prepared.levels
 
     def write(file: Path) -> None:
-        if config.judge == BASE:
-            judge = load(config, accelerator)
-        else:
+        judge = output.components  # still the base: new adapters change nothing
+        if config.judge != BASE:
             judge = load_finished(
                 out / config.judge,
                 config.model_dump(),
@@ -232,7 +231,7 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
         captions = prepared.captions if config.text_encoder else None
         found = audit_pairs(judge, prepared.dataset, captions, seed=config.seed)
         print(f"audit: {found.summary()}")
-        found.write(file, [prepared.pairs.name(index) for index in range(len(prepared.pairs))])
+        found.write(file, prepared.pairs.name)
 
     return read_levels(made_once(out / AUDIT, accelerator, write), len(prepared.pairs))
 
