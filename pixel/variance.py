@@ -20,7 +20,7 @@ class LearnedVariance:
         self.network, self.process = network, process
         self.first: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def __call__(self, noisy: Tensor, t: Tensor, rows: slice) -> Tensor:
+    def __call__(self, noisy: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         mean, variance = self.network(noisy, t).sample.float().chunk(2, dim=1)
         if self.first is None:
             # The mean is learned by the simple loss alone.

@@ -117,16 +117,16 @@ def record(name: str, table: dict, row: dict, seed: int, saved: dict) -> None:
     print(f"  done: {row['name']}, seed {seed}", flush=True)
 
 
-def render(name: str, text: str) -> None:
-    """Replace what stands between the table's two markers in RESULTS.md."""
-    results = RESULTS.read_text()
+def render(name: str, text: str, path: Path = RESULTS) -> None:
+    """Replace what stands between the table's two markers."""
+    results = path.read_text()
     begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
     if begin not in results:
-        print(f"RESULTS.md has no {begin}; nothing rewritten")
+        print(f"{path.name} has no {begin}; nothing rewritten")
         return
     head, rest = results.split(begin, 1)
     tail = rest.split(end, 1)[1]
-    RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+    path.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def markdown(name: str, table: dict) -> str:

@@ -8,7 +8,7 @@
 where || . ||^2 is the mean over a sample's elements ("Why Adversarially Train Diffusion Models?",
 ICLR 2026). Move the noise by w, and the prediction must move with it; then the clean sample that it
 implies stays where it is. How far: radius.py. In which direction: perturbation.py. How much it
-counts: weighting.py. What else a user could train: peers.py.
+counts: weighting.py. On which samples, to save cost: rows.py. What else to train: peers.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .dropout import shared_dropout
 from .perturbation import adversarial_perturbation, random_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule
+from .rows import choose_rows
 from .weighting import Weighting
 
 
@@ -105,7 +106,8 @@ class EquivariancePenalty:
 
 @dataclass
 class Loss:
-    """denoising: (B,); penalty: (rows,), of the first rows of the batch, weight included."""
+    """denoising: (B,); penalty: (k,), of some rows of the batch, weight included; empty where there
+    is none."""
 
     denoising: Tensor
     penalty: Tensor
@@ -119,10 +121,12 @@ class Loss:
 class Objective:
     """Plain denoising (Ho et al. 2020), plus a penalty on a share of each batch.
 
-    penalty: None for plain training. fraction: the share of the batch, in (0, 1], that the penalty
-    looks at: an unbiased estimate at a fraction of the cost. It takes the first rows, so the batch
-    must be shuffled; since masks cannot be shared between batches of different size, a network
-    with dropout needs fraction 1.
+    penalty: None for plain training. fraction: the share of the samples, in (0, 1], that the
+    penalty looks at: an unbiased estimate at a fraction of the cost, see rows.py. every: take the
+    share of so many batches at once, from the last of them, with so much more weight; a few rows
+    at a time cost more than their share. Batches too small for a row each (one sample, an eighth)
+    do so by themselves. Masks cannot be shared between different rows: a network with dropout needs
+    fraction 1.
     """
 
     def __init__(
@@ -130,39 +134,54 @@ class Objective:
         process: NoiseProcess,
         penalty: EquivariancePenalty | None = None,
         fraction: float = 1.0,
+        every: int = 1,
     ):
         if not 0 < fraction <= 1:
             raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
+        if not 1 <= every <= 1 / fraction:
+            raise ValueError(f"`every` must lie in 1..1 / fraction ({1 / fraction:g}), got {every}")
         self.process = process
         self.penalty = penalty if penalty is None or penalty.weighting.weight > 0 else None
         self.fraction = fraction
+        self.every = every
 
     def __call__(
         self,
-        denoise: Callable[[Tensor, Tensor, slice], Tensor],
+        denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
         sample: Tensor,
         t: Tensor,
         noise: Tensor,
         generator: torch.Generator | None = None,
         *,
         levels: Tensor | None = None,
-        attacked: Callable[[Tensor, Tensor, slice], Tensor] | None = None,
+        attacked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         regularize: bool = True,
+        turn: int | None = None,
     ) -> Loss:
-        """denoise(noisy, t, rows): `rows` says which rows of the batch these are, so that the
-        caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
+        """denoise(noisy, t, rows): `rows`, (k,), says which rows of the batch these are, so that
+        the caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
         levels: (B,) or (B, C), the noise in each sample, or channel, in its own units (`ambient`);
-        regularize: False leaves the penalty out of this step, at the cost of a plain one."""
+        regularize: False leaves the penalty out of this step, at the cost of a plain one;
+        turn: how many batches came before, for `every`; None regularizes this one by itself."""
         replayed = shared_dropout(denoise, sample.device)
         attacked = shared_dropout(attacked or denoise, sample.device)
         alpha, sigma = self.process(t, sample)
         noisy = self.corrupt(sample, noise, alpha, sigma, generator, levels)
-        prediction = denoise(noisy, t, slice(0, len(t)))
+        rows = torch.arange(len(t), device=t.device)
+        prediction = denoise(noisy, t, rows)
         denoising = self.denoising(prediction.float(), noisy, sample, noise, alpha, sigma, levels)
         if self.penalty is None or not regularize:
             return Loss(denoising, denoising.new_zeros(0))
 
-        rows = slice(0, ceil(self.fraction * len(t)))
+        share, period = self.fraction * len(t), 1
+        if turn is not None:
+            period = max(self.every, round(1 / share))
+            if (turn + 1) % period:
+                return Loss(denoising, denoising.new_zeros(1))
+        factor = 1.0
+        if self.fraction < 1:
+            gate = self.penalty.weighting.gate(alpha, sigma).flatten()
+            rows, factor = choose_rows(gate, ceil(share * period), generator)
         penalty = self.penalty.per_sample(
             lambda x: replayed(x, t[rows], rows),
             noisy[rows],
@@ -171,7 +190,7 @@ class Objective:
             generator,
             attacked=lambda x: attacked(x, t[rows], rows),
         )
-        return Loss(denoising, penalty)
+        return Loss(denoising, period * factor * penalty)
 
     def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
         """=>  noisy (B, ...). Peers override this, or `denoising`, or both."""
@@ -191,5 +210,6 @@ class RobustObjective(Objective):
         process: NoiseProcess,
         penalty: EquivariancePenalty | None = None,
         fraction: float = 1.0,
+        every: int = 1,
     ):
-        super().__init__(process, penalty or EquivariancePenalty(process), fraction)
+        super().__init__(process, penalty or EquivariancePenalty(process), fraction, every)

@@ -87,9 +87,9 @@ class Family(ABC):
         answers in float32, (b, c, h, w). A network wrapped for several processes is fine."""
         bare = getattr(network, "module", network)
 
-        def denoise(noisy: Tensor, t: Tensor, rows: slice = slice(None)) -> Tensor:
-            given = {key: value[rows].to(noisy.device, bare.dtype) for key, value in text.items()}
-            of_rows = None if sizes is None else sizes[rows].to(noisy.device)
+        def denoise(noisy: Tensor, t: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+            given = {key: value.to(noisy.device, bare.dtype)[rows] for key, value in text.items()}
+            of_rows = None if sizes is None else sizes.to(noisy.device)[rows]
             t = t.to(noisy.device)
             return self.predict(network, noisy.to(bare.dtype), t, given, of_rows).float()
 

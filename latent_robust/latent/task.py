@@ -68,7 +68,7 @@ class LatentTask:
                 key: self._condition(value.to(device), key, dropped, generator)
                 for key, value in batch["text"].items()
             }
-        return mean + std * noise, (text, batch["size"])
+        return mean + std * noise, (text, batch["size"].to(device))
 
     def _condition(self, value: Tensor, key: str, dropped: Tensor, generator) -> Tensor:
         """value: (B, ..., width), one of the text conditions."""
@@ -97,7 +97,7 @@ class LatentTask:
         text, sizes = conditions
         if self.captions is None:
             return self.components.family.denoiser(network, text, sizes)
-        return lambda noisy, t, rows: network(noisy, t, text[rows], sizes[rows])
+        return lambda noisy, t, rows: network(noisy, t, [text[row] for row in rows], sizes[rows])
 
     def auxiliary_loss(self, denoise: Callable, sample: Tensor, t: Tensor) -> None:
         return None

@@ -102,13 +102,13 @@ class Trainer:
         progress = tqdm(
             total=config.steps, initial=self.step, desc=config.objective, disable=not main
         )
-        batches = self._batches()
+        batches = self.batches()
         self.network.train()
         if self._due():  # how it all began; or the run was killed after it saved, before it drew
             self._watch()
         with StopRequest() as stop, progress:
             while self.step < config.steps:
-                row = self._train_step(batches)
+                row = self.train_step(batches)
                 self.step += 1
                 log.add(row, samples)
                 progress.update()
@@ -130,7 +130,7 @@ class Trainer:
     def _watch(self) -> None:
         self.with_average(lambda network: self.task.on_checkpoint(network, self.step))
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[dict[str, Any]]:
         config, accelerator = self.config, self.accelerator
         batches = StepBatches(
             self.task.groups,
@@ -143,7 +143,7 @@ class Trainer:
         pin = accelerator.device.type == "cuda"
         return iter(loader(self.task.dataset, batches, config.workers, pin))
 
-    def _train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
+    def train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
         """One optimizer step over `gradient_accumulation` micro-batches."""
         rows, indices = [], []
         for micro in range(self.config.gradient_accumulation):
@@ -187,6 +187,7 @@ class Trainer:
             levels=None if self.levels is None else self.levels[batch["index"]].to(device),
             attacked=self.task.denoiser(self.plain_network, conditions),
             regularize=self.step >= (1 - config.late_start) * config.steps,
+            turn=self.step * config.gradient_accumulation + micro,
         )
         total = loss.total
         auxiliary = self.task.auxiliary_loss(denoise, sample, t)

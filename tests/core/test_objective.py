@@ -15,6 +15,7 @@ from latent_robust.core import (
     Weighting,
     make_objective,
 )
+from latent_robust.core.rows import choose_rows
 
 VP = ["epsilon", "v_prediction", "sample"]
 
@@ -173,22 +174,91 @@ def test_gradient_flows_through_both_branches():
     assert (above - below) / (2 * step) == pytest.approx(slope, rel=2e-2)
 
 
-def test_fraction_regularizes_the_first_rows_only():
+def test_rows_are_drawn_in_proportion_to_the_gate_without_bias():
+    """Over many draws, the mean over the chosen rows is the gated mean over the batch."""
+    generator = torch.Generator().manual_seed(0)
+    gate = torch.tensor([1.0, 1.0, 0.5, 0.25, 0.01, 0.0])
+    anything = torch.tensor([3.0, -1.0, 2.0, 8.0, 5.0, 100.0])
+    counts, means = torch.zeros(6), []
+    for _ in range(20_000):
+        rows, factor = choose_rows(gate, 2, generator)
+        counts += torch.bincount(rows, minlength=6)
+        means.append((factor * gate[rows] * anything[rows]).mean())
+    # Systematic sampling: of 20,000 draws, a share of p (1 - p) / 20,000 is the variance at most.
+    torch.testing.assert_close(counts / 20_000, 2 * gate / gate.sum(), atol=0.01, rtol=0)
+    assert float(torch.stack(means).mean()) == pytest.approx(float((gate * anything).mean()), 0.02)
+
+
+def test_rows_of_an_even_gate_are_all_different():
+    rows, factor = choose_rows(torch.full((64,), 0.3), 8, torch.Generator().manual_seed(1))
+    assert len(rows.unique()) == 8
+    torch.testing.assert_close(factor, torch.ones(8))
+
+
+def test_where_the_gate_is_shut_everywhere_rows_are_still_finite():
+    rows, factor = choose_rows(torch.zeros(4), 2)
+    assert ((rows >= 0) & (rows < 4)).all()
+    assert factor.isfinite().all()
+
+
+@pytest.mark.parametrize("weighting", [Weighting("band", 3.0, 0.5), Weighting("normalized", 3.0)])
+def test_a_fraction_estimates_the_penalty_of_the_whole_batch(weighting):
     process, network = process_of("v_prediction"), Network()
-    sample, t, noise = batch(process)
+    sample, t, noise = batch(process, size=256)
+    penalty = EquivariancePenalty(process, weighting, attack="random")
+    generator = torch.Generator().manual_seed(4)
+
+    def mean(fraction: float, draws: int) -> float:
+        objective = Objective(process, penalty, fraction)
+        values = [
+            objective(network, sample, t, noise, generator).penalty.mean() for _ in range(draws)
+        ]
+        return float(torch.stack(values).detach().mean())
+
+    assert mean(1 / 8, 200) == pytest.approx(mean(1.0, 25), rel=0.03)
+
+
+def test_a_fraction_takes_the_same_rows_of_prediction_and_conditions():
+    """`denoise` answers with its condition, so that each residual is -shift(w) only when the rows
+    belong together: a mean of the weight times the gate, since mean(w^2) is divided by."""
+    process, condition = process_of("epsilon"), torch.arange(8.0).view(-1, 1, 1, 1)
     objective = Objective(process, EquivariancePenalty(process, attack="random"), fraction=0.25)
-    loss = objective(network, sample, t, noise, torch.Generator().manual_seed(4))
-    noisy = process.add_noise(sample, noise, t)[:2]
-    alone = objective.penalty.per_sample(
-        lambda x: network.layers(x),
-        noisy,
-        t[:2],
-        network.layers(noisy),
-        torch.Generator().manual_seed(4),
-    )
-    torch.testing.assert_close(loss.penalty, alone)
+    sample, t, noise = batch(process)
+    loss = objective(lambda noisy, t, rows: condition[rows] + 0 * noisy, sample, t, noise)
+    alpha, sigma = process(t, sample)
+    gate = objective.penalty.weighting.gate(alpha, sigma)
+    torch.testing.assert_close(loss.penalty, (3 * gate.mean()).expand(2))
     assert loss.denoising.shape == (8,)
-    torch.testing.assert_close(loss.total, loss.denoising.mean() + alone.mean())
+    torch.testing.assert_close(loss.total, loss.denoising.mean() + loss.penalty.mean())
+
+
+def test_batches_too_small_for_the_fraction_take_turns():
+    process, network = process_of("epsilon"), Network()
+    sample, t, noise = batch(process, size=1)
+    objective = Objective(process, EquivariancePenalty(process), fraction=1 / 8)
+
+    def penalty(turn):
+        generator = torch.Generator().manual_seed(0)
+        return objective(network, sample, t, noise, generator, turn=turn).penalty
+
+    assert [turn for turn in range(20) if penalty(turn).any()] == [7, 15]
+    torch.testing.assert_close(penalty(7), 8 * penalty(None))
+
+
+def test_the_share_of_several_batches_at_once():
+    process, network = process_of("epsilon"), Network()
+    calls = []
+
+    def attacked(noisy, t, rows):
+        calls.append(len(rows))
+        return network(noisy, t, rows)
+
+    objective = Objective(process, EquivariancePenalty(process), fraction=1 / 4, every=4)
+    for turn in range(9):
+        objective(network, *batch(process), attacked=attacked, turn=turn)
+    assert calls == [8, 8]  # as many rows as two in each of four batches
+    with pytest.raises(ValueError, match="every"):
+        Objective(process, every=2)
 
 
 def test_branches_share_dropout_masks():

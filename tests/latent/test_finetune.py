@@ -70,7 +70,7 @@ def in_a_process_of_its_own(argv, log, environment=None, kill_at=None, kill_afte
     torch.set_num_threads(1)
     train.check_memory = lambda *_: None
     train.write_report = lambda folders, path: path
-    method = "_watch" if kill_after_save else "_train_step"
+    method = "_watch" if kill_after_save else "train_step"
     original, calls = getattr(Trainer, method), [0]
 
     def counted(self, *args):
@@ -320,14 +320,14 @@ def test_killed_run_resumes_bit_for_bit(moment, finished_run, finetune, model, s
 
 def test_a_stopped_run_says_how_it_goes_on(finished_run, finetune, tmp_path, monkeypatch, capsys):
     """SIGTERM, here in the first of its two parts; what it says is then done."""
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def stopped(self, batches):
         os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", stopped)
+        patch.setattr(Trainer, "train_step", stopped)
         assert finetune("--lora", *DIRTY, "--beside=ddpm", "--out=my run") == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "stopped; go on with: finetune-latent --resume 'my run'"

@@ -94,10 +94,10 @@ def test_killed_run_resumes_bit_for_bit(tmp_path):
     whole = make_trainer(tmp_path / "whole", steps=steps, checkpoint_every=steps)
     assert resumed.step == reached
     for trainer in (resumed, whole):
-        batches = trainer._batches()
+        batches = trainer.batches()
         trainer.network.train()
         while trainer.step < goal:
-            trainer._train_step(batches)
+            trainer.train_step(batches)
             trainer.step += 1
     assert_same_state(capture(resumed), capture(whole))
 
@@ -129,7 +129,7 @@ def test_several_bad_steps_in_a_row_stop_at_the_last_good_checkpoint(tmp_path):
 
 def test_clipping_really_clips(tmp_path):
     trainer = make_trainer(tmp_path, max_gradient_norm=1e-3)
-    batches = trainer._batches()
+    batches = trainer.batches()
     trainer.network.train()
     row = trainer._backward(next(batches), 0)
     norm = trainer.accelerator.clip_grad_norm_(trainer.parameters, 1e-3)

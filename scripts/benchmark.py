@@ -1,0 +1,277 @@
+#!/usr/bin/env python
+"""What robustness costs: a robust training step beside a plain one, in one process.
+
+    python scripts/benchmark.py            # writes results/benchmark.json and README.md's table
+    python scripts/benchmark.py --rounds 5 --cases "pixel U-Net"     # a look; writes nothing
+
+Each case is a network of one kind and size with the real trainer around it, once for each recipe:
+plain, the paper's (the regularizer on every sample), ours (on a few chosen samples). The recipes
+take a step each in turn, in an order that rotates; in a round each has taken ROUND steps, so that
+what is done every so many steps is in it, and its ratio is its time over the plain one's. Time is the processor's, so that other work on the machine disturbs
+little and all alike. Peak memory is that of a step in a fork of its own, less what the process had
+before it loaded any network. Needs Linux with glibc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from measure_sd15 import forked, peak_bytes, return_freed_memory
+from reproduce import render
+
+from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
+from latent_robust.files import write_json
+from latent_robust.latent.components import Components
+from latent_robust.latent.config import LatentConfig
+from latent_robust.latent.demo_model import load_demo_pipeline
+from latent_robust.latent.families import Family, StableDiffusion, StableDiffusion3
+from latent_robust.latent.task import LatentTask
+from latent_robust.latent.train import make_trainable
+from latent_robust.training.config import TrainConfig
+from latent_robust.training.loop import Task, Trainer
+from latent_robust.training.run import start_accelerator
+from pixel.config import PixelConfig
+from pixel.task import PixelTask
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results" / "benchmark.json"
+ROUNDS, ROUND = 5, 8
+RECIPES = {
+    "plain": {"objective": "ddpm"},
+    "the paper's recipe": {"objective": "robust-adversarial", "fraction": 1.0},
+    "robust (default)": {"objective": "robust-adversarial"},
+    "robust-random": {"objective": "robust-random"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    return_freed_memory()
+    results = {}
+    for case in options.cases:
+        results[case] = measure(CASES[case], options.recipes, options.rounds)
+        print(markdown({case: results[case]}), flush=True)
+    if options.cases == list(CASES) and options.recipes == list(RECIPES):
+        write_json(RESULTS, results)
+        render("benchmark", markdown(results), ROOT / "README.md")
+
+
+def measure(make: Callable[..., Trainer], recipes: Sequence[str], rounds: int) -> dict:
+    libraries = forked(peak_bytes)
+    with TemporaryDirectory() as out:
+        trainers = {name: make(Path(out) / name, **RECIPES[name]) for name in recipes}
+        batches = {name: trainer.batches() for name, trainer in trainers.items()}
+        seconds = {name: [] for name in recipes}
+        for number in range(-ROUND, rounds * ROUND):  # a round to warm up
+            order = [*recipes[number % len(recipes) :], *recipes[: number % len(recipes)]]
+            for name in order:
+                began = time.process_time()
+                trainers[name].train_step(batches[name])
+                trainers[name].step += 1
+                if number >= 0:
+                    seconds[name].append(time.process_time() - began)
+    spent = {
+        name: [sum(times[i : i + ROUND]) for i in range(0, len(times), ROUND)]
+        for name, times in seconds.items()
+    }
+    return {
+        name: {
+            "seconds_per_step": median(rounds) / ROUND,
+            "ratio": [a / b for a, b in zip(rounds, spent["plain"], strict=True)],
+            "peak_bytes": peak(make, name) - libraries,
+        }
+        for name, rounds in spent.items()
+    }
+
+
+def peak(make: Callable[..., Trainer], name: str) -> int:
+    """Of a process that does nothing but a round of steps."""
+
+    def steps() -> int:
+        with TemporaryDirectory() as out:
+            trainer = make(Path(out), **RECIPES[name])
+            batches = trainer.batches()
+            for trainer.step in range(ROUND):
+                trainer.train_step(batches)
+            return peak_bytes()
+
+    return forked(steps)
+
+
+# ------------------------------------------------------------------ the cases
+
+
+def pixel(out: Path, **recipe) -> Trainer:
+    """The digits of RESULTS.md."""
+    config = PixelConfig(**recipe, device="cpu")
+    pictures = ContaminatedPictures(
+        open_pictures("digits", size=config.size, channels=config.channels),
+        parse_contamination(["gaussian:fraction=0.9,sigma=0.2"]),
+        config.seed,
+    )
+    pictures.materialize()
+    return trainer_of(PixelTask(config, pictures, out, main=False), config, out)
+
+
+def demo(out: Path, **settings) -> Trainer:
+    data = RandomLatents((4, 8, 8), {"text": (77, 64)})
+    return latent(load_demo_pipeline(), StableDiffusion("sd1", 8), data, out, **settings)
+
+
+def stable_diffusion(out: Path, **settings) -> Trainer:
+    """SD 1.x in small: 30 M parameters, latents of 16 x 16."""
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 128, 256),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=256,
+    )
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipeline = StableDiffusionPipeline(
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=DDIMScheduler(**betas, steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    data = RandomLatents((4, 16, 16), {"text": (77, 256)})
+    return latent(pipeline, StableDiffusion("sd1", 8), data, out, **settings)
+
+
+def transformer(out: Path, **settings) -> Trainer:
+    """SD 3 in small: 16 x 16 latents in patches of 2, six joint blocks."""
+    network = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=8,
+        joint_attention_dim=256,
+        caption_projection_dim=256,
+        pooled_projection_dim=256,
+        pos_embed_max_size=16,
+    )
+    pipeline = StableDiffusion3Pipeline(
+        transformer=network,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=None,
+        **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3")),
+        **dict.fromkeys(("tokenizer", "tokenizer_2", "tokenizer_3")),
+    )
+    data = RandomLatents((16, 16, 16), {"text": (77, 256), "pooled": (256,)})
+    return latent(pipeline, StableDiffusion3("sd3", 16), data, out, **settings)
+
+
+class RandomLatents:
+    """Encoded pairs of random values, which cost what real ones do."""
+
+    def __init__(self, shape: tuple[int, ...], text: dict[str, tuple[int, ...]], count: int = 256):
+        """shape: of a latent; text: of each condition, without its batch axis."""
+        generator = torch.Generator().manual_seed(0)
+        self.mean = torch.randn(count, *shape, generator=generator)
+        self.text = {
+            key: torch.randn(count, *shape, generator=generator) for key, shape in text.items()
+        }
+        self.empty_text = {key: value[:1] for key, value in self.text.items()}
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def groups(self) -> list[range]:
+        return [range(len(self))]
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        mean = self.mean[indices]
+        return {
+            "index": torch.tensor(indices),
+            "mean": mean,
+            "std": torch.full_like(mean, 0.05),
+            "text": {key: value[indices] for key, value in self.text.items()},
+            "size": torch.full((len(mean), 2), 8 * mean.shape[-1]),
+        }
+
+
+def latent(
+    pipeline: DiffusionPipeline,
+    family: Family,
+    data: RandomLatents,
+    out: Path,
+    **settings,
+) -> Trainer:
+    how = settings if settings.get("full") else {"lora": True, **settings}
+    config = LatentConfig(batch_size=16, band=0.5, device="cpu", **how)
+    components = Components(family, pipeline, identity="random weights")
+    make_trainable(config, components)
+    return trainer_of(LatentTask(config, components, data, range(len(data))), config, out)
+
+
+def trainer_of(task: Task, config: TrainConfig, out: Path) -> Trainer:
+    objective = config.objective_for(task.process)
+    trainer = Trainer(task, objective, config, start_accelerator(config), out=out)
+    trainer.network.train()
+    return trainer
+
+
+CASES = {
+    "pixel U-Net": pixel,
+    "SD U-Net of the demo, LoRA": demo,
+    "SD U-Net, LoRA": stable_diffusion,
+    "SD U-Net, LoRA, gradient checkpointing": partial(
+        stable_diffusion, gradient_checkpointing=True
+    ),
+    "SD U-Net, full": partial(stable_diffusion, full=True),
+    "SD 3 transformer, LoRA": transformer,
+    "SD 3 transformer, full": partial(transformer, full=True),
+}
+
+
+def markdown(results: dict[str, dict]) -> str:
+    """Time over the plain step's, median and range of the rounds; peak memory over its."""
+    recipes = list(next(iter(results.values())))
+    lines = [
+        f"| network | plain step, s | {' | '.join(recipes[1:])} |",
+        "|---|---|" + "---|" * len(recipes[1:]),
+    ]
+    for case, by_recipe in results.items():
+        plain = by_recipe["plain"]
+        cells = []
+        for name in recipes[1:]:
+            ratios = by_recipe[name]["ratio"]
+            memory = by_recipe[name]["peak_bytes"] / plain["peak_bytes"]
+            cells.append(
+                f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {memory:.2f}"
+            )
+        lines.append(f"| {case} | {plain['seconds_per_step']:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
