@@ -6,10 +6,11 @@
 
 Each case is a network of one kind and size with the real trainer around it, once for each recipe:
 plain, the paper's (the regularizer on every sample), ours (on a few chosen samples). The recipes
-take a step each in turn, in an order that rotates; in a round each has taken ROUND steps, so that
-what is done every so many steps is in it, and its ratio is its time over the plain one's. Time is the processor's, so that other work on the machine disturbs
-little and all alike. Peak memory is that of a step in a fork of its own, less what the process had
-before it loaded any network. Needs Linux with glibc.
+take a step each in turn, in an order that rotates. In a round each has taken ROUND steps, so that
+what is done every so many steps is in it, and its ratio is its time over the plain one's. Time is
+the processor's, so that other work on the machine disturbs little and all alike. Peak memory is
+that of a round in a fork of its own, less what the process had before it loaded any network. Needs
+Linux with glibc.
 """
 
 from __future__ import annotations

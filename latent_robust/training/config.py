@@ -98,6 +98,9 @@ class TrainConfig(BaseModel):
         description="of the network; noise and targets stay float32. bf16 cannot carry the "
         "perturbations of the very lowest noise levels (t < 20 of 1000)",
     )
+    compile: bool = Field(
+        False, description="torch.compile the network: minutes at the start, faster steps"
+    )
 
     # what is written, and when
     log_every: int = Field(50, ge=1)
@@ -122,8 +125,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"bias_min {self.bias_min} is above bias_max {self.bias_max}")
         if self.every > 1 / self.fraction:
             raise ValueError(
-                f"every {self.every} is more than 1 / fraction, {1 / self.fraction:g}: the share of "
-                "so many batches is more than one batch"
+                f"every {self.every} is more than 1 / fraction, {1 / self.fraction:g}: the share "
+                "of so many batches is more than one batch"
             )
         if self.objective == "ambient" and self.levels is None and self.contamination == "none":
             raise ValueError(

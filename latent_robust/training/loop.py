@@ -84,6 +84,8 @@ class Trainer:
             num_warmup_steps=min(config.warmup, config.steps // 2),
             num_training_steps=config.steps,
         )
+        if config.compile:
+            task.network.compile()  # in place: names and types stay as they are
         self.network, self.optimizer = accelerator.prepare(task.network, self.optimizer)
         self.plain_network = accelerator.unwrap_model(self.network)
         self.ema = (
@@ -178,6 +180,9 @@ class Trainer:
         t = self.task.draw_times(len(sample), generator).to(device)
         noise = torch.randn(sample.shape, generator=generator, device=device)
         denoise = self.task.denoiser(self.network, conditions)
+        attacked = self.task.denoiser(self.plain_network, conditions)
+        if config.compile:
+            attacked = without_weight_gradients(attacked, self.parameters)
         loss = self.objective(
             denoise,
             sample,
@@ -185,7 +190,7 @@ class Trainer:
             noise,
             derive_generator(*where, "perturbation", device=device),
             levels=None if self.levels is None else self.levels[batch["index"]].to(device),
-            attacked=self.task.denoiser(self.plain_network, conditions),
+            attacked=attacked,
             regularize=self.step >= (1 - config.late_start) * config.steps,
             turn=self.step * config.gradient_accumulation + micro,
         )
@@ -251,3 +256,21 @@ class Trainer:
             self.network.train()
             if self.ema is not None:
                 self.ema.restore(self.parameters)
+
+
+def without_weight_gradients(
+    denoise: Callable[..., Tensor], parameters: Sequence[nn.Parameter]
+) -> Callable[..., Tensor]:
+    """A compiled backward pass, unlike an eager one, makes every gradient that it could be asked
+    for, wanted or not: so the parameters want none while the attack's graph is recorded."""
+
+    def frozen(*args) -> Tensor:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            return denoise(*args)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    return frozen
