@@ -106,11 +106,12 @@ class EquivariancePenalty:
 
 @dataclass
 class Loss:
-    """denoising: (B,); penalty: (k,), of some rows of the batch, weight included; empty where there
-    is none."""
+    """denoising: (B,); penalty: (k,), of some rows of the batch, weight included, empty where there
+    is none; batches: of how many batches the penalty is the share, see `Objective`."""
 
     denoising: Tensor
     penalty: Tensor
+    batches: int = 1
 
     @property
     def total(self) -> Tensor:
@@ -177,7 +178,7 @@ class Objective:
         if turn is not None:
             period = max(self.every, round(1 / share))
             if (turn + 1) % period:
-                return Loss(denoising, denoising.new_zeros(1))
+                return Loss(denoising, denoising.new_zeros(1), batches=0)
         factor = 1.0
         if self.fraction < 1:
             gate = self.penalty.weighting.gate(alpha, sigma).flatten()
@@ -190,7 +191,7 @@ class Objective:
             generator,
             attacked=lambda x: attacked(x, t[rows], rows),
         )
-        return Loss(denoising, period * factor * penalty)
+        return Loss(denoising, period * factor * penalty, period)
 
     def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
         """=>  noisy (B, ...). Peers override this, or `denoising`, or both."""

@@ -147,16 +147,21 @@ class Trainer:
 
     def train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
         """One optimizer step over `gradient_accumulation` micro-batches."""
-        rows, indices = [], []
+        rows, batches_of_penalty, indices = [], [], []
         for micro in range(self.config.gradient_accumulation):
             batch = next(batches)
             indices.append(batch["index"])
             last = micro == self.config.gradient_accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                rows.append(self._backward(batch, micro))
+                row, regularized = self._backward(batch, micro)
+            rows.append(row)
+            batches_of_penalty.append(regularized)
         row = {key: torch.stack([r[key] for r in rows]).mean() for key in rows[0]}
+        # A step with the penalty of eight batches may be eight times as long: a limit made for one
+        # would undo the weight.
+        longer = max(1.0, sum(batches_of_penalty) / len(rows))
         row["gradient_norm"] = self.accelerator.clip_grad_norm_(
-            self.parameters, self.config.max_gradient_norm
+            self.parameters, longer * self.config.max_gradient_norm
         )
         row["learning_rate"] = self.schedule.get_last_lr()[0]
         if self._finite(row):
@@ -170,7 +175,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return row
 
-    def _backward(self, batch: dict[str, Any], micro: int) -> dict[str, Tensor]:
+    def _backward(self, batch: dict[str, Any], micro: int) -> tuple[dict[str, Tensor], int]:
+        """=>  what is logged, and of how many batches the penalty was."""
         config = self.config
         where = (config.seed, "step", self.step, micro, self.accelerator.process_index)
         device = self.accelerator.device
@@ -202,7 +208,7 @@ class Trainer:
         row = {"loss": total.detach(), "denoising": loss.denoising.detach().mean()}
         if loss.penalty.numel():
             row["penalty"] = loss.penalty.detach().mean()
-        return row
+        return row, loss.batches
 
     # ------------------------------------------------------------------ non-finite steps
 

@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""How whole runs of finetune-latent cost: with and without the cache, and as the data grow.
+
+    python scripts/benchmark_run.py        # results/benchmark-run.json, RESULTS.md
+    python scripts/benchmark_run.py --pairs 1000 10000 100000
+
+Start-up is the time of a whole command that takes one step, from typing it to the end: Python's
+imports, the model, the data, the cache. Warm is the same again, when everything is in the cache.
+Speed is that of the log, without its first rows. Of the demo's model and data, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from reproduce import ROOT, render
+
+from latent_robust.files import write_json
+
+RESULTS = ROOT / "results" / "benchmark-run.json"
+STEPS, LOGGED = 160, 20
+COMMON = [
+    *("--lora", "--data", "scenes", "--contamination", "gaussian:fraction=0.9,sigma=0.2"),
+    *("--rank", "32", "--targets", '["attention", "mlp", "conv1", "conv2"]'),
+    *("--batch-size", "16", "--held-out", "0", "--samples", "0", "--prompts", "[]"),
+    *("--log-every", str(LOGGED), "--checkpoint-every", str(STEPS), "--device", "cpu"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1_000, 10_000])
+    options = parser.parse_args()
+    results = {"start_up": {}, "samples_per_second": {}}
+    with TemporaryDirectory() as folder:
+        for count in options.pairs:
+            cache = Path(folder) / f"cache-{count}"
+            cold, warm = (
+                run(Path(folder) / f"{name}-{count}", count, steps=1, cache=cache)
+                for name in ("cold", "warm")
+            )
+            results["start_up"][count] = {
+                "cold_seconds": cold["seconds"],
+                "warm_seconds": warm["seconds"],
+                "cold_peak_bytes": cold["peak"],
+                "warm_peak_bytes": warm["peak"],
+                "cache_bytes": sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()),
+            }
+        cache = Path(folder) / f"cache-{options.pairs[0]}"
+        for objective in ("ddpm", "robust-adversarial"):
+            for name, how in (("cached", cache), ("uncached", None)):
+                out = Path(folder) / f"{objective}-{name}"
+                done = run(out, options.pairs[0], steps=STEPS, cache=how, objective=objective)
+                results["samples_per_second"][f"{objective}, {name}"] = done["speed"]
+        write_json(RESULTS, results)
+    render("benchmark-run", markdown(results))
+
+
+def run(
+    out: Path, count: int, *, steps: int, cache: Path | None, objective: str = "ddpm"
+) -> dict[str, float]:
+    """seconds: from the start of the process to its end; peak: its memory, bytes; speed: samples a
+    second, the median of the rows of its log but for the first."""
+    command = [sys.executable, "-m", "latent_robust.latent.train", *COMMON, "--out", str(out)]
+    command += ["--limit", str(count), "--steps", str(steps), "--objective", objective]
+    command += ["--no-cache"] if cache is None else ["--cache-dir", str(cache)]
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    speeds = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak": 1024 * used.ru_maxrss,
+        "speed": median(speeds[1:] or speeds),
+    }
+
+
+def markdown(results: dict) -> str:
+    lines = [
+        "| pairs | first run, s | warm cache, s | peak, first, MiB | peak, warm | cache |",
+        "|---|---|---|---|---|---|",
+    ]
+    for count, row in results["start_up"].items():
+        sizes = [row[f"{key}_bytes"] / 2**20 for key in ("cold_peak", "warm_peak", "cache")]
+        cells = [f"{row['cold_seconds']:.1f}", f"{row['warm_seconds']:.1f}"]
+        cells += [f"{size:.0f}" for size in sizes]
+        lines.append(f"| {int(count):,} | {' | '.join(cells)} |")
+    lines += ["", "| training | samples a second | uncached |", "|---|---|---|"]
+    speed = results["samples_per_second"]
+    for name in ("ddpm", "robust-adversarial"):
+        cached, uncached = (speed[f"{name}, {how}"] for how in ("cached", "uncached"))
+        lines.append(f"| {name} | {cached:.0f} | {uncached:.0f}, {cached / uncached:.1f}x fewer |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
