@@ -8,7 +8,12 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from latent_robust.errors import InputError, did_you_mean
 
@@ -42,7 +47,8 @@ def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> 
             return (init_settings,)  # no environment variables: a run is what its files say
 
     try:
-        options = Options(_cli_parse_args=argv, **values)
+        command_line = CliSettingsSource(Options, cli_parse_args=argv, formatter_class=_Help)
+        options = Options(_cli_settings_source=command_line, **values)
     except SettingsError as error:
         raise InputError(_explain_unknown(str(error), argv, config_class)) from None
     except ValidationError as error:
@@ -50,6 +56,13 @@ def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> 
     return validate(
         config_class, {name: getattr(options, name) for name in config_class.model_fields}
     )
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Says nothing of a default that is no value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return (action.help or "").replace(" (default: null)", "")
 
 
 def validate(config_class: type[Config], values: dict[str, Any]) -> Config:

@@ -97,3 +97,11 @@ def test_a_run_is_never_overwritten(tmp_path):
         choose_directory(parse("--out", str(tmp_path / "a")), "a", tmp_path)
     with pytest.raises(InputError, match="nothing to resume"):
         choose_directory(parse("--resume"), "b", tmp_path)
+
+
+def test_help_says_no_default_where_there_is_none(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    said = capsys.readouterr().out
+    assert "(default: 5000)" in said
+    assert "null" not in said
