@@ -6,11 +6,10 @@
 
 Each case is a network of one kind and size with the real trainer around it, once for each recipe:
 plain, the paper's (the regularizer on every sample), ours (on a few chosen samples). The recipes
-take a step each in turn, in an order that rotates. In a round each has taken ROUND steps, so that
-what is done every so many steps is in it, and its ratio is its time over the plain one's. Time is
-the processor's, so that other work on the machine disturbs little and all alike. Peak memory is
-that of a round in a fork of its own, less what the process had before it loaded any network. Needs
-Linux with glibc.
+take a step each in turn, in an order that rotates, and a recipe's ratio is its time over that of
+the plain step of the same round. Time is the processor's, so that other work on the machine
+disturbs little and all alike. Peak memory is that of two steps in a fork of their own, less what
+the process had before it loaded any network. Needs Linux with glibc.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -53,7 +52,7 @@ from pixel.task import PixelTask
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "benchmark.json"
-ROUNDS, ROUND = 5, 8
+ROUNDS, WARM_UP = 15, 2
 RECIPES = {
     "plain": {"objective": "ddpm"},
     "the paper's recipe": {"objective": "robust-adversarial", "fraction": 1.0},
@@ -85,36 +84,31 @@ def measure(make: Callable[..., Trainer], recipes: Sequence[str], rounds: int) -
         trainers = {name: make(Path(out) / name, **RECIPES[name]) for name in recipes}
         batches = {name: trainer.batches() for name, trainer in trainers.items()}
         seconds = {name: [] for name in recipes}
-        for number in range(-ROUND, rounds * ROUND):  # a round to warm up
+        for number in range(-WARM_UP, rounds):
             order = [*recipes[number % len(recipes) :], *recipes[: number % len(recipes)]]
             for name in order:
                 began = time.process_time()
                 trainers[name].train_step(batches[name])
-                trainers[name].step += 1
                 if number >= 0:
                     seconds[name].append(time.process_time() - began)
-    spent = {
-        name: [sum(times[i : i + ROUND]) for i in range(0, len(times), ROUND)]
-        for name, times in seconds.items()
-    }
     return {
         name: {
-            "seconds_per_step": median(rounds) / ROUND,
-            "ratio": [a / b for a, b in zip(rounds, spent["plain"], strict=True)],
+            "seconds_per_step": median(spent),
+            "ratio": [a / b for a, b in zip(spent, seconds["plain"], strict=True)],
             "peak_bytes": peak(make, name) - libraries,
         }
-        for name, rounds in spent.items()
+        for name, spent in seconds.items()
     }
 
 
 def peak(make: Callable[..., Trainer], name: str) -> int:
-    """Of a process that does nothing but a round of steps."""
+    """Of a process that does nothing but two steps; the second has the optimizer's state."""
 
     def steps() -> int:
         with TemporaryDirectory() as out:
             trainer = make(Path(out), **RECIPES[name])
             batches = trainer.batches()
-            for trainer.step in range(ROUND):
+            for _ in range(2):
                 trainer.train_step(batches)
             return peak_bytes()
 
@@ -255,7 +249,7 @@ CASES = {
 
 
 def markdown(results: dict[str, dict]) -> str:
-    """Time over the plain step's, median and range of the rounds; peak memory over its."""
+    """Time over the plain step's, median and quartiles of the rounds; peak memory over its."""
     recipes = list(next(iter(results.values())))
     lines = [
         f"| network | plain step, s | {' | '.join(recipes[1:])} |",
@@ -266,10 +260,9 @@ def markdown(results: dict[str, dict]) -> str:
         cells = []
         for name in recipes[1:]:
             ratios = by_recipe[name]["ratio"]
+            low, _, high = quantiles(ratios, n=4)
             memory = by_recipe[name]["peak_bytes"] / plain["peak_bytes"]
-            cells.append(
-                f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {memory:.2f}"
-            )
+            cells.append(f"{median(ratios):.2f} ({low:.2f} to {high:.2f}), {memory:.2f}")
         lines.append(f"| {case} | {plain['seconds_per_step']:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

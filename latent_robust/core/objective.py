@@ -107,11 +107,10 @@ class EquivariancePenalty:
 @dataclass
 class Loss:
     """denoising: (B,); penalty: (k,), of some rows of the batch, weight included, empty where there
-    is none; batches: of how many batches the penalty is the share, see `Objective`."""
+    is none."""
 
     denoising: Tensor
     penalty: Tensor
-    batches: int = 1
 
     @property
     def total(self) -> Tensor:
@@ -122,12 +121,9 @@ class Loss:
 class Objective:
     """Plain denoising (Ho et al. 2020), plus a penalty on a share of each batch.
 
-    penalty: None for plain training. fraction: the share of the samples, in (0, 1], that the
-    penalty looks at: an unbiased estimate at a fraction of the cost, see rows.py. every: take the
-    share of so many batches at once, from the last of them, with so much more weight; a few rows
-    at a time cost more than their share. Batches too small for a row each (one sample, an eighth)
-    do so by themselves. Masks cannot be shared between different rows: a network with dropout needs
-    fraction 1.
+    penalty: None for plain training. fraction: the share of each batch, in (0, 1], that the penalty
+    looks at (at least one sample): an unbiased estimate at a fraction of the cost, see rows.py.
+    Masks cannot be shared between different rows: a network with dropout needs fraction 1.
     """
 
     def __init__(
@@ -135,16 +131,12 @@ class Objective:
         process: NoiseProcess,
         penalty: EquivariancePenalty | None = None,
         fraction: float = 1.0,
-        every: int = 1,
     ):
         if not 0 < fraction <= 1:
             raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
-        if not 1 <= every <= 1 / fraction:
-            raise ValueError(f"`every` must lie in 1..1 / fraction ({1 / fraction:g}), got {every}")
         self.process = process
         self.penalty = penalty if penalty is None or penalty.weighting.weight > 0 else None
         self.fraction = fraction
-        self.every = every
 
     def __call__(
         self,
@@ -157,13 +149,11 @@ class Objective:
         levels: Tensor | None = None,
         attacked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         regularize: bool = True,
-        turn: int | None = None,
     ) -> Loss:
         """denoise(noisy, t, rows): `rows`, (k,), says which rows of the batch these are, so that
         the caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
         levels: (B,) or (B, C), the noise in each sample, or channel, in its own units (`ambient`);
-        regularize: False leaves the penalty out of this step, at the cost of a plain one;
-        turn: how many batches came before, for `every`; None regularizes this one by itself."""
+        regularize: False leaves the penalty out of this step, at the cost of a plain one."""
         replayed = shared_dropout(denoise, sample.device)
         attacked = shared_dropout(attacked or denoise, sample.device)
         alpha, sigma = self.process(t, sample)
@@ -174,15 +164,10 @@ class Objective:
         if self.penalty is None or not regularize:
             return Loss(denoising, denoising.new_zeros(0))
 
-        share, period = self.fraction * len(t), 1
-        if turn is not None:
-            period = max(self.every, round(1 / share))
-            if (turn + 1) % period:
-                return Loss(denoising, denoising.new_zeros(1), batches=0)
         factor = 1.0
         if self.fraction < 1:
             gate = self.penalty.weighting.gate(alpha, sigma).flatten()
-            rows, factor = choose_rows(gate, ceil(share * period), generator)
+            rows, factor = choose_rows(gate, ceil(self.fraction * len(t)), generator)
         penalty = self.penalty.per_sample(
             lambda x: replayed(x, t[rows], rows),
             noisy[rows],
@@ -191,7 +176,7 @@ class Objective:
             generator,
             attacked=lambda x: attacked(x, t[rows], rows),
         )
-        return Loss(denoising, period * factor * penalty, period)
+        return Loss(denoising, factor * penalty)
 
     def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
         """=>  noisy (B, ...). Peers override this, or `denoising`, or both."""
@@ -211,6 +196,5 @@ class RobustObjective(Objective):
         process: NoiseProcess,
         penalty: EquivariancePenalty | None = None,
         fraction: float = 1.0,
-        every: int = 1,
     ):
-        super().__init__(process, penalty or EquivariancePenalty(process), fraction, every)
+        super().__init__(process, penalty or EquivariancePenalty(process), fraction)

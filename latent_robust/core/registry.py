@@ -34,7 +34,6 @@ def make_objective(
     radius: RadiusSchedule | None = None,
     attack_steps: int = 1,
     fraction: float = 1.0,
-    every: int = 1,
     huber_c: float = 0.1,
     gamma: float = 0.1,
 ) -> Objective:
@@ -47,12 +46,12 @@ def make_objective(
         case "ddpm":
             return Objective(process)
         case "robust-adversarial":
-            return RobustObjective(process, penalty(attack="adversarial"), fraction, every)
+            return RobustObjective(process, penalty(attack="adversarial"), fraction)
         case "robust-random":
-            return RobustObjective(process, penalty(attack="random"), fraction, every)
+            return RobustObjective(process, penalty(attack="random"), fraction)
         case "invariance":
             control = penalty(attack="adversarial", equivariant=False)
-            return RobustObjective(process, control, fraction, every)
+            return RobustObjective(process, control, fraction)
         case "pseudo-huber":
             return PseudoHuber(process, huber_c)
         case "input-perturbation":

@@ -72,9 +72,8 @@ class TrainConfig(BaseModel):
     bias_min: float = Field(8 / 255, ge=0)
     bias_max: float = Field(16 / 255, ge=0)
     attack_steps: int = Field(1, ge=1, description="1 is FGSM, more is PGD")
-    fraction: float = Field(0.25, gt=0, le=1, description="share of samples that is regularized")
-    every: int = Field(
-        1, ge=1, description="regularize the share of so many batches at once; at most 1 / fraction"
+    fraction: float = Field(
+        0.125, gt=0, le=1, description="share of each batch that is regularized"
     )
     late_start: float = Field(
         1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"
@@ -123,11 +122,6 @@ class TrainConfig(BaseModel):
     def _consistent(self):
         if self.bias_min > self.bias_max:
             raise ValueError(f"bias_min {self.bias_min} is above bias_max {self.bias_max}")
-        if self.every > 1 / self.fraction:
-            raise ValueError(
-                f"every {self.every} is more than 1 / fraction, {1 / self.fraction:g}: the share "
-                "of so many batches is more than one batch"
-            )
         if self.objective == "ambient" and self.levels is None and self.contamination == "none":
             raise ValueError(
                 "objective ambient needs noise levels: give levels FILE, or a contamination whose "
@@ -153,7 +147,6 @@ class TrainConfig(BaseModel):
             radius=RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max),
             attack_steps=self.attack_steps,
             fraction=self.fraction,
-            every=self.every,
             huber_c=self.huber_c,
             gamma=self.gamma,
         )

@@ -147,21 +147,16 @@ class Trainer:
 
     def train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
         """One optimizer step over `gradient_accumulation` micro-batches."""
-        rows, batches_of_penalty, indices = [], [], []
+        rows, indices = [], []
         for micro in range(self.config.gradient_accumulation):
             batch = next(batches)
             indices.append(batch["index"])
             last = micro == self.config.gradient_accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                row, regularized = self._backward(batch, micro)
-            rows.append(row)
-            batches_of_penalty.append(regularized)
+                rows.append(self._backward(batch, micro))
         row = {key: torch.stack([r[key] for r in rows]).mean() for key in rows[0]}
-        # A step with the penalty of eight batches may be eight times as long: a limit made for one
-        # would undo the weight.
-        longer = max(1.0, sum(batches_of_penalty) / len(rows))
         row["gradient_norm"] = self.accelerator.clip_grad_norm_(
-            self.parameters, longer * self.config.max_gradient_norm
+            self.parameters, self.config.max_gradient_norm
         )
         row["learning_rate"] = self.schedule.get_last_lr()[0]
         if self._finite(row):
@@ -175,8 +170,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return row
 
-    def _backward(self, batch: dict[str, Any], micro: int) -> tuple[dict[str, Tensor], int]:
-        """=>  what is logged, and of how many batches the penalty was."""
+    def _backward(self, batch: dict[str, Any], micro: int) -> dict[str, Tensor]:
         config = self.config
         where = (config.seed, "step", self.step, micro, self.accelerator.process_index)
         device = self.accelerator.device
@@ -198,7 +192,6 @@ class Trainer:
             levels=None if self.levels is None else self.levels[batch["index"]].to(device),
             attacked=attacked,
             regularize=self.step >= (1 - config.late_start) * config.steps,
-            turn=self.step * config.gradient_accumulation + micro,
         )
         total = loss.total
         auxiliary = self.task.auxiliary_loss(denoise, sample, t)
@@ -208,7 +201,7 @@ class Trainer:
         row = {"loss": total.detach(), "denoising": loss.denoising.detach().mean()}
         if loss.penalty.numel():
             row["penalty"] = loss.penalty.detach().mean()
-        return row, loss.batches
+        return row
 
     # ------------------------------------------------------------------ non-finite steps
 

@@ -232,35 +232,6 @@ def test_a_fraction_takes_the_same_rows_of_prediction_and_conditions():
     torch.testing.assert_close(loss.total, loss.denoising.mean() + loss.penalty.mean())
 
 
-def test_batches_too_small_for_the_fraction_take_turns():
-    process, network = process_of("epsilon"), Network()
-    sample, t, noise = batch(process, size=1)
-    objective = Objective(process, EquivariancePenalty(process), fraction=1 / 8)
-
-    def penalty(turn):
-        generator = torch.Generator().manual_seed(0)
-        return objective(network, sample, t, noise, generator, turn=turn).penalty
-
-    assert [turn for turn in range(20) if penalty(turn).any()] == [7, 15]
-    torch.testing.assert_close(penalty(7), 8 * penalty(None))
-
-
-def test_the_share_of_several_batches_at_once():
-    process, network = process_of("epsilon"), Network()
-    calls = []
-
-    def attacked(noisy, t, rows):
-        calls.append(len(rows))
-        return network(noisy, t, rows)
-
-    objective = Objective(process, EquivariancePenalty(process), fraction=1 / 4, every=4)
-    for turn in range(9):
-        objective(network, *batch(process), attacked=attacked, turn=turn)
-    assert calls == [8, 8]  # as many rows as two in each of four batches
-    with pytest.raises(ValueError, match="every"):
-        Objective(process, every=2)
-
-
 def test_branches_share_dropout_masks():
     """A radius of almost nothing: with shared masks so is the residual; with fresh masks it would
     be as large as the prediction."""
