@@ -105,7 +105,7 @@ def _losses(
     denoise: Callable[..., Tensor], process: NoiseProcess, sample: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
     """sample: (B, c, h, w); t: (T, B); noise: (T, B, c, h, w).  =>  (T, B) float64, CPU."""
-    everyone, losses = slice(0, len(sample)), []
+    everyone, losses = torch.arange(len(sample), device=sample.device), []
     for t_now, noise_now in zip(t, noise, strict=True):
         noisy = process.add_noise(sample, noise_now, t_now)
         target = process.parameterization.target(sample, noise_now, *process(t_now, sample))
