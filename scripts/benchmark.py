@@ -52,7 +52,7 @@ from pixel.task import PixelTask
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "benchmark.json"
-ROUNDS, WARM_UP = 15, 2
+ROUNDS, WARM_UP = 5, 1
 RECIPES = {
     "plain": {"objective": "ddpm"},
     "the paper's recipe": {"objective": "robust-adversarial", "fraction": 1.0},
@@ -131,7 +131,7 @@ def pixel(out: Path, **recipe) -> Trainer:
 
 
 def demo(out: Path, **settings) -> Trainer:
-    data = RandomLatents((4, 8, 8), {"text": (77, 64)})
+    data = RandomLatents((16, 8, 8), {"text": (77, 64)})
     return latent(load_demo_pipeline(), StableDiffusion("sd1", 8), data, out, **settings)
 
 
