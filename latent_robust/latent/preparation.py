@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from latent_robust.core import REGULARIZED
 from latent_robust.data import (
     ContaminatedPairs,
     PairSet,
@@ -36,6 +37,7 @@ from .families import Conditions
 from .validation import split_held_out
 
 BAND_PICTURES = 64  # the blind noise level is their median
+CLEAN = 0.02  # of latents whose spread is about 1: less noise than this is none
 PROMPTS = 4  # drawn at every checkpoint
 
 
@@ -105,6 +107,8 @@ def prepare(
         looked_at = spaced(len(pairs), BAND_PICTURES)
         band = latent_band((pairs.sample(i) for i in looked_at), components)
         say(f"noise level of the latents, estimated blindly: {band:.3f} (the band)")
+        if band < CLEAN and REGULARIZED & {config.objective, config.beside}:
+            say("they have no noise: the regularizer stays off unless --band says otherwise")
     levels = None
     if "ambient" in (config.objective, config.beside):
         levels = _levels(config, components, pairs)

@@ -232,6 +232,14 @@ def test_what_it_says(finished_run, finetune, capfd):
     assert all(bar.startswith("robust-adversarial: ") for bar in bars)
 
 
+def test_it_says_so_where_there_is_no_noise_to_act_on(finetune, capfd):
+    said = "the regularizer stays off unless --band says otherwise"
+    assert finetune("--lora", *UNDRAWN, "--steps=1", "--out=clean") == 0
+    assert said in capfd.readouterr().out
+    assert finetune("--lora", *UNDRAWN, "--steps=1", "--objective=ddpm", "--out=plain") == 0
+    assert said not in capfd.readouterr().out
+
+
 def test_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--lora", "--model=no/where", "--data=hf:some/where", "--dry-run"]) == 0
