@@ -25,15 +25,13 @@ from typing import Any
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from measure_sd15 import forked, peak_bytes, return_freed_memory
+from measure_sd15 import bare_stable_diffusion, forked, peak_bytes, return_freed_memory
 from reproduce import render
 
 from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
@@ -145,19 +143,8 @@ def stable_diffusion(out: Path, **settings) -> Trainer:
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
         cross_attention_dim=256,
     )
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    pipeline = StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet,
-        scheduler=DDIMScheduler(**betas, steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
     data = RandomLatents((4, 16, 16), {"text": (77, 256)})
-    return latent(pipeline, StableDiffusion("sd1", 8), data, out, **settings)
+    return latent(bare_stable_diffusion(unet), StableDiffusion("sd1", 8), data, out, **settings)
 
 
 def transformer(out: Path, **settings) -> Trainer:

@@ -75,8 +75,17 @@ def main() -> None:
 def random_sd15(dtype: torch.dtype) -> Components:
     # Where it is not told otherwise, UNet2DConditionModel is SD 1.5's.
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(dtype)
+    pipeline = bare_stable_diffusion(unet)
+    components = Components(StableDiffusion("sd1", 8), pipeline, identity="random weights")
+    add_lora(components, rank=16, alpha=16)
+    unet.train()
+    return components
+
+
+def bare_stable_diffusion(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+    """SD 1.x's noise process around a network, without anything that encodes."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    pipeline = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=None,
         text_encoder=None,
         tokenizer=None,
@@ -86,10 +95,6 @@ def random_sd15(dtype: torch.dtype) -> Components:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    components = Components(StableDiffusion("sd1", 8), pipeline, identity="random weights")
-    add_lora(components, rank=16, alpha=16)
-    unet.train()
-    return components
 
 
 def forked(work: Callable[[], Any]) -> Any:
