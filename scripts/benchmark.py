@@ -62,22 +62,21 @@ RECIPES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     return_freed_memory()
     results = {}
     for case in options.cases:
-        results[case] = measure(CASES[case], options.recipes, options.rounds)
+        results[case] = measure(CASES[case], options.rounds)
         print(markdown({case: results[case]}), flush=True)
-    if options.cases == list(CASES) and options.recipes == list(RECIPES):
+    if options.cases == list(CASES):
         write_json(RESULTS, results)
         render("benchmark", markdown(results), ROOT / "README.md")
 
 
-def measure(make: Callable[..., Trainer], recipes: Sequence[str], rounds: int) -> dict:
-    libraries = forked(peak_bytes)
+def measure(make: Callable[..., Trainer], rounds: int) -> dict:
+    libraries, recipes = forked(peak_bytes), list(RECIPES)
     with TemporaryDirectory() as out:
         trainers = {name: make(Path(out) / name, **RECIPES[name]) for name in recipes}
         batches = {name: trainer.batches() for name, trainer in trainers.items()}
