@@ -64,10 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("run", type=Path, help="a run directory")
     sample.add_argument("--out", type=Path, required=True, help="a PNG file for the grid")
     sample.add_argument("--count", type=int, default=64)
-    sample.add_argument("--steps", type=int, help="sampling steps (default: the run's)")
-    sample.add_argument(
-        "--sampler", choices=("ddim", "ddpm"), help="pixel runs (default: the run's)"
-    )
+    _add_sampling(sample)
     sample.add_argument("--prompt", action="append", help="latent runs; may be repeated")
     sample.add_argument("--guidance", type=float, help="latent runs (default: the run's)")
     sample.add_argument("--offline", action="store_true")
@@ -85,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--samples", type=int, default=2000, help="drawn from a run; evenly spaced ones of a set"
     )
+    _add_sampling(evaluate)
     evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     evaluate.add_argument("--size", type=int, help="pixels a side (default: the run's)")
     evaluate.add_argument("--channels", type=int, choices=(1, 3), help="default: the run's, or 3")
@@ -110,6 +108,19 @@ def _command(commands, name: str, work, help: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     command.set_defaults(work=work)
     return command
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the run's)")
+    parser.add_argument(
+        "--sampler", choices=("ddim", "ddpm"), help="pixel runs (default: the run's)"
+    )
+    parser.add_argument(
+        "--stop-at",
+        type=float,
+        help="pixel runs: end the sampler at this noise level, with its clean estimate there "
+        "(default: the run's)",
+    )
 
 
 def _contaminate(options: argparse.Namespace) -> int:
@@ -261,8 +272,10 @@ def _pictures(spec: str, size: int, channels: int, count: int, offline: bool) ->
 
 def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tensor:
     config = _run_config(run)
-    steps = getattr(options, "steps", None)
     if "model" in config:
+        for name in ("sampler", "stop_at"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} is for pixel runs, and {run} is none")
         from .latent.finished import draw_from_run
 
         return draw_from_run(
@@ -270,7 +283,7 @@ def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tens
             config,
             count,
             prompts=getattr(options, "prompt", None),
-            steps=steps,
+            steps=options.steps,
             guidance=getattr(options, "guidance", None),
             seed=seed,
             device=options.device,
@@ -278,14 +291,15 @@ def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tens
         )
     from .evaluation.sampling import draw_samples, load_run
 
-    network, scheduler = load_run(run, getattr(options, "sampler", None) or config["sampler"])
+    network, scheduler = load_run(run, options.sampler or config["sampler"])
     return draw_samples(
         network.to(options.device),
         scheduler,
         count,
-        steps=steps or config["sampling_steps"],
+        steps=options.steps or config["sampling_steps"],
         seed=seed,
         device=options.device,
+        stop_at=config.get("stop_at") if options.stop_at is None else options.stop_at,
     )
 
 

@@ -45,6 +45,12 @@ class PixelConfig(TrainConfig):
     clip: float | None = Field(
         None, gt=0, description="keep the sampler's implied clean picture within +-clip"
     )
+    stop_at: float | None = Field(
+        None,
+        gt=0,
+        description="end the sampler at this noise level, in units of the data, with its clean "
+        "estimate there",
+    )
     samples: int = Field(1797, ge=0, description="pictures drawn for the metrics; 0 for none")
     features: tuple[str, ...] | None = Field(
         None,

@@ -65,4 +65,5 @@ class PixelTask:
             steps=self.config.sampling_steps,
             seed=self.config.seed,
             device=next(network.parameters()).device,
+            stop_at=self.config.stop_at,
         )

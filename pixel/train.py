@@ -150,7 +150,10 @@ def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
             found.write(file, dataset.name)
 
         file = made_once(out / AUDIT, accelerator, write)
-    return dataset.levels() if file is None else read_levels(file, len(dataset))
+    if file is not None:
+        return read_levels(file, len(dataset))
+    # What has no level is left out for its dirt all the same.
+    return dataset.dirty().float() if config.drop_noisy else dataset.levels()
 
 
 if __name__ == "__main__":

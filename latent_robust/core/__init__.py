@@ -3,7 +3,7 @@
 from .dropout import shared_dropout
 from .objective import EquivariancePenalty, Loss, Objective, RobustObjective
 from .parameterization import Parameterization
-from .peers import Ambient, InputPerturbation, PseudoHuber
+from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
 from .perturbation import adversarial_perturbation, random_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule
@@ -15,6 +15,7 @@ __all__ = [
     "LEVELLED",
     "OBJECTIVES",
     "REGULARIZED",
+    "AdversarialDenoising",
     "Ambient",
     "EquivariancePenalty",
     "InputPerturbation",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .objective import Objective
+from .objective import Loss, Objective
+from .perturbation import adversarial_perturbation
 from .process import NoiseProcess
+from .radius import RadiusSchedule
 
 
 class PseudoHuber(Objective):
@@ -41,6 +45,54 @@ class InputPerturbation(Objective):
     def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
         xi = torch.randn(noise.shape, generator=generator, device=noise.device)
         return alpha * sample + sigma * (noise + self.gamma * xi)
+
+
+class AdversarialDenoising(Objective):
+    """AT_Diff (Wang et al., ICLR 2025): plain denoising, of the noise that is denoised worst.
+
+    With d = sigma w their loss || f(x_t + d) - eps - d / sqrt(1 - abar_t) ||^2 is plain training
+    with noise + w in place of noise; w, within the radius, *maximises that loss*. Theirs keeps one
+    w over several updates of a batch ("free"); here each step makes its own, by `attack_steps` of
+    ascent, for the price of one more pass each.
+    """
+
+    def __init__(
+        self, process: NoiseProcess, radius: RadiusSchedule | None = None, attack_steps: int = 1
+    ):
+        super().__init__(process)
+        self.radius = radius or RadiusSchedule()
+        self.attack_steps = attack_steps
+
+    def __call__(
+        self,
+        denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+        sample: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        levels: Tensor | None = None,
+        attacked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        regularize: bool = True,
+    ) -> Loss:
+        if regularize:
+            alpha, sigma = self.process(t, sample)
+            network = attacked or denoise
+            rows = torch.arange(len(t), device=t.device)
+            parameterization = self.process.parameterization
+
+            def without_shift(w: Tensor) -> Tensor:
+                prediction = network(alpha * sample + sigma * (noise + w), t, rows).float()
+                return prediction - parameterization.shift(w, alpha, sigma)
+
+            noise = noise + adversarial_perturbation(
+                without_shift,
+                parameterization.target(sample, noise, alpha, sigma),
+                self.radius(sigma, generator),
+                generator,
+                self.attack_steps,
+            )
+        return super().__call__(denoise, sample, t, noise, generator)
 
 
 class Ambient(Objective):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .objective import EquivariancePenalty, Objective, RobustObjective
-from .peers import Ambient, InputPerturbation, PseudoHuber
+from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
 from .process import NoiseProcess
 from .radius import RadiusSchedule
 from .weighting import Weighting
@@ -15,6 +15,7 @@ OBJECTIVES = {
     "invariance": "the regularizer without its equivariance; a negative control",
     "pseudo-huber": "scheduled pseudo-Huber loss",
     "input-perturbation": "DDPM-IP",
+    "at-diff": "adversarial training of the denoising loss itself",
     "ambient": "ambient diffusion, given the noise level of each sample",
     "audited": "ambient diffusion with the levels that a trained model finds in its own data",
 }
@@ -56,6 +57,8 @@ def make_objective(
             return PseudoHuber(process, huber_c)
         case "input-perturbation":
             return InputPerturbation(process, gamma)
+        case "at-diff":
+            return AdversarialDenoising(process, radius, attack_steps)
         case "ambient" | "audited":
             return Ambient(process)
     raise ValueError(f"unknown objective {name!r}; one of: {', '.join(OBJECTIVES)}")

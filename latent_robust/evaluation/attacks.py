@@ -27,7 +27,7 @@ from latent_robust.core import (
     random_perturbation,
 )
 
-from .sampling import advance, predict
+from .sampling import advance, clean_estimate, predict
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,3 @@ class TrajectoryAttack:
 def nearest_steps(timesteps: Tensor, times: Sequence[float]) -> set[int]:
     """The sampling steps at which `times` fall: of timesteps (S,), the index nearest to each."""
     return {(timesteps - time).abs().argmin().item() for time in times}
-
-
-def clean_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """What the sampler believes the clean picture to be, clipped where it clips: (B, C, H, W).
-
-    output: of `predict`, for x (B, C, H, W) at t ().
-    """
-    process = NoiseProcess.from_scheduler(scheduler)
-    alpha, sigma = process(t.expand(len(x)), x)
-    estimate = process.parameterization.to_sample(x, output[:, : x.shape[1]], alpha, sigma)
-    if scheduler.config.get("clip_sample", False):
-        limit = scheduler.config.clip_sample_range
-        estimate = estimate.clamp(-limit, limit)
-    return estimate

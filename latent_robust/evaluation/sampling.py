@@ -70,6 +70,20 @@ def advance(
     return scheduler.step(output, t, x, generator=list(generators), **clipped).prev_sample
 
 
+def clean_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    """What the sampler believes the clean picture to be, clipped where it clips: (B, C, H, W).
+
+    output: of `predict`, for x (B, C, H, W) at t ().
+    """
+    process = NoiseProcess.from_scheduler(scheduler)
+    alpha, sigma = process(t.expand(len(x)), x)
+    estimate = process.parameterization.to_sample(x, output[:, : x.shape[1]], alpha, sigma)
+    if scheduler.config.get("clip_sample", False):
+        limit = scheduler.config.clip_sample_range
+        estimate = estimate.clamp(-limit, limit)
+    return estimate
+
+
 def load_judge(run: Path, dataset, device: torch.device | str) -> tuple[Callable, NoiseProcess]:
     """For `audit_samples`: from indices of a data set to its samples and to what the network of a
     finished pixel-space run says of them; and that network's noise process. As `load_run`."""
@@ -97,13 +111,17 @@ def draw_samples(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     perturb: Perturb | None = None,
+    stop_at: float | None = None,
 ) -> Tensor:
     """network: a diffusers UNet2DModel.  =>  (count, C, H, W) float32 on the CPU, not clamped.
 
     Picture i starts from (and, for ancestral samplers, is driven by) its own random stream, so it
-    does not depend on the batch size. `perturb` is asked before each step (attacks.py).
+    does not depend on the batch size. `perturb` is asked before each step (attacks.py). stop_at:
+    the first step whose sigma / alpha is no larger is the last one, and its clean estimate is what
+    was drawn: noise that the network draws below is never drawn.
     """
     config = network.config
+    process = NoiseProcess.from_scheduler(scheduler)
     shape = (config.in_channels, config.sample_size, config.sample_size)
     drawn = []
     for first in range(0, count, batch_size):
@@ -114,6 +132,11 @@ def draw_samples(
         for step, t in enumerate(scheduler.timesteps):
             if perturb is not None:
                 x = perturb(x, step, pictures)
-            x = advance(scheduler, predict(network, scheduler, x, t), t, x, generators)
+            output = predict(network, scheduler, x, t)
+            alpha, sigma = process(t.expand(len(x)), x)
+            if stop_at is not None and (sigma <= stop_at * alpha).all():
+                x = clean_estimate(scheduler, output, t, x)
+                break
+            x = advance(scheduler, output, t, x, generators)
         drawn.append(x.float().cpu())
     return torch.cat(drawn) if drawn else torch.zeros(0, *shape)

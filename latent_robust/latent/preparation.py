@@ -198,6 +198,8 @@ def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPai
     encoder's gain."""
     if config.levels is not None:
         return read_levels(config.levels, len(pairs))
+    if config.drop_noisy:  # what has no level is left out for its dirt all the same
+        return pairs.dirty().float()
     levels = pairs.levels()
     if not levels.any():
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from latent_robust.core import derive_generator
+from latent_robust.errors import InputError
 
 
 class StepBatches(Sampler[list[int]]):
@@ -87,6 +89,16 @@ class StepBatches(Sampler[list[int]]):
             order = torch.randperm(len(indices), generator=generator).tolist()
             self._permutations[group] = (epoch, order)
         return indices[self._permutations[group][1][offset]]
+
+
+def without_noisy(groups: Sequence[Sequence[int]], levels: Tensor) -> list[list[int]]:
+    """The groups without the samples that have a level, (N,) or (N, C), above 0. InputError when
+    that leaves none."""
+    clean = levels.flatten(1).eq(0).all(1) if levels.ndim > 1 else levels == 0
+    kept = [[index for index in group if clean[index]] for group in groups]
+    if not any(kept):
+        raise InputError("drop_noisy leaves no sample: all have a noise level; train without it")
+    return [group for group in kept if group]
 
 
 def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> DataLoader:

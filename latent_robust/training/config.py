@@ -54,6 +54,11 @@ class TrainConfig(BaseModel):
     levels: Path | None = Field(
         None, description="JSONL of {index, level}, for the ambient objective"
     )
+    drop_noisy: bool = Field(
+        False,
+        description="ambient, audited: leave out the samples that have a level, instead of "
+        "training on them above it",
+    )
     workers: int = Field(0, ge=0, description="data loading processes")
 
     # the objective
@@ -129,6 +134,8 @@ class TrainConfig(BaseModel):
             )
         if self.objective == "audited" and self.judge in LEVELLED:
             raise ValueError(f"judge {self.judge} needs levels itself; use robust-adversarial")
+        if self.drop_noisy and self.objective not in LEVELLED:
+            raise ValueError("drop_noisy goes by noise levels: use objective audited or ambient")
         if self.objective == "audited" and self.levels is not None:
             raise ValueError("audited finds its levels itself; with a file of levels use ambient")
         return self

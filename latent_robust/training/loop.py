@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from latent_robust.core import NoiseProcess, Objective, derive_generator, derive_seed
 from latent_robust.errors import Diverged
 
-from .batches import StepBatches, loader
+from .batches import StepBatches, loader, without_noisy
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .log import RunLog
@@ -73,6 +73,9 @@ class Trainer:
         self.task, self.objective, self.config = task, objective, config
         self.accelerator, self.out = accelerator, out
         self.levels, self.identity = levels, identity or {}
+        self.groups = task.groups
+        if config.drop_noisy:
+            self.groups = without_noisy(task.groups, levels)
         self.step = 0
         self.bad_steps = 0
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
@@ -135,7 +138,7 @@ class Trainer:
     def batches(self) -> Iterator[dict[str, Any]]:
         config, accelerator = self.config, self.accelerator
         batches = StepBatches(
-            self.task.groups,
+            self.groups,
             config.batch_size,
             config.seed,
             start=self.step * config.gradient_accumulation,

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from latent_robust.core import LEVELLED
 from latent_robust.errors import InputError
 from latent_robust.files import write_atomically
 
@@ -32,7 +33,7 @@ from .state import compare, restore
 FREE = {
     "config", "out", "resume", "device", "offline", "dry_run", "workers", "steps", "beside",
     "log_every", "checkpoint_every", "keep_checkpoints", "sampler", "sampling_steps", "clip",
-    "samples", "features", "weights", "reference", "max_bad_fraction",
+    "stop_at", "samples", "features", "weights", "reference", "max_bad_fraction",
     "prompts", "guidance", "clip_score", "cache_dir",
 }  # fmt: skip
 
@@ -206,6 +207,8 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
     for objective in dict.fromkeys(others):
         if objective not in (None, BASE, config.objective):
             plain = {"objective": objective, "beside": None}
+            if objective not in LEVELLED:
+                plain["drop_noisy"] = False
             other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
             runs.append((validate(type(config), other), out / objective))
     return [*runs, (config, out)]

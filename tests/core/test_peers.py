@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from latent_robust.core import NoiseProcess, make_objective
+from latent_robust.core import AdversarialDenoising, NoiseProcess, RadiusSchedule, make_objective
 
 EPSILON = NoiseProcess.from_scheduler(DDPMScheduler())
 PROCESSES = {
@@ -67,6 +67,35 @@ def test_input_perturbation_inflates_the_noise_of_the_input_only():
     _, sigma = EPSILON(t[:1], zeros)
     # Standard error of a standard deviation from 50,000 draws: 0.3 %.
     assert float(seen["std"] / sigma) == pytest.approx(1.25**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_at_diff_trains_on_noise_within_the_radius_that_is_denoised_worse(name):
+    process = PROCESSES[name]
+    sample, t, noise = inputs(process)
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def loss(radius):
+        objective = AdversarialDenoising(process, radius)
+        generator = torch.Generator().manual_seed(1)
+        return objective(lambda x, t, rows: network(x), sample, t, noise, generator)
+
+    plain = make_objective("ddpm", process)(lambda x, t, rows: network(x), sample, t, noise)
+    nearly = loss(RadiusSchedule(scale=0, bias_min=1e-7, bias_max=1e-7))
+    torch.testing.assert_close(nearly.denoising, plain.denoising, rtol=1e-4, atol=1e-6)
+    # One step from a random start may overshoot on a sample, hardly on their mean.
+    assert loss(RadiusSchedule()).total > 1.2 * plain.total
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_at_diff_of_the_true_noise_has_nothing_to_attack():
+    """A network that answers the moved noise itself is right wherever it is moved to."""
+    sample, t, noise = inputs(EPSILON)
+    alpha, sigma = EPSILON(t, sample)
+    loss = make_objective("at-diff", EPSILON)(
+        lambda x, t, rows: (x - alpha * sample) / sigma, sample, t, noise
+    )
+    torch.testing.assert_close(loss.denoising, torch.zeros(16), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", PROCESSES)

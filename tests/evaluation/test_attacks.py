@@ -6,10 +6,16 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DMode
 
 from latent_robust.core import NoiseProcess, derive_generator, random_perturbation
 from latent_robust.evaluation.attack_curves import attack_curve, save_attack_figure
-from latent_robust.evaluation.attacks import TrajectoryAttack, clean_estimate, nearest_steps
+from latent_robust.evaluation.attacks import TrajectoryAttack, nearest_steps
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.metrics import FeatureCache
-from latent_robust.evaluation.sampling import advance, draw_samples, predict, sampling_scheduler
+from latent_robust.evaluation.sampling import (
+    advance,
+    clean_estimate,
+    draw_samples,
+    predict,
+    sampling_scheduler,
+)
 
 STEPS, SHAPE = 6, (1, 4, 4)
 

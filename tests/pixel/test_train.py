@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from latent_robust import files
 from latent_robust.cli import main as latent_robust
+from latent_robust.training.loop import Trainer
 from pixel.train import main
 
 
@@ -218,6 +219,33 @@ def test_an_audited_run_trains_its_judge_first_and_on_what_that_found(train, tmp
     assert "exists already" in capsys.readouterr().err
 
 
+def test_noisy_pictures_can_be_left_out_by_the_manifest_or_by_an_audit(
+    train, tmp_path, monkeypatch
+):
+    seen = []
+    original = Trainer._backward
+
+    def backward(trainer, batch, micro):
+        if trainer.config.drop_noisy:
+            seen.extend(batch["index"].tolist())
+        return original(trainer, batch, micro)
+
+    monkeypatch.setattr(Trainer, "_backward", backward)
+    half = "--contamination=gaussian:fraction=0.3,sigma=0.3; blur:fraction=0.3,sigma=1"
+    for objective in ("ambient", "audited"):
+        seen.clear()
+        assert train(half, f"--objective={objective}", "--drop-noisy", f"--out={objective}") == 0
+        file, key = {
+            "ambient": ("manifest.jsonl", "corruptions"),
+            "audited": ("audit.jsonl", "flagged"),
+        }[objective]
+        rows = (tmp_path / objective / file).read_text().splitlines()
+        noisy = [bool(json.loads(row)[key]) for row in rows]
+        assert any(noisy)
+        assert seen
+        assert not any(noisy[index] for index in seen)
+
+
 def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
     assert train(DIRTY, "--objective=audited", "--out=run") == 0
     whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
@@ -269,6 +297,15 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--objective=ambient", "--levels=none.jsonl"], "cannot read the levels"),
         (["--objective=audited", "--judge=ambient"], "use robust-adversarial"),
         (["--objective=audited", "--levels=l.jsonl"], "with a file of levels use ambient"),
+        (["--drop-noisy"], "use objective audited or ambient"),
+        (
+            [
+                "--contamination=gaussian:fraction=1,sigma=0.1",
+                "--objective=ambient",
+                "--drop-noisy",
+            ],
+            "leaves no sample",
+        ),
         (["--objective=audited", "--judge=base"], "`judge` = 'base'"),
         (["--size=9"], "divisible by 2"),
         (["--norm-groups=3"], "multiple of norm_groups"),
