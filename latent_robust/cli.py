@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .files import write_json
 from .probes import add_probes, audit_pictures
 from .training.command import run_command
 
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     evaluate.add_argument("--size", type=int, help="pixels a side (default: the run's)")
     evaluate.add_argument("--channels", type=int, choices=(1, 3), help="default: the run's, or 3")
+    evaluate.add_argument("--out", type=Path, help="a JSON file (default: printed)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--offline", action="store_true")
 
@@ -225,7 +227,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         samples = _draw(run, options.samples, options.seed, options)
     else:
         samples = _pictures(options.pictures, size, channels, options.samples, options.offline)
-    print(json.dumps(evaluate(samples, clean, extractors, seed=options.seed), indent=2))
+    metrics = evaluate(samples, clean, extractors, seed=options.seed)
+    if options.out is None:
+        print(json.dumps(metrics, indent=2))
+    else:
+        write_json(options.out, metrics)
     return 0
 
 

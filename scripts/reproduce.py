@@ -1,18 +1,22 @@
 #!/usr/bin/env python
-"""Runs a named table of RESULTS.md, and writes its numbers into it.
+"""Runs a named table of RESULTS.md, or all, and writes its numbers into it.
 
     python scripts/reproduce.py digits             # all rows and seeds that are not there yet
     python scripts/reproduce.py digits --render    # only rewrite RESULTS.md from results/
+    python scripts/reproduce.py digits --quick     # do its rows run at all? in runs/quick
 
 A table is configs/tables/NAME.yaml: settings that all rows share, and rows of a name, seeds and
 settings of their own. Each (row, seed) is one run of one thread, of `train-pixel` or of the command
-that the table names; --jobs of them run at a time. A run that was stopped is resumed, a finished
-one is kept: results/NAME.json.
+that the table names; --jobs of them run at a time. A row with `of: TABLE/ROW` trains nothing: it
+draws from that row's runs with the sampler's options that it gives. A run that was stopped is
+resumed, a finished one is kept: results/NAME.json. `all` runs the toys of geometry.py as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -27,23 +32,57 @@ import yaml
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "RESULTS.md"
 MODULES = {"train-pixel": "pixel.train", "finetune-latent": "latent_robust.latent.train"}
+EVALUATE = "latent_robust.cli"
+
+# Settings that make a run one of seconds.
+QUICK = {
+    "train-pixel": {
+        "steps": 2,
+        "batch_size": 4,
+        "limit": 64,
+        "samples": 16,
+        "sampling_steps": 2,
+        "clip": 1.0,  # what has not learned anything leaves every range
+    },
+    "finetune-latent": {
+        "steps": 1,
+        "batch_size": 2,
+        "limit": 24,
+        "samples": 4,
+        "rank": 2,
+        "cache_dir": None,
+    },
+}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", help=f"one of {', '.join(tables())}")
+    parser.add_argument("table", help=f"all, or one of {', '.join(tables())}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--render", action="store_true", help="run nothing")
-    options = parser.parse_args()
-    if options.table not in tables():
-        parser.error(f"no table {options.table!r}; there are {', '.join(tables())}")
-    table = yaml.safe_load((ROOT / f"configs/tables/{options.table}.yaml").read_text())
+    parser.add_argument(
+        "--quick", action="store_true", help="a row of each kind, almost no steps, in runs/quick"
+    )
+    parser.add_argument("--results", type=Path, help="default: results, or runs/quick")
+    options = parser.parse_args(argv)
+    if options.table not in ["all", *tables()]:
+        parser.error(f"no table {options.table!r}; there are all, {', '.join(tables())}")
+    results = options.results or ROOT / ("runs/quick" if options.quick else "results")
     failed = 0
-    if not options.render:
-        failed = run_table(options.table, table, options.jobs)
-    render(options.table, markdown(options.table, table))
-    if "figure" in table:
-        draw_figure(options.table, table)
+    for name in tables() if options.table == "all" else [options.table]:
+        bench = Bench(results, options.quick)
+        table = read_table(name)
+        if not options.render:
+            failed += bench.run_table(name, options.jobs)
+        if results == ROOT / "results":
+            render(name, markdown(table, finished(bench.file(name))))
+            if "figure" in table:
+                draw_figure(name, table)
+    if options.table == "all":
+        import geometry
+
+        told = [f"--{name}" for name in ("render", "quick") if getattr(options, name)]
+        failed += geometry.main([*told, "--results", str(results)])
     return min(failed, 1)
 
 
@@ -51,70 +90,153 @@ def tables() -> list[str]:
     return sorted(path.stem for path in (ROOT / "configs/tables").glob("*.yaml"))
 
 
+def read_table(name: str) -> dict:
+    return yaml.safe_load((ROOT / f"configs/tables/{name}.yaml").read_text())
+
+
 def settings_of(table: dict, row: dict) -> dict:
-    settings = {**table.get("common", {}), **row}
+    common = {} if "of" in row else table.get("common", {})
+    settings = {**common, **row}
     return {key: value for key, value in settings.items() if key not in ("name", "seeds")}
 
 
-def run_table(name: str, table: dict, jobs: int) -> int:
-    """Runs what is not there yet, or was made with other settings.  =>  how many failed."""
-    have = finished(name)
-    todo = [
-        (row, seed)
-        for row in table["rows"]
-        for seed in row.get("seeds", [0])
-        if have.get((row["name"], seed), {}).get("settings") != settings_of(table, row)
-    ]
-    failed = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        started = [pool.submit(run, name, table, row, seed) for row, seed in todo]
-        for future in as_completed(started):
-            row, seed, saved = future.result()
-            if saved is None:
-                failed += 1
-            else:
-                record(name, table, row, seed, saved)
-    return failed
+@dataclass(frozen=True)
+class Job:
+    table: str
+    row: dict
+    seed: int
+
+    @property
+    def settings(self) -> dict:
+        return settings_of(read_table(self.table), self.row)
+
+    @property
+    def folder(self) -> str:
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.row["name"].lower()).strip("-")
+        return f"{self.table}/{slug}-seed{self.seed}"
+
+    @property
+    def base(self) -> Job | None:
+        """The run that it draws from, where it is none itself."""
+        if "of" not in self.row:
+            return None
+        table, _, name = self.row["of"].partition("/")
+        return Job(
+            table, next(r for r in read_table(table)["rows"] if r["name"] == name), self.seed
+        )
 
 
-def run(name: str, table: dict, row: dict, seed: int) -> tuple[dict, int, dict | None]:
-    slug = re.sub(r"[^a-z0-9.]+", "-", row["name"].lower()).strip("-")
-    out = ROOT / "runs" / "tables" / name / f"{slug}-seed{seed}"
-    out.mkdir(parents=True, exist_ok=True)
-    config = out / "settings.yaml"
-    config.write_text(yaml.safe_dump(settings_of(table, row)))
-    module = MODULES[table.get("command", "train-pixel")]
-    command = [sys.executable, "-m", module, "--config", str(config), "--out", str(out)]
-    command += ["--seed", str(seed), "--resume"]
-    print(f"{name}: {row['name']}, seed {seed}", flush=True)
-    with open(out / "output.txt", "w") as output:
-        code = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        ).returncode
-    if code != 0:
-        print(f"  failed with exit code {code}, see {output.name}", flush=True)
-        return row, seed, None
-    return row, seed, json.loads((out / "metrics.json").read_text())
+@dataclass(frozen=True)
+class Bench:
+    """results: where the numbers go. Runs stay beside numbers that are not the project's own."""
+
+    results: Path
+    quick: bool = False
+
+    @property
+    def runs(self) -> Path:
+        own = self.results == ROOT / "results"
+        return ROOT / "runs/tables" if own else self.results / "tables"
+
+    def file(self, table: str) -> Path:
+        return self.results / f"{table}.json"
+
+    def run_table(self, name: str, jobs: int) -> int:
+        """Runs what is not there yet, or was made with other settings.  =>  how many failed."""
+        rows, have = read_table(name)["rows"], finished(self.file(name))
+        if self.quick:
+            rows, have = [{**row, "seeds": [0]} for row in one_of_each_kind(rows)], {}
+        wanted = [Job(name, row, seed) for row in rows for seed in row.get("seeds", [0])]
+        todo = [
+            job
+            for job in wanted
+            if have.get((job.row["name"], job.seed), {}).get("settings") != job.settings
+        ]
+        bases = {
+            job.base.folder: job.base for job in todo if job.base and not self._stands(job.base)
+        }
+        failed = self._run_all(list(bases.values()), jobs)
+        # A base of this very table is there by now.
+        return failed + self._run_all([job for job in todo if job.folder not in bases], jobs)
+
+    def _stands(self, job: Job) -> bool:
+        return (self.runs / job.folder / "metrics.json").exists()
+
+    def _run_all(self, todo: list[Job], jobs: int) -> int:
+        failed = 0
+        with ThreadPoolExecutor(1 if self.quick else jobs) as pool:
+            started = {pool.submit(self.run, job): job for job in todo}
+            for future in as_completed(started):
+                saved = future.result()
+                if saved is None:
+                    failed += 1
+                else:
+                    self.record(started[future], saved)
+        return failed
+
+    def run(self, job: Job) -> dict | None:
+        print(f"{job.table}: {job.row['name']}, seed {job.seed}", flush=True)
+        out = self.runs / job.folder
+        out.mkdir(parents=True, exist_ok=True)
+        if job.base is not None:
+            base = self.runs / job.base.folder
+            config = yaml.safe_load((base / "config.yaml").read_text())
+            options = {"samples": config["samples"], **job.settings, "seed": job.seed}
+            if self.quick:
+                options.update(steps=2, samples=16)
+            options["out"] = out / "metrics.json"
+            told = [f"--{k.replace('_', '-')}={v}" for k, v in options.items() if k != "of"]
+            code = self._call(EVALUATE, ["evaluate", str(base), *told], out / "output.txt")
+        else:
+            command = read_table(job.table).get("command", "train-pixel")
+            settings = {**job.settings, **(QUICK[command] if self.quick else {})}
+            (out / "settings.yaml").write_text(yaml.safe_dump(settings))
+            told = ["--config", str(out / "settings.yaml"), "--out", str(out)]
+            told += ["--seed", str(job.seed), "--resume"]
+            code = self._call(MODULES[command], told, out / "output.txt")
+        if code != 0:
+            print(f"  failed with exit code {code}, see {out / 'output.txt'}", flush=True)
+            return None
+        saved = json.loads((out / "metrics.json").read_text())
+        return saved if job.base is None else {"metrics": saved}
+
+    def _call(self, module: str, argv: list[str], output: Path) -> int:
+        """A quick run is not worth a process of its own, which takes longer to start."""
+        with open(output, "w") as file:
+            if self.quick:
+                with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                    return importlib.import_module(module).main(argv)
+            return subprocess.run(
+                [sys.executable, "-m", module, *argv],
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            ).returncode
+
+    def record(self, job: Job, saved: dict) -> None:
+        file = self.file(job.table)
+        entries = finished(file)
+        entry = {"row": job.row["name"], "seed": job.seed, "settings": job.settings, **saved}
+        entries[job.row["name"], job.seed] = entry
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
+        print(f"  done: {job.row['name']}, seed {job.seed}", flush=True)
 
 
-def finished(name: str) -> dict[tuple[str, int], dict]:
-    path = ROOT / f"results/{name}.json"
-    entries = json.loads(path.read_text()) if path.exists() else []
+def one_of_each_kind(rows: list[dict]) -> list[dict]:
+    """Of rows that differ in nothing but numbers, the first."""
+    kinds = {}
+    for row in rows:
+        words = {k: v for k, v in row.items() if isinstance(v, str) and k != "name"}
+        words = {k: re.sub(r"[0-9.]+", "", v) for k, v in words.items()}
+        kinds.setdefault((tuple(sorted(row)), tuple(sorted(words.items()))), row)
+    return list(kinds.values())
+
+
+def finished(file: Path) -> dict[tuple[str, int], dict]:
+    entries = json.loads(file.read_text()) if file.exists() else []
     return {(entry["row"], entry["seed"]): entry for entry in entries}
-
-
-def record(name: str, table: dict, row: dict, seed: int, saved: dict) -> None:
-    entries = finished(name)
-    settings = settings_of(table, row)
-    entries[row["name"], seed] = {"row": row["name"], "seed": seed, "settings": settings, **saved}
-    path = ROOT / f"results/{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
-    print(f"  done: {row['name']}, seed {seed}", flush=True)
 
 
 def render(name: str, text: str, path: Path = RESULTS) -> None:
@@ -129,8 +251,7 @@ def render(name: str, text: str, path: Path = RESULTS) -> None:
     path.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
-def markdown(name: str, table: dict) -> str:
-    entries = finished(name)
+def markdown(table: dict, entries: dict[tuple[str, int], dict]) -> str:
     measured = [e for e in entries.values() if "metrics" in e]
     if not measured:
         return ""
@@ -144,6 +265,7 @@ def markdown(name: str, table: dict) -> str:
     ]
     if "match" in measured[0]:
         columns.append(("caption match", lambda e: e["match"]["both"] if "match" in e else None))
+    columns = [c for c in columns if c[0] in table.get("columns", [c[0]])]
     titles = [title for title, _ in columns]
     lines = [f"| training | seeds | {' | '.join(titles)} |", "|---|---|" + "---|" * len(columns)]
     for row in table["rows"]:
