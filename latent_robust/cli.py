@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ from .training.command import run_command
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .core import Weighting
     from .data.corruption import Corruption
 
 PAIRS_HELP = (
@@ -60,6 +62,33 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--buckets", action="store_true", help="keep the pictures' shapes, nearly")
     pairs.add_argument("--caption-column", help="default: text, caption, ...")
     pairs.add_argument("--model", help="whose encoder encoder-poison attacks: a path or hub name")
+
+    recommend = _command(
+        commands, "recommend", _recommend, "a weight and a band for pictures, before training"
+    )
+    recommend.add_argument("--data", required=True, help=DATA_HELP)
+    recommend.add_argument("--size", type=int, required=True, help="pixels a side, as trained on")
+    recommend.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    recommend.add_argument("--limit", type=int, help="only the first N pictures")
+    recommend.add_argument(
+        "--objective",
+        choices=("robust-adversarial", "robust-random"),
+        default="robust-adversarial",
+        help="robust-adversarial (default) or robust-random",
+    )
+    recommend.add_argument(
+        "--try",
+        dest="tried",
+        type=_weighting,
+        action="append",
+        default=[],
+        metavar="WEIGHT,BAND",
+        help="forecast these, too; may be repeated",
+    )
+    recommend.add_argument("--contamination", default="none", help="of an experiment")
+    recommend.add_argument("--seed", type=int, default=0, help="of the contamination")
+    recommend.add_argument("--out", type=Path, help="also write a JSON file")
+    recommend.add_argument("--offline", action="store_true")
 
     sample = _command(commands, "sample", _sample, "draw pictures from a finished run")
     sample.add_argument("run", type=Path, help="a run directory")
@@ -186,6 +215,53 @@ def _encoder(model: str, offline: bool) -> Callable[[Tensor], Tensor]:
 def _name_left_out(quarantine: list[dict]) -> None:
     for row in quarantine:
         print(f"left out: {row['name']}: {row['reason']}")
+
+
+def _weighting(text: str) -> Weighting:
+    from .core import Weighting
+
+    try:
+        weight, band = (float(part) for part in text.split(","))
+        return Weighting("band", weight, band)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"needs WEIGHT,BAND, e.g. 3,0.5: {error}") from None
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from .data import ContaminatedPictures, open_pictures, parse_contamination
+    from .data.levels import ENOUGH
+    from .data.recommend import recommend
+
+    pictures = open_pictures(
+        options.data,
+        size=options.size,
+        channels=options.channels,
+        limit=options.limit,
+        offline=options.offline,
+    )
+    specs = [] if options.contamination == "none" else options.contamination.split(";")
+    dirty = ContaminatedPictures(pictures, parse_contamination(specs), options.seed)
+    samples = dirty.sample_tensor(limit=ENOUGH)
+    if len(samples) < 2:
+        raise InputError(f"{options.data} has one picture; a spectrum takes some dozens at least")
+    attack = options.objective.removeprefix("robust-")
+    found = recommend(samples, attack)
+    print(f"{len(samples):,} of {len(dirty):,} pictures\n{found.summary()}")
+    for weighting in options.tried:
+        print(
+            f"weight {weighting.weight:g}, band {weighting.band:g}: forecast "
+            f"{found.spectrum.distance(weighting, attack):.3g}"
+        )
+    if found.weighting is not None:
+        told = ["train-pixel"]
+        for name in ("data", "contamination", "size", "channels", "objective"):
+            if getattr(options, name) != "none":
+                told += [f"--{name}", str(getattr(options, name))]
+        told += ["--weight", f"{found.weighting.weight:g}", "--band", f"{found.weighting.band:g}"]
+        print(f"\n{shlex.join(told)}")
+    if options.out is not None:
+        write_json(options.out, found.facts())
+    return 0
 
 
 def _sample(options: argparse.Namespace) -> int:

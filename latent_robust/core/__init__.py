@@ -1,6 +1,7 @@
 """The method. Imports torch and nothing else."""
 
 from .dropout import shared_dropout
+from .forecast import forecast_spread
 from .objective import EquivariancePenalty, Loss, Objective, RobustObjective
 from .parameterization import Parameterization
 from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
@@ -31,6 +32,7 @@ __all__ = [
     "adversarial_perturbation",
     "derive_generator",
     "derive_seed",
+    "forecast_spread",
     "make_objective",
     "random_perturbation",
     "shared_dropout",

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from latent_robust.core import Weighting, forecast_spread
+
+TAU = torch.tensor([3.0, 1.0, 0.5, 0.2, 0.05])
+
+
+@pytest.mark.parametrize("weighting", [Weighting("band", 3, 0.5), Weighting("normalized", 0.3)])
+def test_without_an_attack_it_is_the_closed_form(weighting):
+    expected = torch.tensor([tau * weighting.spread(tau) for tau in TAU.tolist()])
+    torch.testing.assert_close(
+        forecast_spread(TAU, weighting, "random"), expected, rtol=2e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("attack", ["random", "adversarial"])
+def test_weight_zero_leaves_the_data_as_they_are(attack):
+    spread = forecast_spread(TAU, Weighting("band", 0, 0.5), attack)
+    torch.testing.assert_close(spread, TAU, rtol=2e-3, atol=1e-4)
+
+
+def test_an_attack_has_nothing_to_choose_where_all_directions_are_alike():
+    tau = torch.full((5,), 0.4)
+    forecasts = [forecast_spread(tau, Weighting(), attack) for attack in ("random", "adversarial")]
+    torch.testing.assert_close(*forecasts)
+
+
+def test_the_attack_shrinks_noise_more_and_structure_less():
+    random, adversarial = (
+        forecast_spread(TAU, Weighting(), attack) for attack in ("random", "adversarial")
+    )
+    assert (adversarial[:2] > random[:2]).all()
+    assert adversarial[-1] < random[-1]
+
+
+def test_one_noise_direction_of_three_sees_about_the_threefold_weight():
+    """As the oblique plane did when it was trained: RESULTS.md."""
+    plane = torch.tensor([0.61, 0.61, 0.19])
+    noise = forecast_spread(plane, Weighting("band", 1, 0.3), "adversarial")[2].item()
+    low, high = (0.19 * Weighting("band", weight, 0.3).spread(0.19) for weight in (3, 2))
+    assert low < noise < high
+
+
+def test_an_unknown_attack_is_refused():
+    with pytest.raises(ValueError, match="'adversarial' or 'random'"):
+        forecast_spread(TAU, Weighting(), "pgd")

@@ -1,0 +1,92 @@
+import json
+
+import pytest
+import torch
+
+from latent_robust.cli import main
+from latent_robust.core import derive_generator
+from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
+from latent_robust.data.recommend import measure_spectrum, noise_variance, recommend
+
+
+def digits(*specs: str) -> torch.Tensor:
+    pictures = open_pictures("digits", size=8, channels=1)
+    return ContaminatedPictures(pictures, parse_contamination(list(specs)), 0).sample_tensor()
+
+
+@pytest.mark.parametrize("fraction, sigma", [(0.9, 0.2), (0.9, 0.05), (0.3, 0.2), (1.0, 0.1)])
+def test_the_noise_of_real_pictures_is_found(fraction, sigma):
+    """Root mean square over the pictures, in units of [-1, 1]."""
+    found = measure_spectrum(digits(f"gaussian:fraction={fraction},sigma={sigma}")).noise
+    assert found == pytest.approx(2 * sigma * fraction**0.5, rel=0.05)
+
+
+def test_the_spectrum_without_the_noise_is_that_of_the_clean_pictures():
+    clean, dirty = (
+        measure_spectrum(digits()),
+        measure_spectrum(digits("gaussian:fraction=0.9,sigma=0.2")),
+    )
+    assert clean.distance(None) == pytest.approx(0, abs=1e-6)
+    lost = float((dirty.clean - clean.tau).square().sum())
+    assert lost < 0.1 * float((dirty.tau - clean.tau).square().sum())
+
+
+def test_white_noise_and_nothing_else_is_all_noise():
+    noise = 0.3 * torch.randn(2000, 2, 16, 16, generator=derive_generator(0, "noise"))
+    assert measure_spectrum(noise).noise == pytest.approx(0.3, rel=0.02)
+
+
+def test_structure_in_few_directions_does_not_count_as_noise():
+    variances = torch.cat([torch.tensor([9.0, 4.0, 1.0, 0.5]), torch.full((12,), 0.25)])
+    assert noise_variance(variances) == 0.25
+    assert noise_variance(torch.tensor([2.0])) == 2.0
+
+
+@pytest.mark.parametrize("specs", [(), ("blur:fraction=0.9,sigma=1",)])
+def test_pictures_without_noise_need_no_regularizer(specs):
+    assert recommend(digits(*specs)).weighting is None
+
+
+def test_more_noise_asks_for_more_weight():
+    some, much = (
+        recommend(digits(f"gaussian:fraction=0.9,sigma={sigma}")).weighting for sigma in (0.05, 0.2)
+    )
+    assert some.weight * some.band**2 < much.weight * much.band**2
+
+
+def test_a_recommendation_is_the_best_forecast_of_all_that_were_tried():
+    found = recommend(digits("gaussian:fraction=0.9,sigma=0.2"))
+    assert found.robust == found.spectrum.distance(found.weighting)
+    assert found.robust < found.plain / 4
+
+
+def test_the_command_says_what_to_type(tmp_path, capsys):
+    told = ["recommend", "--data=digits", "--size=8", "--channels=1", "--offline"]
+    noisy = "--contamination=gaussian:fraction=0.9,sigma=0.2"
+    assert main([*told, noisy, "--try=3,0.5", f"--out={tmp_path / 'found.json'}"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert f"--weight {found['weight']:g} --band {found['band']:g}" in said
+    assert "weight 3, band 0.5: forecast" in said
+    assert main(told) == 0
+    said = capsys.readouterr().out
+    assert "look clean" in said
+    assert "train-pixel" not in said
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--try=3"], "needs WEIGHT,BAND"),
+        (["--try=3,-1"], "`band` must be > 0"),
+        (["--limit=1"], "one picture"),
+    ],
+)
+def test_bad_input_is_a_clear_message(options, message, capsys):
+    told = ["recommend", "--data=digits", "--size=8", "--channels=1", *options]
+    try:
+        code = main(told)
+    except SystemExit as error:  # argparse
+        code = error.code
+    assert code == 2
+    assert message in capsys.readouterr().err
