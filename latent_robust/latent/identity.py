@@ -23,7 +23,7 @@ def encoders_identity(pipeline: DiffusionPipeline, family: Family) -> str:
         if part is None or not name.startswith(("vae", "text_encoder", "tokenizer")):
             continue
         if isinstance(part, nn.Module):
-            facts = _configuration(part)
+            facts = configuration_of(part)
         else:
             facts = [part.get_vocab(), part.model_max_length, part.pad_token_id]
         digest.update(f"\n{name} {json.dumps(facts, sort_keys=True, default=str)}\n".encode())
@@ -34,7 +34,8 @@ def encoders_identity(pipeline: DiffusionPipeline, family: Family) -> str:
     return digest.hexdigest()
 
 
-def _configuration(part: nn.Module) -> dict:
+def configuration_of(part: nn.Module) -> dict:
+    """Of a part of a pipeline, without what changes with the place it was loaded from."""
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
     return {
         key: value

@@ -8,10 +8,15 @@ libraries allocate for themselves (cuDNN workspaces, fragmentation): expect a te
 
 from __future__ import annotations
 
+import hashlib
+import json
 import weakref
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import diffusers
+import peft
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,9 +26,11 @@ from torch.utils._pytree import tree_map_only
 
 from latent_robust.core import NoiseProcess, Objective
 from latent_robust.errors import InputError
+from latent_robust.files import write_json
 
 from .components import Components
 from .config import LatentConfig
+from .identity import configuration_of
 
 GIB = 2**30
 
@@ -87,6 +94,51 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
         # The gradients that the step leaves are in `state`.
         step=max(0, watch.peak - gradients),
     )
+
+
+# What of a configuration changes how much a step holds; the rest is seen in the network.
+SETTINGS = (
+    "objective", "weight", "fraction", "attack_steps", "batch_size", "mixed_precision",
+    "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder",
+)  # fmt: skip
+
+
+def remembered_memory(
+    folder: Path | None, components: Components, config: LatentConfig, item: dict[str, Any]
+) -> Memory:
+    """`estimate_memory`, which takes as long as many steps, or what it said of the same step
+    before: memory.json in `folder`, that of the cache, if there is one."""
+    if folder is None:
+        return estimate_memory(components, config, item)
+    file = folder / "memory.json"
+    shapes = {key: list(value.shape[1:]) for key, value in item["text"].items()}
+    facts = [
+        [torch.__version__, diffusers.__version__, peft.__version__],
+        [str(item["mean"].device), list(item["mean"].shape[1:]), shapes],
+        {name: getattr(config, name) for name in SETTINGS},
+        *(_facts(part) for part in (components.network, *components.text_encoders.values())),
+    ]
+    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+    known = _known(file)
+    if key in known:
+        return Memory(**known[key])
+    found = estimate_memory(components, config, item)
+    write_json(file, {**known, key: asdict(found)})
+    return found
+
+
+def _known(file: Path) -> dict[str, dict[str, int]]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):  # not there, or damaged, which is as good as that
+        return {}
+
+
+def _facts(part: nn.Module) -> list:
+    tensors = [
+        [name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in part.named_parameters()
+    ]
+    return [type(part).__name__, configuration_of(part), tensors]
 
 
 def require_memory(estimate: Memory, device: torch.device, config: LatentConfig) -> None:

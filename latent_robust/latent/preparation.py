@@ -215,10 +215,14 @@ def _scenes(pairs: PairSet, indices: list[int]) -> list[Scene] | None:
     return [scene_named(pairs.name(i)) for i in indices] if pairs.spec == "scenes" else None
 
 
+def cache_folder(config: LatentConfig, out: Path) -> Path | None:
+    return (config.cache_dir or out / "cache") if config.cache else None
+
+
 def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | Uncached:
-    if not config.cache:
+    folder = cache_folder(config, out)
+    if folder is None:
         return Uncached(pairs, components)
-    folder = config.cache_dir or out / "cache"
     cache = build_cache(
         pairs, components, folder, batch_size=config.batch_size, accelerator=accelerator
     )

@@ -39,9 +39,9 @@ from .config import LatentConfig
 from .finished import audit_pairs, load_finished
 from .full import unfreeze_network
 from .lora import adapted_layers, add_lora
-from .memory import estimate_memory, require_memory
+from .memory import remembered_memory, require_memory
 from .output import Judges, LatentOutput
-from .preparation import Preparation, prepare
+from .preparation import Preparation, cache_folder, prepare
 from .task import LatentTask
 
 PROG = "finetune-latent"
@@ -93,7 +93,7 @@ def _main(argv: list[str]) -> int:
         trained = components if number == 0 else make_components()
         make_trainable(config, trained)
         if number == 0:
-            check_memory([config for config, _ in runs], trained, prepared, accelerator)
+            check_memory([config for config, _ in runs], trained, prepared, accelerator, out)
         output = LatentOutput(*run, trained, prepared, judges, accelerator, make_components)
         if not train(output, accelerator, whole=runs[-1]):
             say_how_to_go_on(PROG, out)
@@ -167,10 +167,12 @@ def check_memory(
     components: Components,
     prepared: Preparation,
     accelerator: Accelerator,
+    out: Path,
 ) -> None:
     """InputError if a step of one of the runs does not fit: before the first one is trained."""
     item = prepared.dataset.__getitems__(prepared.training[:1])
-    estimates = [estimate_memory(components, config, item) for config in configs]
+    folder = cache_folder(configs[-1], out)
+    estimates = [remembered_memory(folder, components, config, item) for config in configs]
     largest = max(estimates, key=lambda estimate: estimate.total)
     if accelerator.is_main_process:
         print(f"a training step takes about {largest}")

@@ -10,7 +10,13 @@ from latent_robust.latent.components import Components
 from latent_robust.latent.config import LatentConfig
 from latent_robust.latent.full import unfreeze_network
 from latent_robust.latent.lora import add_lora
-from latent_robust.latent.memory import Memory, PeakBytes, estimate_memory, require_memory
+from latent_robust.latent.memory import (
+    Memory,
+    PeakBytes,
+    estimate_memory,
+    remembered_memory,
+    require_memory,
+)
 
 from .tiny import make_pipeline
 
@@ -133,6 +139,32 @@ def test_estimating_leaves_no_trace():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_an_estimate_is_remembered_for_the_same_step_only(tmp_path, monkeypatch):
+    components, asked = components_of("sd1"), []
+    item = item_of(components)
+
+    def estimated(components, config, item):
+        asked.append(config.batch_size)
+        return Memory(1, 2, 3 * config.batch_size)
+
+    monkeypatch.setattr(memory, "estimate_memory", estimated)
+
+    def remembered(seed, **settings):
+        config = LatentConfig(full=True, band=0.5, seed=seed, **settings)
+        return remembered_memory(tmp_path, components, config, item)
+
+    assert remembered(0, batch_size=2) == remembered(1, batch_size=2) == Memory(1, 2, 6)
+    assert remembered(0, batch_size=4) == Memory(1, 2, 12)
+    assert remembered(0, batch_size=4, objective="ddpm") == Memory(1, 2, 12)
+    assert asked == [2, 4, 4]
+    next(components.network.parameters()).requires_grad_(False)
+    remembered(0, batch_size=2)
+    assert asked == [2, 4, 4, 2]
+    (tmp_path / "memory.json").write_text("{")  # damaged
+    remembered(0, batch_size=2)
+    assert asked == [2, 4, 4, 2, 2]
 
 
 def test_peak_is_of_what_is_alive_at_once():
