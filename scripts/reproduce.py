@@ -225,11 +225,11 @@ class Bench:
 
 
 def one_of_each_kind(rows: list[dict]) -> list[dict]:
-    """Of rows that differ in nothing but numbers, the first."""
+    """Of rows that differ in nothing but numbers and the kind of dirt, the first."""
     kinds = {}
     for row in rows:
-        words = {k: v for k, v in row.items() if isinstance(v, str) and k != "name"}
-        words = {k: re.sub(r"[0-9.]+", "", v) for k, v in words.items()}
+        words = {k: v for k, v in row.items() if isinstance(v, str)}
+        words = {k: v for k, v in words.items() if k not in ("name", "contamination")}
         kinds.setdefault((tuple(sorted(row)), tuple(sorted(words.items()))), row)
     return list(kinds.values())
 
