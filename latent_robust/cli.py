@@ -228,9 +228,8 @@ def _weighting(text: str) -> Weighting:
 
 
 def _recommend(options: argparse.Namespace) -> int:
-    from .data import ContaminatedPictures, open_pictures, parse_contamination
+    from .data import ContaminatedPictures, open_pictures, parse_contamination, recommend
     from .data.levels import ENOUGH
-    from .data.recommend import recommend
 
     pictures = open_pictures(
         options.data,

@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_robust.core import LEVELLED, derive_seed
+from latent_robust.core import LEVELLED, REGULARIZED, derive_seed
 from latent_robust.data import (
     ContaminatedPictures,
     audit_samples,
-    estimate_band,
     open_pictures,
     parse_contamination,
     read_levels,
+    recommend,
 )
 from latent_robust.data.levels import ENOUGH
 from latent_robust.evaluation.report import metrics_text, write_report
@@ -75,10 +75,8 @@ def _main(argv: list[str]) -> int:
     )
     dataset = ContaminatedPictures(pictures, corruptions, config.seed)
     dataset.materialize()
-    if config.band == "auto":
-        # Flat pictures have an estimate of 0, which is no band.
-        band = max(estimate_band(dataset.sample_tensor(limit=ENOUGH)), 1e-3)
-        config = config.model_copy(update={"band": band})
+    if "auto" in (config.weight, config.band):
+        config = config.model_copy(update=resolve_weighting(config, dataset, accelerator))
     runs = runs_within(config, out)
     outputs = [Output(*run, dataset, accelerator) for run in runs]
     if accelerator.is_main_process:
@@ -101,6 +99,22 @@ def _main(argv: list[str]) -> int:
 def configure(argv: list[str]) -> PixelConfig:
     told = any(word.startswith(("--config", "--data", "--contamination")) for word in argv)
     return parse_options(PixelConfig, argv if told else [*DEMO, *argv], prog="train-pixel")
+
+
+def resolve_weighting(
+    config: PixelConfig, dataset: ContaminatedPictures, accelerator: Accelerator
+) -> dict[str, float]:
+    """=>  the numbers for what the configuration leaves to the pictures."""
+    given = {k: getattr(config, k) for k in ("weight", "band") if getattr(config, k) != "auto"}
+    if config.weighting != "band":
+        return {"band": 1.0, **given}  # has no meaning there
+    attack = "random" if config.objective == "robust-random" else "adversarial"
+    found = recommend(dataset.sample_tensor(limit=ENOUGH), attack, **given)
+    if accelerator.is_main_process and REGULARIZED & {config.objective, config.beside}:
+        print(found.summary())
+    if found.weighting is None:
+        return {"weight": 0.0, "band": max(found.spectrum.noise, 1e-3), **given}
+    return {"weight": found.weighting.weight, "band": found.weighting.band}
 
 
 def _dry_run(config: PixelConfig) -> int:

@@ -25,6 +25,7 @@ _MODULES = {
     "open_pictures": "sources",
     "parse_contamination": "contamination",
     "read_levels": "levels",
+    "recommend": "spectrum",
 }
 
 __all__ = sorted(_MODULES)

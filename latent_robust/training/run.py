@@ -44,7 +44,7 @@ BASE = "base"
 AUDIT = "audit.jsonl"
 
 # Settings that may be left open, and hold what was found when the run began.
-RESOLVED = {"band": "auto", "resolution": None}
+RESOLVED = {"band": "auto", "weight": "auto", "resolution": None}
 
 
 def complete(

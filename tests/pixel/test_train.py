@@ -257,11 +257,28 @@ def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
     assert all(torch.equal(whole[k], again[k]) for k in whole)
 
 
-def test_band_auto_is_resolved_and_written(train, tmp_path):
-    assert train("--band=auto", "--contamination=gaussian:fraction=1,sigma=0.2", "--out=run") == 0
-    band = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["band"]
-    # The noise is .4 in [-1, 1]; strokes of 8x8 digits count as noise too.
-    assert 0.35 < band < 0.55
+def test_weight_and_band_are_those_that_are_recommended(train, tmp_path):
+    told = ["--data=digits", "--contamination=gaussian:fraction=1,sigma=0.2", "--limit=400"]
+    sized = ["--size=8", "--channels=1", "--offline"]
+    assert latent_robust(["recommend", *told, *sized, f"--out={tmp_path / 'found.json'}"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["weight"] > 0
+    assert train(*told, "--out=run") == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["weight"], config["band"]) == (found["weight"], found["band"])
+    assert train(*told, "--weight=1", "--out=given") == 0
+    assert yaml.safe_load((tmp_path / "given/config.yaml").read_text())["weight"] == 1
+
+
+def test_where_pictures_look_clean_it_is_plain_training(train, tmp_path, capsys):
+    for objective in ("robust-adversarial", "ddpm"):
+        assert train("--limit=400", f"--objective={objective}", f"--out={objective}") == 0
+    assert "look clean" in capsys.readouterr().out
+    weights = [
+        load_file(tmp_path / run / "unet/diffusion_pytorch_model.safetensors")
+        for run in ("robust-adversarial", "ddpm")
+    ]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
 def test_without_data_it_is_the_demo(capsys):

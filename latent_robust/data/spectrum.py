@@ -10,18 +10,22 @@ to the clean one. Nothing but noise is seen: blur, recompression and watermarks 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_robust.core import Weighting, forecast_spread
 
 PATCH = 8  # pixels a side; larger pictures are cut up
 PATCHES = 64  # of a picture, at most
+ENOUGH_PATCHES = 3  # for each direction: the noise then reads a quarter low, with 12 a tenth
 
 WEIGHTS = (0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0)
-BANDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+# Times the noise. The forecast would have less and less band for more and more weight; but below
+# half of the noise trained networks leave the data's range (RESULTS.md).
+BANDS = (0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 
 # Less noise than this, in units of [-1, 1], cannot be told from fine drawing: clean Fashion-MNIST
 # reads 0.04.
@@ -83,14 +87,22 @@ class Recommendation:
         }
 
 
-def recommend(samples: Tensor, attack: str = "adversarial") -> Recommendation:
-    """samples: (N, C, H, W), in [-1, 1] or in any other unit, which the band then has too (CLEAN
-    is in that of pictures)."""
+def recommend(
+    samples: Tensor,
+    attack: str = "adversarial",
+    *,
+    weight: float | None = None,
+    band: float | None = None,
+) -> Recommendation:
+    """samples: (N, C, H, W), in [-1, 1]; weight, band: what is given already."""
     spectrum = measure_spectrum(samples)
     plain = spectrum.distance(None)
     if spectrum.noise < CLEAN:
         return Recommendation(spectrum, None, plain, plain)
-    tried = [Weighting("band", weight, band) for weight in WEIGHTS for band in BANDS]
+    weights = WEIGHTS if weight is None else (weight,)
+    # Two digits: more of them would only say how exact a forecast is not.
+    bands = [float(f"{b * spectrum.noise:.2g}") for b in BANDS] if band is None else [band]
+    tried = [Weighting("band", *pair) for pair in product(weights, bands)]
     distances = [spectrum.distance(weighting, attack) for weighting in tried]
     robust = min(distances)
     best = tried[distances.index(robust)]
@@ -99,12 +111,12 @@ def recommend(samples: Tensor, attack: str = "adversarial") -> Recommendation:
 
 
 def measure_spectrum(samples: Tensor) -> Spectrum:
-    """samples: (N, C, H, W), N >= 2; PATCH pixels a side, or fewer, are looked at as they are."""
-    height, width = samples.shape[-2:]
-    side = (min(PATCH, height), min(PATCH, width))
+    """samples: (N, C, H, W). Of few small pictures smaller patches are taken: a covariance needs
+    ENOUGH_PATCHES times as many patches as it has directions."""
+    side = _side(samples)
     total, outer, count = 0.0, 0.0, 0
     for chunk in samples.split(64):
-        patches = torch.nn.functional.unfold(chunk.float(), side, stride=side)  # (B, D, L)
+        patches = nn.functional.unfold(chunk.float(), side, stride=side)  # (B, D, L)
         step = -(-patches.shape[2] // PATCHES)
         rows = patches[:, :, ::step].transpose(1, 2).flatten(0, 1).double()
         total, outer, count = total + rows.sum(0), outer + rows.T @ rows, count + len(rows)
@@ -112,6 +124,17 @@ def measure_spectrum(samples: Tensor) -> Spectrum:
     covariance = outer / count - mean[:, None] * mean
     variances = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
     return Spectrum(variances.sqrt(), noise_variance(variances) ** 0.5)
+
+
+def _side(samples: Tensor) -> int:
+    count, channels, height, width = samples.shape
+    side = min(PATCH, height, width)
+    while side > 2:
+        patches = count * min((height // side) * (width // side), PATCHES)
+        if patches >= ENOUGH_PATCHES * channels * side**2:
+            break
+        side //= 2
+    return side
 
 
 def noise_variance(variances: Tensor) -> float:

@@ -6,7 +6,7 @@ import torch
 from latent_robust.cli import main
 from latent_robust.core import derive_generator
 from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
-from latent_robust.data.recommend import measure_spectrum, noise_variance, recommend
+from latent_robust.data.spectrum import measure_spectrum, noise_variance, recommend
 
 
 def digits(*specs: str) -> torch.Tensor:
