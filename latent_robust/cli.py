@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         help="robust-adversarial (default) or robust-random",
     )
     recommend.add_argument(
+        "--parameterization",
+        choices=("epsilon", "v_prediction", "sample", "flow"),
+        default="epsilon",
+        help="what the network predicts (default: epsilon)",
+    )
+    recommend.add_argument(
         "--try",
         dest="tried",
         type=_weighting,
@@ -155,11 +161,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _contaminate(options: argparse.Namespace) -> int:
-    from .data import contaminate_folder, open_pictures, parse_contamination
-
-    corruptions = parse_contamination(
-        [spec.strip() for spec in options.contamination.split(";") if spec.strip()]
+    from .data import (
+        contaminate_folder,
+        open_pictures,
+        parse_contamination,
+        split_contamination,
     )
+
+    corruptions = parse_contamination(split_contamination(options.contamination))
     if options.pairs:
         return _contaminate_pairs(options, corruptions)
     if options.size is None:
@@ -228,8 +237,14 @@ def _weighting(text: str) -> Weighting:
 
 
 def _recommend(options: argparse.Namespace) -> int:
-    from .data import ContaminatedPictures, open_pictures, parse_contamination, recommend
-    from .data.levels import ENOUGH
+    from .data import (
+        ContaminatedPictures,
+        open_pictures,
+        parse_contamination,
+        pictures_to_look_at,
+        recommend,
+        split_contamination,
+    )
 
     pictures = open_pictures(
         options.data,
@@ -238,23 +253,24 @@ def _recommend(options: argparse.Namespace) -> int:
         limit=options.limit,
         offline=options.offline,
     )
-    specs = [] if options.contamination == "none" else options.contamination.split(";")
-    dirty = ContaminatedPictures(pictures, parse_contamination(specs), options.seed)
-    samples = dirty.sample_tensor(limit=ENOUGH)
+    corruptions = parse_contamination(split_contamination(options.contamination))
+    dirty = ContaminatedPictures(pictures, corruptions, options.seed)
+    samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, options.channels))
     if len(samples) < 2:
         raise InputError(f"{options.data} has one picture; a spectrum takes some dozens at least")
-    attack = options.objective.removeprefix("robust-")
-    found = recommend(samples, attack)
+    kind = (options.objective.removeprefix("robust-"), options.parameterization)
+    found = recommend(samples, *kind)
     print(f"{len(samples):,} of {len(dirty):,} pictures\n{found.summary()}")
     for weighting in options.tried:
         print(
             f"weight {weighting.weight:g}, band {weighting.band:g}: forecast "
-            f"{found.spectrum.distance(weighting, attack):.3g}"
+            f"{found.spectrum.distance(weighting, *kind):.3g}"
         )
     if found.weighting is not None:
         told = ["train-pixel"]
-        for name in ("data", "contamination", "size", "channels", "objective"):
-            if getattr(options, name) != "none":
+        usual = {"contamination": "none", "limit": None, "seed": 0, "parameterization": "epsilon"}
+        for name in ("data", "size", "channels", "objective", *usual):
+            if getattr(options, name) != usual.get(name, ""):
                 told += [f"--{name}", str(getattr(options, name))]
         told += ["--weight", f"{found.weighting.weight:g}", "--band", f"{found.weighting.band:g}"]
         print(f"\n{shlex.join(told)}")
@@ -301,6 +317,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     if config:
         samples = _draw(run, options.samples, options.seed, options)
     else:
+        for name in ("steps", "sampler", "stop_at"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} is for runs, which draw pictures")
         samples = _pictures(options.pictures, size, channels, options.samples, options.offline)
     metrics = evaluate(samples, clean, extractors, seed=options.seed)
     if options.out is None:

@@ -124,6 +124,7 @@ def _memorization(options: argparse.Namespace) -> int:
             steps=run.config["sampling_steps"],
             seed=options.seed,
             device=options.device,
+            stop_at=run.config.get("stop_at"),
         )
         training, unseen = _seen_and_unseen(run, options.originals, options.offline)
         for extractor in extractors:
@@ -165,7 +166,12 @@ def pictures_of(
     run: Run, offline: bool, data: str | None = None, limit: int | None = None
 ) -> ContaminatedPictures:
     """The run's data as it contaminated them, or other `data` left as they are."""
-    from .data import ContaminatedPictures, open_pictures, parse_contamination
+    from .data import (
+        ContaminatedPictures,
+        open_pictures,
+        parse_contamination,
+        split_contamination,
+    )
 
     config = run.config
     pictures = open_pictures(
@@ -176,9 +182,8 @@ def pictures_of(
         max_bad_fraction=1.0,  # what was refused is known since the run
         offline=offline,
     )
-    specs = [] if data or config["contamination"] == "none" else config["contamination"].split(";")
-    corruptions = parse_contamination([spec.strip() for spec in specs if spec.strip()])
-    return ContaminatedPictures(pictures, corruptions, config["seed"])
+    specs = [] if data else split_contamination(config["contamination"])
+    return ContaminatedPictures(pictures, parse_contamination(specs), config["seed"])
 
 
 def audit_pictures(

@@ -95,7 +95,7 @@ class PixelConfig(TrainConfig):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
         if self.features is None:
             self.features = ("pixels", "digits") if self.data == "digits" else ("pixels",)
-        if self.learned_variance and self.objective in LEVELLED | {"input-perturbation"}:
+        if self.learned_variance and self.objective in LEVELLED | {"input-perturbation", "at-diff"}:
             raise ValueError(
                 f"learned_variance needs samples noised as usual, which {self.objective} does not"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from latent_robust.core import REGULARIZED
 from latent_robust.data import ContaminatedPictures, audit_facts, open_pictures
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractor
@@ -78,6 +79,8 @@ class Output:
             network.save_pretrained(self.out / "unet")
             task.scheduler.save_pretrained(self.out / "scheduler")
         facts = {"objective": config.objective, "steps": config.steps, "seed": config.seed}
+        if config.objective in REGULARIZED:
+            facts.update(weight=config.weight, band=config.band)
         if seconds is not None:
             facts["seconds"] = round(seconds, 1)
         measured = {}

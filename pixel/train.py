@@ -16,10 +16,10 @@ from latent_robust.data import (
     audit_samples,
     open_pictures,
     parse_contamination,
+    pictures_to_look_at,
     read_levels,
     recommend,
 )
-from latent_robust.data.levels import ENOUGH
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.evaluation.sampling import load_judge
 from latent_robust.training.command import INTERRUPTED, run_command
@@ -106,15 +106,23 @@ def resolve_weighting(
 ) -> dict[str, float]:
     """=>  the numbers for what the configuration leaves to the pictures."""
     given = {k: getattr(config, k) for k in ("weight", "band") if getattr(config, k) != "auto"}
-    if config.weighting != "band":
-        return {"band": 1.0, **given}  # has no meaning there
-    attack = "random" if config.objective == "robust-random" else "adversarial"
-    found = recommend(dataset.sample_tensor(limit=ENOUGH), attack, **given)
-    if accelerator.is_main_process and REGULARIZED & {config.objective, config.beside}:
-        print(found.summary())
+    judge = config.judge if config.objective == "audited" else None
+    regularized = REGULARIZED & {config.objective, config.beside, judge}
+    if config.weighting != "band" or not regularized:
+        return {"weight": 0.0, "band": 1.0, **given}  # without a meaning
+    found = recommend(
+        dataset.sample_tensor(limit=pictures_to_look_at(config.size, config.channels)),
+        "random" if regularized == {"robust-random"} else "adversarial",
+        config.parameterization,
+        **given,
+    )
     if found.weighting is None:
-        return {"weight": 0.0, "band": max(found.spectrum.noise, 1e-3), **given}
-    return {"weight": found.weighting.weight, "band": found.weighting.band}
+        chosen = {"weight": 0.0, "band": max(found.spectrum.noise, 1e-3), **given}
+    else:
+        chosen = {"weight": found.weighting.weight, "band": found.weighting.band}
+    if accelerator.is_main_process:
+        print(f"{found.summary()}\nweight {chosen['weight']:g}, band {chosen['band']:g}")
+    return chosen
 
 
 def _dry_run(config: PixelConfig) -> int:

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.table not in ["all", *tables()]:
         parser.error(f"no table {options.table!r}; there are all, {', '.join(tables())}")
-    results = options.results or ROOT / ("runs/quick" if options.quick else "results")
+    results = (options.results or ROOT / ("runs/quick" if options.quick else "results")).resolve()
     failed = 0
     for name in tables() if options.table == "all" else [options.table]:
         bench = Bench(results, options.quick)
@@ -108,7 +108,8 @@ class Job:
 
     @property
     def settings(self) -> dict:
-        return settings_of(read_table(self.table), self.row)
+        own = settings_of(read_table(self.table), self.row)
+        return own if self.base is None else {**own, "base": self.base.settings}
 
     @property
     def folder(self) -> str:
@@ -160,7 +161,10 @@ class Bench:
         return failed + self._run_all([job for job in todo if job.folder not in bases], jobs)
 
     def _stands(self, job: Job) -> bool:
-        return (self.runs / job.folder / "metrics.json").exists()
+        out = self.runs / job.folder
+        if not (out / "metrics.json").exists():
+            return False
+        return self.quick or yaml.safe_load((out / "settings.yaml").read_text()) == job.settings
 
     def _run_all(self, todo: list[Job], jobs: int) -> int:
         failed = 0
@@ -180,17 +184,24 @@ class Bench:
         out.mkdir(parents=True, exist_ok=True)
         if job.base is not None:
             base = self.runs / job.base.folder
+            if not self._stands(job.base):
+                print(f"  {job.base.folder} is not there to draw from", flush=True)
+                return None
             config = yaml.safe_load((base / "config.yaml").read_text())
             options = {"samples": config["samples"], **job.settings, "seed": job.seed}
+            options = {k: v for k, v in options.items() if k not in ("of", "base")}
             if self.quick:
                 options.update(steps=2, samples=16)
             options["out"] = out / "metrics.json"
-            told = [f"--{k.replace('_', '-')}={v}" for k, v in options.items() if k != "of"]
+            told = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
             code = self._call(EVALUATE, ["evaluate", str(base), *told], out / "output.txt")
         else:
             command = read_table(job.table).get("command", "train-pixel")
             settings = {**job.settings, **(QUICK[command] if self.quick else {})}
-            (out / "settings.yaml").write_text(yaml.safe_dump(settings))
+            file, text = out / "settings.yaml", yaml.safe_dump(settings)
+            if file.exists() and file.read_text() != text:
+                self._set_aside(out)
+            file.write_text(text)
             told = ["--config", str(out / "settings.yaml"), "--out", str(out)]
             told += ["--seed", str(job.seed), "--resume"]
             code = self._call(MODULES[command], told, out / "output.txt")
@@ -199,6 +210,12 @@ class Bench:
             return None
         saved = json.loads((out / "metrics.json").read_text())
         return saved if job.base is None else {"metrics": saved}
+
+    def _set_aside(self, out: Path) -> None:
+        """A run with other settings must neither be resumed nor taken for this one."""
+        free = next(n for n in range(1, 10_000) if not out.with_name(f"{out.name}.{n}").exists())
+        out.rename(out.with_name(f"{out.name}.{free}"))
+        out.mkdir()
 
     def _call(self, module: str, argv: list[str], output: Path) -> int:
         """A quick run is not worth a process of its own, which takes longer to start."""
@@ -278,8 +295,9 @@ def markdown(table: dict, entries: dict[tuple[str, int], dict]) -> str:
         cells = [spread([value(e) for e in runs]) for _, value in columns]
         lines.append(f"| {row['name']} | {len(runs)} | {' | '.join(cells)} |")
     # Each seed has a contaminated training set of its own; rows of a seed share it.
-    floors = {e["seed"]: {"metrics": e["floors"]["training set"]} for e in measured if has_dirt(e)}
-    if floors:
+    dirty = [e for e in measured if has_dirt(e)]
+    floors = {e["seed"]: {"metrics": e["floors"]["training set"]} for e in dirty}
+    if len({e["settings"]["contamination"] for e in dirty}) == 1:
         cells = [spread([value(floor) for floor in floors.values()]) for _, value in columns]
         label = "*the contaminated training set itself*"
         lines.append(f"| {label} | {len(floors)} | {' | '.join(cells)} |")

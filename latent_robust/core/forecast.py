@@ -7,10 +7,12 @@ dy/ds = (y - x0_hat) / s multiplies y by
     d ln y / d ln s = s^2 / (tau_e^2 + s^2),        s = sigma / alpha.
 
 A random perturbation looks into all directions alike. The attack does not: it follows the sign of
-g = J^T J w, where J shrinks a direction of the noise by s^2 / (tau_e^2 + s^2), so that it finds
-those in which there are few data. A vector of signs has the share 2 / pi of its energy along g, in
-proportion to g^2, and the rest everywhere; L counts that share. So the attack shrinks noise more
-and structure less than the same weight does at random.
+g = J^T J w, where J is how far the prediction moves with the noise. The noise that is seen moves by
+f = s^2 / (tau_e^2 + s^2) of it and the clean sample by s (1 - f), so that J = c_sample s (1 - f) +
+c_noise f: for epsilon, and nearly so for v and flow at low noise, the attack finds the directions
+in which there are few data, for `sample` the others. A vector of signs has the share 2 / pi of its
+energy along g, in proportion to g^2, and the rest everywhere; L counts that share. So the attack
+shrinks noise more and structure less than the same weight does at random (not for `sample`).
 """
 
 from __future__ import annotations
@@ -20,27 +22,40 @@ from math import pi
 import torch
 from torch import Tensor
 
-from .weighting import Weighting
+from .parameterization import Parameterization
+from .weighting import Preset, Weighting
 
 STEPS = 600  # of the integral over ln s; it is exact to 1e-3 there
 ITERATIONS = 5  # the attack depends on the denoiser, which depends on the attack
 
 
-def forecast_spread(tau: Tensor, weighting: Weighting, attack: str = "adversarial") -> Tensor:
+def forecast_spread(
+    tau: Tensor,
+    weighting: Weighting,
+    attack: str = "adversarial",
+    parameterization: Parameterization | str = Parameterization.EPSILON,
+) -> Tensor:
     """tau: (D,), standard deviations of the data along their principal directions.  =>  (D,),
     those of what is sampled after training with the regularizer at full cost. Without an attack
-    this is `tau * weighting.spread(tau)`. For the presets `normalized` and `band`."""
+    this is `tau * weighting.spread(tau)`. ValueError for the preset `paper`, as there."""
     if attack not in ("adversarial", "random"):
         raise ValueError(f"`attack` must be 'adversarial' or 'random', got {attack!r}")
+    if weighting.preset is Preset.PAPER:
+        raise ValueError("a forecast is known for the presets `normalized` and `band`")
     variance = tau.double().square().clamp_min(1e-12)
     top = 100 * float(variance.max().sqrt())
     s = torch.logspace(0, -6, STEPS, dtype=torch.float64)[:, None] * top
     gate = weighting.gate(torch.ones_like(s), s)
+    # As of a variance-preserving process; for flow the coefficients do not depend on it.
+    alpha = (1 + s.square()).rsqrt()
+    c_sample, c_noise = Parameterization(parameterization).coefficients(alpha, s * alpha)
     shrunk = variance.expand(STEPS, -1)
     for _ in range(ITERATIONS):
         share = 1.0
         if attack == "adversarial":
-            found = (s.square() / (shrunk + s.square())) ** 4  # g^2 along each direction
+            follows = s.square() / (shrunk + s.square())
+            # g^2 along each direction, not so small anywhere that its mean would vanish
+            found = ((c_sample * s * (1 - follows) + c_noise * follows) ** 4).clamp_min(1e-30)
             share = 2 / pi * found / found.mean(1, keepdim=True) + (1 - 2 / pi)
         shrunk = variance / (1 + weighting.weight * gate * share)
     rate = s.square() / (shrunk + s.square())

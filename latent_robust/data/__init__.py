@@ -24,8 +24,10 @@ _MODULES = {
     "open_pairs": "pairs",
     "open_pictures": "sources",
     "parse_contamination": "contamination",
+    "pictures_to_look_at": "spectrum",
     "read_levels": "levels",
     "recommend": "spectrum",
+    "split_contamination": "contamination_spec",
 }
 
 __all__ = sorted(_MODULES)

@@ -69,7 +69,8 @@ class Contaminated(ABC):
         return torch.tensor([_level(self.records(index)) for index in range(len(self))])
 
     def dirty(self) -> Tensor:
-        """Which samples any corruption hits: (N,), bool. For evaluation only."""
+        """Which samples any corruption hits: (N,), bool. For evaluation, and for the oracle
+        that leaves them out (`drop_noisy`)."""
         return torch.tensor([bool(self.records(index)) for index in range(len(self))])
 
     def _quarantine(self) -> list[dict]:

@@ -14,6 +14,12 @@ from .corruptions import CORRUPTIONS, Corruption
 _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
 
+def split_contamination(text: str) -> list[str]:
+    """`none`, or specs separated by semicolons, as options and YAML have them."""
+    specs = [] if text == "none" else text.split(";")
+    return [spec.strip() for spec in specs if spec.strip()]
+
+
 def parse_contamination(specs: Sequence[str | dict[str, Any]]) -> list[Corruption]:
     """`gaussian:fraction=0.9,sigma=0.2`, `gaussian:fraction=0.9,sigma=0.0-0.3`, or a dict
     {"kind": "gaussian", "fraction": 0.9, "sigma": [0.0, 0.3]}; applied in the order of the list.

@@ -4,7 +4,9 @@ White noise has the same variance in all directions, structure has most of its o
 smallest eigenvalues of the pictures' covariance are the noise (Chen, Zhu and Heng, ICCV 2015), and
 what lies above them is the spectrum that the pictures would have without it. `forecast_spread`
 says what each weight and band would make of the noisy spectrum; the recommended ones come nearest
-to the clean one. Nothing but noise is seen: blur, recompression and watermarks are structure.
+to the clean one. Nothing but white noise is seen: blur, recompression and watermarks are structure,
+and noise that was scaled up or blurred with its picture is no longer white. Clipped at black and
+white it reads low, where much of a picture is one of them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 
 from latent_robust.core import Weighting, forecast_spread
 
+from .contaminated import spaced
+from .levels import ENOUGH
+
 PATCH = 8  # pixels a side; larger pictures are cut up
 PATCHES = 64  # of a picture, at most
 ENOUGH_PATCHES = 3  # for each direction: the noise then reads a quarter low, with 12 a tenth
@@ -26,6 +31,8 @@ WEIGHTS = (0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0)
 # Times the noise. The forecast would have less and less band for more and more weight; but below
 # half of the noise trained networks leave the data's range (RESULTS.md).
 BANDS = (0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
+
+LOOKED_AT = 2**29  # bytes of pictures, at most
 
 # Less noise than this, in units of [-1, 1], cannot be told from fine drawing: clean Fashion-MNIST
 # reads 0.04.
@@ -47,16 +54,18 @@ class Spectrum:
         """tau without the noise."""
         return (self.tau.square() - self.noise**2).clamp_min(0).sqrt()
 
-    def distance(self, weighting: Weighting | None, attack: str = "adversarial") -> float:
+    def distance(self, weighting: Weighting | None, *kind: str) -> float:
         """Forecast of the Fréchet distance between patches of what is sampled, after training with
-        this weighting (None: without the regularizer), and clean ones."""
-        drawn = self.tau if weighting is None else forecast_spread(self.tau, weighting, attack)
+        this weighting (None: without the regularizer), and clean ones. kind: attack and
+        parameterization, as `forecast_spread` takes them."""
+        drawn = self.tau if weighting is None else forecast_spread(self.tau, weighting, *kind)
         return float((drawn - self.clean).square().sum())
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """weighting: None where the pictures look clean. plain, robust: forecast distances."""
+    """weighting: None where the pictures look clean, or where nothing that may be chosen helps.
+    plain, robust: forecast distances."""
 
     spectrum: Spectrum
     weighting: Weighting | None
@@ -65,11 +74,13 @@ class Recommendation:
 
     def summary(self) -> str:
         noise = f"noise: {self.spectrum.noise:.3f} (root mean square; pictures are in [-1, 1])"
-        if self.weighting is None:
+        if self.spectrum.noise < CLEAN:
             return (
-                f"{noise}\nThe pictures look clean: leave the regularizer off (--objective ddpm). "
-                "Blur, recompression, watermarks and wrong captions cannot be seen in this way."
+                f"{noise}\nThe pictures look clean: the regularizer is better off. Not seen in "
+                "this way: blur, recompression, watermarks, noise scaled up with its picture."
             )
+        if self.weighting is None:
+            return f"{noise}\nno weight and band that may be chosen are forecast to help"
         return (
             f"{noise}\nrecommended: weight {self.weighting.weight:g}, band "
             f"{self.weighting.band:g}\nforecast of the Fréchet distance to clean pictures, in "
@@ -90,11 +101,13 @@ class Recommendation:
 def recommend(
     samples: Tensor,
     attack: str = "adversarial",
+    parameterization: str = "epsilon",
     *,
     weight: float | None = None,
     band: float | None = None,
 ) -> Recommendation:
-    """samples: (N, C, H, W), in [-1, 1]; weight, band: what is given already."""
+    """samples: (N, C, H, W), in [-1, 1]; attack, parameterization: as `forecast_spread` takes them;
+    weight, band: what is given already."""
     spectrum = measure_spectrum(samples)
     plain = spectrum.distance(None)
     if spectrum.noise < CLEAN:
@@ -103,22 +116,29 @@ def recommend(
     # Two digits: more of them would only say how exact a forecast is not.
     bands = [float(f"{b * spectrum.noise:.2g}") for b in BANDS] if band is None else [band]
     tried = [Weighting("band", *pair) for pair in product(weights, bands)]
-    distances = [spectrum.distance(weighting, attack) for weighting in tried]
+    distances = [spectrum.distance(w, attack, parameterization) for w in tried]
     robust = min(distances)
     best = tried[distances.index(robust)]
     worth = robust < (1 - WORTH) * plain
     return Recommendation(spectrum, best if worth else None, plain, robust if worth else plain)
 
 
+def pictures_to_look_at(size: int, channels: int) -> int:
+    """How many are enough, and fit into LOOKED_AT bytes."""
+    return max(32, min(ENOUGH, LOOKED_AT // (4 * channels * size**2)))
+
+
 def measure_spectrum(samples: Tensor) -> Spectrum:
     """samples: (N, C, H, W). Of few small pictures smaller patches are taken: a covariance needs
     ENOUGH_PATCHES times as many patches as it has directions."""
+    if all(torch.equal(samples[:, :1], samples[:, c : c + 1]) for c in range(1, samples.shape[1])):
+        samples = samples[:, :1]  # gray: the same noise in all channels would not look white
     side = _side(samples)
     total, outer, count = 0.0, 0.0, 0
     for chunk in samples.split(64):
         patches = nn.functional.unfold(chunk.float(), side, stride=side)  # (B, D, L)
-        step = -(-patches.shape[2] // PATCHES)
-        rows = patches[:, :, ::step].transpose(1, 2).flatten(0, 1).double()
+        looked_at = spaced(patches.shape[2], PATCHES)
+        rows = patches[:, :, looked_at].transpose(1, 2).flatten(0, 1).double()
         total, outer, count = total + rows.sum(0), outer + rows.T @ rows, count + len(rows)
     mean = total / count
     covariance = outer / count - mean[:, None] * mean

@@ -99,7 +99,7 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
 # What of a configuration changes how much a step holds; the rest is seen in the network.
 SETTINGS = (
     "objective", "weight", "fraction", "attack_steps", "batch_size", "mixed_precision",
-    "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder",
+    "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder", "dropout",
 )  # fmt: skip
 
 
@@ -129,9 +129,10 @@ def remembered_memory(
 
 def _known(file: Path) -> dict[str, dict[str, int]]:
     try:
-        return json.loads(file.read_text())
+        known = json.loads(file.read_text())
     except (OSError, ValueError):  # not there, or damaged, which is as good as that
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _facts(part: nn.Module) -> list:

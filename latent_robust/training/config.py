@@ -146,7 +146,8 @@ class TrainConfig(BaseModel):
         return [spec.strip() for spec in specs if spec.strip()]
 
     def objective_for(self, process: NoiseProcess) -> Objective:
-        """The objective of this configuration; `band` must have been resolved to a number."""
+        """The objective of this configuration; `weight` and `band` must have been resolved to
+        numbers."""
         return make_objective(
             self.objective,
             process,

@@ -42,6 +42,26 @@ def test_one_noise_direction_of_three_sees_about_the_threefold_weight():
     assert low < noise < high
 
 
-def test_an_unknown_attack_is_refused():
+def test_the_attack_on_a_sample_predictor_finds_structure():
+    """Its prediction moves with the noise where there are data, that of epsilon where not."""
+    epsilon, sample = (
+        forecast_spread(TAU, Weighting(), "adversarial", kind) for kind in ("epsilon", "sample")
+    )
+    assert sample[0] < epsilon[0]
+    assert sample[-1] > epsilon[-1]
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "flow"])
+def test_v_and_flow_predictors_are_attacked_nearly_as_epsilon_at_low_noise(kind):
+    weighting = Weighting("band", 3, 0.1)
+    epsilon, other = (
+        forecast_spread(TAU, weighting, "adversarial", name) for name in ("epsilon", kind)
+    )
+    torch.testing.assert_close(other, epsilon, rtol=0.1, atol=0)
+
+
+def test_what_has_no_forecast_is_refused():
     with pytest.raises(ValueError, match="'adversarial' or 'random'"):
         forecast_spread(TAU, Weighting(), "pgd")
+    with pytest.raises(ValueError, match="`normalized` and `band`"):
+        forecast_spread(TAU, Weighting("paper", 0.3))

@@ -36,6 +36,25 @@ def test_white_noise_and_nothing_else_is_all_noise():
     assert measure_spectrum(noise).noise == pytest.approx(0.3, rel=0.02)
 
 
+def test_gray_pictures_in_three_channels_have_the_noise_of_one():
+    noisy = digits("gaussian:fraction=0.9,sigma=0.2")
+    assert measure_spectrum(noisy.expand(-1, 3, -1, -1)).noise == measure_spectrum(noisy).noise
+
+
+def test_all_of_a_large_picture_is_looked_at():
+    """Noise in its left half only: half of the patches have it."""
+    pictures = torch.zeros(40, 1, 256, 256)
+    noise = torch.randn(40, 1, 256, 128, generator=derive_generator(0, "noise"))
+    pictures[..., :128] = 0.3 * noise
+    assert measure_spectrum(pictures).noise == pytest.approx(0.3 * 0.5**0.5, rel=0.1)
+
+
+def test_what_is_given_and_does_not_help_is_not_called_clean():
+    found = recommend(digits("gaussian:fraction=0.9,sigma=0.2"), weight=0.0)
+    assert found.weighting is None
+    assert "clean:" not in found.summary()
+
+
 def test_structure_in_few_directions_does_not_count_as_noise():
     variances = torch.cat([torch.tensor([9.0, 4.0, 1.0, 0.5]), torch.full((12,), 0.25)])
     assert noise_variance(variances) == 0.25

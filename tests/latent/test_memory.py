@@ -158,13 +158,14 @@ def test_an_estimate_is_remembered_for_the_same_step_only(tmp_path, monkeypatch)
     assert remembered(0, batch_size=2) == remembered(1, batch_size=2) == Memory(1, 2, 6)
     assert remembered(0, batch_size=4) == Memory(1, 2, 12)
     assert remembered(0, batch_size=4, objective="ddpm") == Memory(1, 2, 12)
-    assert asked == [2, 4, 4]
+    assert remembered(0, batch_size=4, objective="ddpm", dropout=0.1) == Memory(1, 2, 12)
+    assert asked == [2, 4, 4, 4]
     next(components.network.parameters()).requires_grad_(False)
     remembered(0, batch_size=2)
-    assert asked == [2, 4, 4, 2]
+    assert asked == [2, 4, 4, 4, 2]
     (tmp_path / "memory.json").write_text("{")  # damaged
     remembered(0, batch_size=2)
-    assert asked == [2, 4, 4, 2, 2]
+    assert asked == [2, 4, 4, 4, 2, 2]
 
 
 def test_peak_is_of_what_is_alive_at_once():

@@ -270,6 +270,14 @@ def test_weight_and_band_are_those_that_are_recommended(train, tmp_path):
     assert yaml.safe_load((tmp_path / "given/config.yaml").read_text())["weight"] == 1
 
 
+def test_the_judge_of_an_audited_run_chooses_as_well(train, tmp_path, capsys):
+    noisy = "--contamination=gaussian:fraction=0.9,sigma=0.2"
+    assert train(noisy, "--limit=400", "--objective=audited", "--out=run") == 0
+    assert "recommended: weight" in capsys.readouterr().out
+    judged = json.loads((tmp_path / "run/robust-adversarial/metrics.json").read_text())
+    assert judged["weight"] > 0
+
+
 def test_where_pictures_look_clean_it_is_plain_training(train, tmp_path, capsys):
     for objective in ("robust-adversarial", "ddpm"):
         assert train("--limit=400", f"--objective={objective}", f"--out={objective}") == 0
