@@ -55,6 +55,9 @@ def save_demo_model(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     with quiet_libraries():
         for name, part in parts.items():
             copy.deepcopy(part).half().save_pretrained(folder / name)
+            config = json.loads((folder / name / "config.json").read_text())
+            config.pop("_name_or_path", None)  # where it was trained
+            write_json(folder / name / "config.json", config)
     write_json(folder / "text_encoder" / TOKENS, tokens)
 
 

@@ -27,6 +27,12 @@ def demo():
     return pipeline
 
 
+def test_what_is_shipped_does_not_say_where_it_was_made():
+    configurations = list(DEMO.rglob("*.json"))
+    assert configurations
+    assert not [path for path in configurations if "_name_or_path" in path.read_text()]
+
+
 def draw(pipeline, captions, steps):
     return pipeline(
         captions,
