@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .data_commands import DATA_HELP, add_data_commands
+from .errors import InputError, refuse_options
 from .files import write_json
 from .probes import add_probes, audit_pictures
 from .training.command import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from .core import Weighting
-    from .data.corruption import Corruption
-
-PAIRS_HELP = (
-    "a folder with metadata.jsonl, .csv, .parquet or .txt, .caption files beside its pictures, "
-    "parquet:FILE, wds:SHARDS, or hf:NAME[:SPLIT]"
-)
-DATA_HELP = "digits, fashion-mnist:DIR, parquet:FILE, a folder of pictures, or hf:NAME[:SPLIT]"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,61 +32,10 @@ def finetune_latent(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="latent-robust", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = partial(_command, commands)
+    add_data_commands(command)
 
-    contaminate = _command(commands, "contaminate", _contaminate, "make a dirty copy of pictures")
-    contaminate.add_argument(
-        "--data", required=True, help=f"{DATA_HELP}; with --pairs: {PAIRS_HELP}"
-    )
-    contaminate.add_argument(
-        "--contamination", required=True, help="e.g. 'gaussian:fraction=0.9,sigma=0.2'"
-    )
-    contaminate.add_argument("--out", type=Path, required=True, help="a new or empty directory")
-    contaminate.add_argument("--size", type=int, help="pixels a side, for pictures")
-    contaminate.add_argument("--channels", type=int, choices=(1, 3), default=3)
-    contaminate.add_argument("--limit", type=int, help="only the first N pictures")
-    contaminate.add_argument("--seed", type=int, default=0)
-    contaminate.add_argument("--offline", action="store_true")
-    pairs = contaminate.add_argument_group("pairs of pictures and captions")
-    pairs.add_argument("--pairs", action="store_true", help="the data are pairs")
-    pairs.add_argument("--resolution", type=int, help="pixels a side, or root of a bucket's area")
-    pairs.add_argument("--buckets", action="store_true", help="keep the pictures' shapes, nearly")
-    pairs.add_argument("--caption-column", help="default: text, caption, ...")
-    pairs.add_argument("--model", help="whose encoder encoder-poison attacks: a path or hub name")
-
-    recommend = _command(
-        commands, "recommend", _recommend, "a weight and a band for pictures, before training"
-    )
-    recommend.add_argument("--data", required=True, help=DATA_HELP)
-    recommend.add_argument("--size", type=int, required=True, help="pixels a side, as trained on")
-    recommend.add_argument("--channels", type=int, choices=(1, 3), default=3)
-    recommend.add_argument("--limit", type=int, help="only the first N pictures")
-    recommend.add_argument(
-        "--objective",
-        choices=("robust-adversarial", "robust-random"),
-        default="robust-adversarial",
-        help="robust-adversarial (default) or robust-random",
-    )
-    recommend.add_argument(
-        "--parameterization",
-        choices=("epsilon", "v_prediction", "sample", "flow"),
-        default="epsilon",
-        help="what the network predicts (default: epsilon)",
-    )
-    recommend.add_argument(
-        "--try",
-        dest="tried",
-        type=_weighting,
-        action="append",
-        default=[],
-        metavar="WEIGHT,BAND",
-        help="forecast these, too; may be repeated",
-    )
-    recommend.add_argument("--contamination", default="none", help="of an experiment")
-    recommend.add_argument("--seed", type=int, default=0, help="of the contamination")
-    recommend.add_argument("--out", type=Path, help="also write a JSON file")
-    recommend.add_argument("--offline", action="store_true")
-
-    sample = _command(commands, "sample", _sample, "draw pictures from a finished run")
+    sample = command("sample", _sample, "draw pictures from a finished run")
     sample.add_argument("run", type=Path, help="a run directory")
     sample.add_argument("--out", type=Path, required=True, help="a PNG file for the grid")
     sample.add_argument("--count", type=int, default=64)
@@ -107,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
 
-    evaluate = _command(commands, "evaluate", _evaluate, "compare pictures with clean ones")
+    evaluate = command("evaluate", _evaluate, "compare pictures with clean ones")
     evaluate.add_argument("pictures", help="a run directory, or pictures as for --reference")
     evaluate.add_argument(
         "--reference",
@@ -126,14 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--offline", action="store_true")
 
-    report = _command(commands, "report", _report, "one page that puts runs side by side")
+    report = command("report", _report, "one page that puts runs side by side")
     report.add_argument("runs", type=Path, nargs="+", help="run directories")
     report.add_argument("--out", type=Path, default=Path("report.html"))
     report.add_argument("--title")
 
-    add_probes(partial(_command, commands))
+    add_probes(command)
 
-    audit = _command(commands, "audit", _audit, "let a model judge the data it was trained on")
+    audit = command("audit", _audit, "let a model judge the data it was trained on")
     audit.add_argument("run", type=Path, help="directory of a finished run")
     audit.add_argument("--out", type=Path, help="a JSONL file (default: audit.jsonl in the run)")
     audit.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
@@ -158,125 +97,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="pixel runs: end the sampler at this noise level, with its clean estimate there "
         "(default: the run's)",
     )
-
-
-def _contaminate(options: argparse.Namespace) -> int:
-    from .data import (
-        contaminate_folder,
-        open_pictures,
-        parse_contamination,
-        split_contamination,
-    )
-
-    corruptions = parse_contamination(split_contamination(options.contamination))
-    if options.pairs:
-        return _contaminate_pairs(options, corruptions)
-    if options.size is None:
-        raise InputError("contaminate needs --size, or --pairs and --resolution")
-    for name in ("resolution", "buckets", "caption_column", "model"):
-        if getattr(options, name):
-            raise InputError(f"--{name.replace('_', '-')} is for pairs: add --pairs, or leave it")
-    pictures = open_pictures(
-        options.data,
-        size=options.size,
-        channels=options.channels,
-        limit=options.limit,
-        offline=options.offline,
-    )
-    contaminate_folder(pictures, corruptions, options.seed, options.out)
-    print(f"{len(pictures)} pictures and their manifest are in {options.out}")
-    _name_left_out(pictures.quarantine)
-    return 0
-
-
-def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption]) -> int:
-    from .data import ContaminatedPairs, contaminate_pairs, make_buckets, open_pairs
-
-    if options.resolution is None or options.size is not None or options.channels != 3:
-        raise InputError("--pairs needs --resolution, and goes without --size and --channels")
-    buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
-    pairs = open_pairs(
-        options.data,
-        caption_column=options.caption_column,
-        limit=options.limit,
-        offline=options.offline,
-    )
-    encode = None if options.model is None else _encoder(options.model, options.offline)
-    samples = ContaminatedPairs(
-        pairs, corruptions, options.seed, buckets, encode, offline=options.offline
-    )
-    contaminate_pairs(samples, options.out)
-    print(f"{pairs.summary()}; contaminated with their manifest in {options.out}")
-    _name_left_out(pairs.quarantine)
-    for name in pairs.without_picture:
-        print(f"left out: {name}: its picture does not exist")
-    return 0
-
-
-def _encoder(model: str, offline: bool) -> Callable[[Tensor], Tensor]:
-    """=>  what encoder-poison attacks: samples to the means of their latents."""
-    from .latent.components import load_components
-
-    components = load_components(model, offline=offline)
-    return lambda samples: components.encode_pictures(samples)[0]
-
-
-def _name_left_out(quarantine: list[dict]) -> None:
-    for row in quarantine:
-        print(f"left out: {row['name']}: {row['reason']}")
-
-
-def _weighting(text: str) -> Weighting:
-    from .core import Weighting
-
-    try:
-        weight, band = (float(part) for part in text.split(","))
-        return Weighting("band", weight, band)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"needs WEIGHT,BAND, e.g. 3,0.5: {error}") from None
-
-
-def _recommend(options: argparse.Namespace) -> int:
-    from .data import (
-        ContaminatedPictures,
-        open_pictures,
-        parse_contamination,
-        pictures_to_look_at,
-        recommend,
-        split_contamination,
-    )
-
-    pictures = open_pictures(
-        options.data,
-        size=options.size,
-        channels=options.channels,
-        limit=options.limit,
-        offline=options.offline,
-    )
-    corruptions = parse_contamination(split_contamination(options.contamination))
-    dirty = ContaminatedPictures(pictures, corruptions, options.seed)
-    samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, options.channels))
-    if len(samples) < 2:
-        raise InputError(f"{options.data} has one picture; a spectrum takes some dozens at least")
-    kind = (options.objective.removeprefix("robust-"), options.parameterization)
-    found = recommend(samples, *kind)
-    print(f"{len(samples):,} of {len(dirty):,} pictures\n{found.summary()}")
-    for weighting in options.tried:
-        print(
-            f"weight {weighting.weight:g}, band {weighting.band:g}: forecast "
-            f"{found.spectrum.distance(weighting, *kind):.3g}"
-        )
-    if found.weighting is not None:
-        told = ["train-pixel"]
-        usual = {"contamination": "none", "limit": None, "seed": 0, "parameterization": "epsilon"}
-        for name in ("data", "size", "channels", "objective", *usual):
-            if getattr(options, name) != usual.get(name, ""):
-                told += [f"--{name}", str(getattr(options, name))]
-        told += ["--weight", f"{found.weighting.weight:g}", "--band", f"{found.weighting.band:g}"]
-        print(f"\n{shlex.join(told)}")
-    if options.out is not None:
-        write_json(options.out, found.facts())
-    return 0
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -317,9 +137,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if config:
         samples = _draw(run, options.samples, options.seed, options)
     else:
-        for name in ("steps", "sampler", "stop_at"):
-            if getattr(options, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} is for runs, which draw pictures")
+        refuse_options(options, ("steps", "sampler", "stop_at"), "is for runs, which draw pictures")
         samples = _pictures(options.pictures, size, channels, options.samples, options.offline)
     metrics = evaluate(samples, clean, extractors, seed=options.seed)
     if options.out is None:
@@ -373,9 +191,8 @@ def _pictures(spec: str, size: int, channels: int, count: int, offline: bool) ->
 def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tensor:
     config = _run_config(run)
     if "model" in config:
-        for name in ("sampler", "stop_at"):
-            if getattr(options, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} is for pixel runs, and {run} is none")
+        why = f"is for pixel runs, and {run} is none"
+        refuse_options(options, ("sampler", "stop_at"), why)
         from .latent.finished import draw_from_run
 
         return draw_from_run(

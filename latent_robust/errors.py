@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterable
 
@@ -12,6 +13,14 @@ class InputError(ValueError):
 
 class Diverged(RuntimeError):
     """Several training steps in a row had a non-finite loss or gradient. Exit code 1."""
+
+
+def refuse_options(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """InputError, "--an-option " + why, for the first of `names` that was given."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise InputError(f"--{name.replace('_', '-')} {why}")
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:

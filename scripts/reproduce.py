@@ -25,6 +25,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -68,9 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.table not in ["all", *tables()]:
         parser.error(f"no table {options.table!r}; there are all, {', '.join(tables())}")
     results = (options.results or ROOT / ("runs/quick" if options.quick else "results")).resolve()
-    failed = 0
+    bench, failed = Bench(results, options.quick), 0
     for name in tables() if options.table == "all" else [options.table]:
-        bench = Bench(results, options.quick)
         table = read_table(name)
         if not options.render:
             failed += bench.run_table(name, options.jobs)
@@ -90,6 +90,7 @@ def tables() -> list[str]:
     return sorted(path.stem for path in (ROOT / "configs/tables").glob("*.yaml"))
 
 
+@cache
 def read_table(name: str) -> dict:
     return yaml.safe_load((ROOT / f"configs/tables/{name}.yaml").read_text())
 
@@ -188,8 +189,8 @@ class Bench:
                 print(f"  {job.base.folder} is not there to draw from", flush=True)
                 return None
             config = yaml.safe_load((base / "config.yaml").read_text())
-            options = {"samples": config["samples"], **job.settings, "seed": job.seed}
-            options = {k: v for k, v in options.items() if k not in ("of", "base")}
+            own = {k: v for k, v in job.settings.items() if k not in ("of", "base")}
+            options = {"samples": config["samples"], **own, "seed": job.seed}
             if self.quick:
                 options.update(steps=2, samples=16)
             options["out"] = out / "metrics.json"
@@ -202,7 +203,7 @@ class Bench:
             if file.exists() and file.read_text() != text:
                 self._set_aside(out)
             file.write_text(text)
-            told = ["--config", str(out / "settings.yaml"), "--out", str(out)]
+            told = ["--config", str(file), "--out", str(out)]
             told += ["--seed", str(job.seed), "--resume"]
             code = self._call(MODULES[command], told, out / "output.txt")
         if code != 0:

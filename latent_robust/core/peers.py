@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -65,15 +63,15 @@ class AdversarialDenoising(Objective):
 
     def __call__(
         self,
-        denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
-        sample: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        generator: torch.Generator | None = None,
+        denoise,
+        sample,
+        t,
+        noise,
+        generator=None,
         *,
-        levels: Tensor | None = None,
-        attacked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-        regularize: bool = True,
+        attacked=None,
+        regularize=True,
+        **options,
     ) -> Loss:
         if regularize:
             alpha, sigma = self.process(t, sample)
@@ -92,7 +90,7 @@ class AdversarialDenoising(Objective):
                 generator,
                 self.attack_steps,
             )
-        return super().__call__(denoise, sample, t, noise, generator)
+        return super().__call__(denoise, sample, t, noise, generator, **options)
 
 
 class Ambient(Objective):

@@ -100,6 +100,16 @@ def load_judge(run: Path, dataset, device: torch.device | str) -> tuple[Callable
     return look, NoiseProcess.from_scheduler(scheduler)
 
 
+def last_step(scheduler, stop_at: float | None) -> int | None:
+    """The first step of the sampler whose sigma / alpha is at most `stop_at`, if there is one."""
+    if stop_at is None:
+        return None
+    times = scheduler.timesteps
+    alpha, sigma = NoiseProcess.from_scheduler(scheduler)(times, times[:, None])
+    reached = (sigma <= stop_at * alpha).flatten().nonzero()
+    return int(reached[0]) if len(reached) else None
+
+
 @torch.no_grad()
 def draw_samples(
     network: nn.Module,
@@ -121,7 +131,6 @@ def draw_samples(
     was drawn: noise that the network draws below is never drawn.
     """
     config = network.config
-    process = NoiseProcess.from_scheduler(scheduler)
     shape = (config.in_channels, config.sample_size, config.sample_size)
     drawn = []
     for first in range(0, count, batch_size):
@@ -129,12 +138,12 @@ def draw_samples(
         generators = [derive_generator(seed, "sample", i) for i in pictures]
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
         scheduler.set_timesteps(steps, device=device)
+        last = last_step(scheduler, stop_at)
         for step, t in enumerate(scheduler.timesteps):
             if perturb is not None:
                 x = perturb(x, step, pictures)
             output = predict(network, scheduler, x, t)
-            alpha, sigma = process(t.expand(len(x)), x)
-            if stop_at is not None and (sigma <= stop_at * alpha).all():
+            if step == last:
                 x = clean_estimate(scheduler, output, t, x)
                 break
             x = advance(scheduler, output, t, x, generators)

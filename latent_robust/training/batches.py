@@ -94,7 +94,7 @@ class StepBatches(Sampler[list[int]]):
 def without_noisy(groups: Sequence[Sequence[int]], levels: Tensor) -> list[list[int]]:
     """The groups without the samples that have a level, (N,) or (N, C), above 0. InputError when
     that leaves none."""
-    clean = levels.flatten(1).eq(0).all(1) if levels.ndim > 1 else levels == 0
+    clean = levels.reshape(len(levels), -1).eq(0).all(1)
     kept = [[index for index in group if clean[index]] for group in groups]
     if not any(kept):
         raise InputError("drop_noisy leaves no sample: all have a noise level; train without it")
