@@ -15,5 +15,5 @@ case $which in
 esac
 . scripts/install.sh ""
 # The pixel demo takes fewer steps than RESULTS.md, to stay below ten minutes on two slow cores.
-[ "$which" = latent ] || .venv/bin/train-pixel --steps 4000 "$@"
+[ "$which" = latent ] || .venv/bin/train-pixel --steps 3200 "$@"
 [ "$which" = pixel ] || .venv/bin/finetune-latent --lora "$@"
