@@ -6,6 +6,7 @@ import threading
 import warnings
 from io import BytesIO
 
+import PIL
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as v2
@@ -16,6 +17,10 @@ MAX_PIXELS = 89_478_485
 
 # Not all that Pillow can open: its EPS reader, for one, starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+# What a picture that was accepted was accepted by. The number is to be raised with every change
+# that refuses more, or that changes a size.
+DECODER = f"Pillow {PIL.__version__}, 1"
 
 # Python's warning filters belong to the process; pictures are decoded in threads.
 _OPENING = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from latent_robust.errors import InputError
 
 from .decode import BadPicture, decode_picture
 from .pair_list import PairList
-from .scan import changed, check_limits, refuse_too_many_bad, try_all
+from .scan import KnownSizes, changed, check_limits, refuse_too_many_bad, try_all
 from .sources import existing_path, hub_name
 
 FORMS = {
@@ -31,7 +32,7 @@ class PairSet:
     picture does not exist; ignored: files that claim to be neither picture nor caption.
     """
 
-    def __init__(self, pairs: PairList, spec: str):
+    def __init__(self, pairs: PairList, spec: str, known: Path | None = None):
         self.spec = spec
         self.captions: list[str] = []
         self.repeats: list[int] = []
@@ -43,7 +44,7 @@ class PairSet:
         self._names: list[str] = []
         self._keys: list = []
         self._checksums: list[bytes] = []
-        self._scan(pairs)
+        self._scan(pairs, KnownSizes(known))
         self.without_caption = [
             name for name, caption in zip(self._names, self.captions, strict=True) if not caption
         ]
@@ -96,16 +97,20 @@ class PairSet:
             parts.append(f"{_count(len(self.without_picture), 'caption')} without a picture")
         return ", ".join(parts)
 
-    def _scan(self, pairs: PairList) -> None:
-        """Decode everything once; keep sizes and checksums."""
+    def _scan(self, pairs: PairList, known: KnownSizes) -> None:
+        """Decode everything once, but for what is known; keep sizes and checksums."""
 
         def attempt(index: int) -> tuple[tuple[int, int], bytes] | str:
             try:
                 data = pairs.read(pairs.keys[index])
-                picture = decode_picture(data, pairs.names[index], channels=3)
+                checksum = hashlib.sha256(data).digest()
+                size = known.get(checksum)
+                if size is None:
+                    picture = decode_picture(data, pairs.names[index], channels=3)
+                    size = tuple(picture.shape[-2:])
             except BadPicture as bad:
                 return bad.reason
-            return tuple(picture.shape[-2:]), hashlib.sha256(data).digest()
+            return size, checksum
 
         for index, outcome in enumerate(try_all(attempt, len(pairs.keys))):
             name = pairs.names[index]
@@ -113,12 +118,14 @@ class PairSet:
                 self.quarantine.append({"name": name, "reason": outcome})
                 continue
             size, checksum = outcome
+            known.add(checksum, size)
             self.sizes.append(size)
             self._checksums.append(checksum)
             self._names.append(name)
             self._keys.append(pairs.keys[index])
             self.captions.append(pairs.captions[index])
             self.repeats.append(pairs.repeats[index])
+        known.keep()
 
 
 def open_pairs(
@@ -129,18 +136,20 @@ def open_pairs(
     max_bad_fraction: float = 0.05,
     offline: bool = False,
     folder_repeats: bool = False,
+    known: Path | None = None,
 ) -> PairSet:
     """Every picture is decoded once here; bad ones are left out and named in `.quarantine`.
 
     spec: a folder, or one of FORMS; caption_column: of the metadata, table or JSON members, None
     for the usual names; limit: the first so many of the source, bad ones included;
-    max_bad_fraction: in [0, 1]; folder_repeats: pictures in a folder `10_name` count ten times.
+    max_bad_fraction: in [0, 1]; folder_repeats: pictures in a folder `10_name` count ten times;
+    known: a file that remembers which pictures could be decoded, so that the next call need not.
 
     Raises InputError: the specification, an unreadable source, a column that is not there, no
     picture, too many bad ones.
     """
     check_limits(limit, max_bad_fraction)
-    pairs = PairSet(_list(spec, caption_column, folder_repeats, limit, offline), spec)
+    pairs = PairSet(_list(spec, caption_column, folder_repeats, limit, offline), spec, known)
     refuse_too_many_bad("pairs", spec, len(pairs), pairs.quarantine, max_bad_fraction)
     return pairs
 

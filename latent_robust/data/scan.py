@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from latent_robust.errors import InputError
+from latent_robust.files import write_atomically
+
+from .decode import DECODER
 
 Outcome = TypeVar("Outcome")
+
+
+class KnownSizes:
+    """(height, width) of pictures that were decoded without fault, by the SHA-256 of their bytes.
+
+    Kept in a file from one run to the next: hashing a picture takes a fraction of the time of
+    decoding it. Without a file nothing is known, and nothing kept. Of a damaged file, or one that
+    another decoder wrote, nothing is believed.
+    """
+
+    def __init__(self, file: Path | None):
+        self._file = file
+        self._sizes: dict[str, list[int]] = {}
+        self._new: dict[str, list[int]] = {}
+        if file is not None:
+            self._sizes = _read_sizes(file)
+
+    def get(self, checksum: bytes) -> tuple[int, int] | None:
+        size = self._sizes.get(checksum.hex())
+        return None if size is None else tuple(size)
+
+    def add(self, checksum: bytes, size: tuple[int, int]) -> None:
+        if checksum.hex() not in self._sizes:
+            self._new[checksum.hex()] = list(size)
+
+    def keep(self) -> None:
+        """InputError if the file cannot be written."""
+        if self._file is not None and self._new:
+            sizes = {**_read_sizes(self._file), **self._new}  # another run may have written
+            write_atomically(self._file, json.dumps({"decoder": DECODER, "sizes": sizes}))
+
+
+def _read_sizes(file: Path) -> dict[str, list[int]]:
+    try:
+        kept = json.loads(file.read_text())
+        return kept["sizes"] if kept["decoder"] == DECODER else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def try_all(attempt: Callable[[int], Outcome], total: int) -> Iterator[Outcome]:
@@ -40,7 +83,7 @@ def refuse_too_many_bad(
     limit = f"at most {max_bad_fraction:.1%}" if good else "at least one good picture"
     raise InputError(
         f"{bad} of {total} {what} of {spec} cannot be used ({limit} allowed). "
-        f"The first: {examples}. Mend or remove them, or raise `max_bad_fraction`"
+        f"The first: {examples}. Mend or remove them, or raise --max-bad-fraction"
     )
 
 

@@ -88,7 +88,9 @@ def prepare(
 ) -> Preparation:
     """Says aloud what it found. InputError for what cannot be used."""
     say = print if accelerator.is_main_process else _silent
-    source = _open(config, config.data)
+    folder = cache_folder(config, out)
+    known = None if folder is None else folder / "pictures.json"
+    source = _open(config, config.data, known)
     say(f"{config.data}: {source.summary()}")
     for what, names in (
         ("without a caption", source.without_caption),
@@ -99,7 +101,7 @@ def prepare(
             print(f"{what}: {shown}", file=sys.stderr)
     contaminate = partial(contaminated_pairs, config, components)
     pairs = contaminate(source, config.contamination_specs)
-    truth = None if config.reference is None else _open(config, config.reference)
+    truth = None if config.reference is None else _open(config, config.reference, known)
     if truth is None and pairs.corruptions:
         truth = source
     band = None
@@ -182,7 +184,7 @@ def contaminated_pairs(
     )
 
 
-def _open(config: LatentConfig, spec: str) -> PairSet:
+def _open(config: LatentConfig, spec: str, known: Path | None) -> PairSet:
     return open_pairs(
         spec,
         caption_column=config.caption_column,
@@ -190,6 +192,7 @@ def _open(config: LatentConfig, spec: str) -> PairSet:
         max_bad_fraction=config.max_bad_fraction,
         offline=config.offline,
         folder_repeats=config.folder_repeats,
+        known=known,
     )
 
 

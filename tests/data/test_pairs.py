@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from latent_robust.data import open_pairs
+from latent_robust.data import pairs as data_pairs
 from latent_robust.errors import InputError
 
 
@@ -354,6 +356,51 @@ def test_a_picture_that_changes_afterwards_is_noticed(folder):
     (folder / "a.png").unlink()
     with pytest.raises(InputError, match=r"a\.png was readable .* now: cannot be read"):
         pairs.picture(0)
+
+
+# What is known of an earlier opening
+
+
+def decoded(monkeypatch) -> list[str]:
+    """The names of the pictures that are decoded from now on."""
+    seen = []
+    decode = data_pairs.decode_picture
+
+    def count(data, name, channels):
+        seen.append(name)
+        return decode(data, name, channels)
+
+    monkeypatch.setattr(data_pairs, "decode_picture", count)
+    return seen
+
+
+def test_what_was_decoded_once_is_not_decoded_again(folder, tmp_path, encode, monkeypatch):
+    (folder / "broken.png").write_bytes(b"not a picture")
+    open_folder = partial(open_pairs, str(folder), max_bad_fraction=0.5)
+    plain = open_folder()
+    known = tmp_path / "cache" / "pictures.json"
+    first = open_folder(known=known)
+    seen = decoded(monkeypatch)
+    second = open_folder(known=known)
+    assert seen == ["broken.png"]  # asked again each time: its reader may have learned
+    for pairs in (first, second):
+        assert pairs.fingerprint() == plain.fingerprint()
+        assert pairs.sizes == plain.sizes
+        assert pairs.quarantine == plain.quarantine
+    (folder / "a.png").write_bytes(encode(Image.new("RGB", (7, 9))))
+    assert open_folder(known=known).sizes[0] == (9, 7)
+    assert seen[1:] == ["a.png", "broken.png"]
+    assert len(json.loads(known.read_text())["sizes"]) == 6  # nothing known is forgotten
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"decoder": "another", "sizes": {}}'])
+def test_what_cannot_be_believed_is_decoded(folder, tmp_path, monkeypatch, text):
+    known = tmp_path / "pictures.json"
+    known.write_text(text)
+    seen = decoded(monkeypatch)
+    assert len(open_pairs(str(folder), known=known)) == len(seen) == 5
+    open_pairs(str(folder), known=known)
+    assert len(seen) == 5
 
 
 def test_the_set_holds_no_picture(folder, encode):
