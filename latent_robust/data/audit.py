@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from latent_robust.core import NoiseProcess, derive_generator
 from latent_robust.errors import InputError
@@ -140,7 +141,8 @@ def audit_samples(
     order = torch.tensor([index for batch in batches for index in batch]).argsort()
 
     def energies(indices: Sequence[Sequence[int]], noise: float, extra: float = 0.0) -> Tensor:
-        return torch.cat([_energies(look, process, b, noise, extra, seed) for b in indices])
+        shown = tqdm(indices, f"auditing at noise {noise:.2g}", unit="batch", delay=2, leave=False)
+        return torch.cat([_energies(look, process, b, noise, extra, seed) for b in shown])
 
     count = len(order)
     tried = torch.zeros(count, dtype=torch.bool)
@@ -215,7 +217,7 @@ def _energies(
         noisy = alpha * seen + sigma * noisiness
         prediction = denoise(noisy, t)
         estimate = process.parameterization.to_sample(noisy, prediction.float(), alpha, sigma)
-        total += (seen - estimate).square().flatten(2).double().mean(2).cpu()
+        total += (seen - estimate).square().flatten(2).cpu().double().mean(2)
     return (total / DRAWS).clamp_min(LEAST)
 
 
