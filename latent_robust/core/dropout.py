@@ -16,15 +16,32 @@ def shared_dropout(denoise: Callable[..., Tensor], device: torch.device) -> Call
     made anew in every training step, before the step's first forward pass: what is made once
     replays the same masks for ever.
     """
-    devices = [device] if device.type == "cuda" else []
-    cpu_state = torch.get_rng_state()
-    device_state = torch.cuda.get_rng_state(device) if devices else None
+    at_first = _random_state(device)
 
     def replayed(*args, **kwargs) -> Tensor:
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(cpu_state)
-            if devices:
-                torch.cuda.set_rng_state(device_state, device)
+        untouched = _random_state(device)
+        _set_random_state(at_first, device)
+        try:
             return denoise(*args, **kwargs)
+        finally:
+            _set_random_state(untouched, device)
 
     return replayed
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Of the CPU, and of the device where masks are drawn there."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])
