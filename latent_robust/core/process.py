@@ -15,7 +15,7 @@ from .parameterization import Parameterization
 class NoiseProcess:
     """noisy = alpha(t) * sample + sigma(t) * noise, with noise ~ N(0, I).
 
-    `parameterization` says what the network predicts at that point (DESIGN's four rows).
+    `parameterization` says what the network predicts at that point (the four of parameterization.py).
     `times` are the times a training step draws from, (T,), in the unit the network is given:
     integer steps for DDPM-like schedulers, 1000 * sigma for flow matching.
     """

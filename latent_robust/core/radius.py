@@ -13,7 +13,7 @@ class RadiusSchedule:
     """r(t) = scale * sigma(t)**rho + bias, bias ~ U(bias_min, bias_max) per sample.
 
     In noise units (1 = the standard deviation of the noise). The random bias keeps the regularizer
-    alive where sigma -> 0 (PAPER: rho 2, minimum bias 8/255).
+    alive where sigma -> 0 (the paper: rho 2, minimum bias 8/255).
     """
 
     rho: float = 2.0
