@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data_commands import DATA_HELP, add_data_commands
+from .data_commands import DATA_HELP, add_data_commands, add_max_bad_fraction
 from .errors import InputError, refuse_options
 from .files import write_json
-from .probes import add_probes, audit_pictures
+from .probes import add_probes, audit_pictures, pictures_of
 from .training.command import run_command
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     evaluate.add_argument("--size", type=int, help="pixels a side (default: the run's)")
     evaluate.add_argument("--channels", type=int, choices=(1, 3), help="default: the run's, or 3")
+    add_max_bad_fraction(evaluate)
     evaluate.add_argument("--out", type=Path, help="a JSON file (default: printed)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--offline", action="store_true")
@@ -112,13 +113,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from .evaluation.features import make_extractor
     from .evaluation.metrics import REFERENCE, evaluate
+    from .evaluation.runs import read_runs
 
-    run = Path(options.pictures)
-    config = _run_config(run) if (run / "config.yaml").exists() else {}
-    reference = options.reference or config.get("reference") or config.get("data")
+    path = Path(options.pictures)
+    run = read_runs([path])[0] if (path / "config.yaml").exists() else None
+    config = {} if run is None else run.config
+    reference = options.reference or config.get("reference")
     size = options.size or config.get("size") or config.get("resolution")
-    if reference is None or size is None:
-        raise InputError(f"{run} is not a run directory: give --reference and --size as well")
+    if size is None or (run is None and reference is None):
+        raise InputError(f"{path} is not a run directory: give --reference and --size as well")
     channels = options.channels or config.get("channels", 3)
     features = options.features.split(",") if options.features else config.get("features")
     extractors = [
@@ -128,17 +131,26 @@ def _evaluate(options: argparse.Namespace) -> int:
         for spec in features or ["pixels"]
     ]
     count = max(REFERENCE, options.samples)
-    if "model" in config and options.reference is None:
+    if run is not None and run.latent and options.reference is None:
         from .latent.finished import clean_pictures
 
         clean = clean_pictures(config, count, offline=options.offline)
+    elif reference is not None:
+        clean = _pictures(options, reference, size, channels, count)
     else:
-        clean = _pictures(reference, size, channels, count, options.offline)
-    if config:
-        samples = _draw(run, options.samples, options.seed, options)
+        clean = pictures_of(run, options.offline, config["data"], config["limit"])
+        clean = clean.clean_tensor(count)
+    if reference is None and config["contamination"] == "none":
+        print(
+            f"nothing clean is known of {path}: measured against its own training pictures, dirt "
+            "included; give --reference",
+            file=sys.stderr,
+        )
+    if run is not None:
+        samples = _draw(path, options.samples, options.seed, options)
     else:
         refuse_options(options, ("steps", "sampler", "stop_at"), "is for runs, which draw pictures")
-        samples = _pictures(options.pictures, size, channels, options.samples, options.offline)
+        samples = _pictures(options, options.pictures, size, channels, options.samples)
     metrics = evaluate(samples, clean, extractors, seed=options.seed)
     if options.out is None:
         print(json.dumps(metrics, indent=2))
@@ -180,11 +192,19 @@ def _run_config(run: Path) -> dict[str, Any]:
     return read_runs([run])[0].config
 
 
-def _pictures(spec: str, size: int, channels: int, count: int, offline: bool) -> Tensor:
+def _pictures(
+    options: argparse.Namespace, spec: str, size: int, channels: int, count: int
+) -> Tensor:
     """At most `count`, evenly spaced."""
     from .data import ContaminatedPictures, open_pictures
 
-    pictures = open_pictures(spec, size=size, channels=channels, offline=offline)
+    pictures = open_pictures(
+        spec,
+        size=size,
+        channels=channels,
+        max_bad_fraction=options.max_bad_fraction,
+        offline=options.offline,
+    )
     return ContaminatedPictures(pictures, [], 0).clean_tensor(count)
 
 

@@ -39,6 +39,7 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     contaminate.add_argument("--size", type=int, help="pixels a side, for pictures")
     contaminate.add_argument("--channels", type=int, choices=(1, 3), default=3)
     contaminate.add_argument("--limit", type=int, help="only the first N pictures")
+    add_max_bad_fraction(contaminate)
     contaminate.add_argument("--seed", type=int, default=0)
     contaminate.add_argument("--offline", action="store_true")
     pairs = contaminate.add_argument_group("pairs of pictures and captions")
@@ -55,6 +56,7 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     recommend.add_argument("--size", type=int, required=True, help="pixels a side, as trained on")
     recommend.add_argument("--channels", type=int, choices=(1, 3), default=3)
     recommend.add_argument("--limit", type=int, help="only the first N pictures")
+    add_max_bad_fraction(recommend)
     recommend.add_argument(
         "--objective",
         choices=("robust-adversarial", "robust-random"),
@@ -80,6 +82,15 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     recommend.add_argument("--seed", type=int, default=0, help="of the contamination")
     recommend.add_argument("--out", type=Path, help="also write a JSON file")
     recommend.add_argument("--offline", action="store_true")
+
+
+def add_max_bad_fraction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.05,
+        help="share of broken pictures that is tolerated (default: 0.05)",
+    )
 
 
 def _contaminate(options: argparse.Namespace) -> int:
@@ -111,6 +122,7 @@ def _open(options: argparse.Namespace) -> PictureSet:
         size=options.size,
         channels=options.channels,
         limit=options.limit,
+        max_bad_fraction=options.max_bad_fraction,
         offline=options.offline,
     )
 
@@ -125,6 +137,7 @@ def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption
         options.data,
         caption_column=options.caption_column,
         limit=options.limit,
+        max_bad_fraction=options.max_bad_fraction,
         offline=options.offline,
     )
     encode = None if options.model is None else _encoder(options.model, options.offline)

@@ -78,6 +78,8 @@ def _attack(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in ("at", "depth", "draws")}
     curves = {}
     for path, run in runs:
+        if run.config.get("stop_at"):
+            raise InputError(f"{path} stops its sampler early, which `attack` cannot do")
         network, scheduler = load_run(path, options.sampler or run.config["sampler"])
         clean = pictures_of(run, options.offline, options.reference or run.config["reference"])
         curves[run.name] = attack_curve(

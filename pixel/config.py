@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from latent_robust.core import LEVELLED, REGULARIZED
+from latent_robust.core import LEVELLED
 from latent_robust.training.config import ObjectiveName, TrainConfig
 
 
@@ -93,15 +93,13 @@ class PixelConfig(TrainConfig):
             raise ValueError(f"weighting {self.weighting} needs a number as `weight`, e.g. 0.3")
         if self.parameterization == "flow" and (self.learned_variance or self.sampler == "ddpm"):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
+        if self.parameterization == "flow" and self.clip is not None:
+            raise ValueError("the sampler of flow cannot clip: leave out `clip`")
         if self.features is None:
             self.features = ("pixels", "digits") if self.data == "digits" else ("pixels",)
         if self.learned_variance and self.objective in LEVELLED | {"input-perturbation", "at-diff"}:
             raise ValueError(
                 f"learned_variance needs samples noised as usual, which {self.objective} does not"
             )
-        if self.dropout and self.fraction < 1 and self.objective in REGULARIZED:
-            raise ValueError(
-                f"dropout {self.dropout} with fraction {self.fraction}: dropout masks cannot be "
-                "shared between batches of different size; use fraction 1 or dropout 0"
-            )
+        self._refuse_dropout_of_a_part(self.dropout)
         return self

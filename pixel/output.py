@@ -15,7 +15,7 @@ from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import REFERENCE, measure
 from latent_robust.files import write_json, writing
-from latent_robust.training.run import AUDIT, write_config
+from latent_robust.training.run import AUDIT, measurement, write_config
 
 from .config import PixelConfig
 from .task import COLUMNS, PREVIEW, PixelTask
@@ -44,6 +44,7 @@ class Output:
                 config.reference,
                 size=config.size,
                 channels=config.channels,
+                max_bad_fraction=config.max_bad_fraction,
                 offline=config.offline,
             )
             self.clean = ContaminatedPictures(pictures, [], config.seed)
@@ -87,6 +88,7 @@ class Output:
         if config.objective == "audited":
             facts["audit"] = audit_facts(self.out / AUDIT, self.dataset.dirty())
         if config.samples:
+            facts["measurement"] = measurement(config)
             samples = task.draw(network, config.samples)
             if samples.isfinite().all():
                 save_grid(samples[:PREVIEW], self.out / "samples" / "final.png", COLUMNS)

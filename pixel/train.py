@@ -106,10 +106,12 @@ def resolve_weighting(
 ) -> dict[str, float]:
     """=>  the numbers for what the configuration leaves to the pictures."""
     given = {k: getattr(config, k) for k in ("weight", "band") if getattr(config, k) != "auto"}
-    judge = config.judge if config.objective == "audited" else None
+    judge = config.judge if "audited" in (config.objective, config.beside) else None
     regularized = REGULARIZED & {config.objective, config.beside, judge}
-    if config.weighting != "band" or not regularized:
-        return {"weight": 0.0, "band": 1.0, **given}  # without a meaning
+    if not regularized:
+        return {}  # left open for who copies this configuration to another objective
+    if config.weighting != "band":
+        return {"band": 1.0, **given}  # without a meaning
     found = recommend(
         dataset.sample_tensor(limit=pictures_to_look_at(config.size, config.channels)),
         "random" if regularized == {"robust-random"} else "adversarial",
@@ -142,7 +144,7 @@ def _dry_run(config: PixelConfig) -> int:
 def train(output: Output, accelerator: Accelerator) -> bool:
     """One run, from the first step to the metrics. False when a signal stopped it."""
     config, dataset, out = output.config, output.dataset, output.out
-    if config.resume is not None and is_finished(out, config.steps):
+    if config.resume is not None and is_finished(config, out):
         return True
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)

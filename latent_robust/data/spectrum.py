@@ -76,7 +76,7 @@ class Recommendation:
         noise = f"noise: {self.spectrum.noise:.3f} (root mean square; pictures are in [-1, 1])"
         if self.spectrum.noise < CLEAN:
             return (
-                f"{noise}\nThe pictures look clean: the regularizer is better off. Not seen in "
+                f"{noise}\nThe pictures look clean: leave the regularizer off. Not seen in "
                 "this way: blur, recompression, watermarks, noise scaled up with its picture."
             )
         if self.weighting is None:

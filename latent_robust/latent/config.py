@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 
-from latent_robust.core import REGULARIZED
 from latent_robust.training.config import ObjectiveName, TrainConfig
+from latent_robust.training.options import WHOLE
 
 
 class LatentConfig(TrainConfig):
@@ -86,8 +86,9 @@ class LatentConfig(TrainConfig):
     # watching
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(250, ge=1)
-    prompts: tuple[str, ...] | None = Field(
-        None, description="drawn at every checkpoint (default: captions of the data)"
+    prompts: Annotated[tuple[str, ...] | None, WHOLE] = Field(
+        None,
+        description="drawn at every checkpoint; may be repeated (default: captions of the data)",
     )
     held_out: float = Field(
         0.05, ge=0, lt=1, description="share of the pairs kept for the validation loss"
@@ -116,11 +117,7 @@ class LatentConfig(TrainConfig):
             raise ValueError("text_encoder trains adapters: it needs --lora")
         if self.text_encoder and self.caption_noise:
             raise ValueError("caption_noise perturbs fixed embeddings: not with text_encoder")
-        if self.dropout and self.fraction < 1 and self.objective in REGULARIZED:
-            raise ValueError(
-                f"dropout {self.dropout} with fraction {self.fraction}: dropout masks cannot be "
-                "shared between batches of different size; use fraction 1 or dropout 0"
-            )
+        self._refuse_dropout_of_a_part(self.dropout)
         if self.alpha is None:
             self.alpha = float(self.rank)
         if self.features is None:

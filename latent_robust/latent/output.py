@@ -18,7 +18,7 @@ from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import measure
 from latent_robust.files import write_json
 from latent_robust.training.log import append_row
-from latent_robust.training.run import AUDIT, write_config
+from latent_robust.training.run import AUDIT, measurement, write_config
 
 from .components import Components
 from .config import LatentConfig
@@ -112,7 +112,7 @@ class LatentOutput:
             save_network(self.components, self.out)
         if config.objective == "audited":
             facts["audit"] = audit_facts(self.out / AUDIT, self.prepared.pairs.dirty())
-        measured = self._measure() if config.samples else {}
+        measured = {"measurement": measurement(config), **self._measure()} if config.samples else {}
         write_json(self.out / "metrics.json", {**facts, **measured})
 
     def draw(self, prompts: Prompts) -> Tensor:

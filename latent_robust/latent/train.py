@@ -187,7 +187,7 @@ def train(
     whole: configuration and directory of the run that this one is a part of, or is."""
     config, out, prepared = output.config, output.out, output.prepared
     components = output.components
-    if config.resume is not None and is_finished(out, config.steps):
+    if config.resume is not None and is_finished(config, out):
         return True
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = LatentTask(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from pydantic_settings import (
 from latent_robust.errors import InputError, did_you_mean
 
 Config = TypeVar("Config", bound=BaseModel)
+WHOLE = "a text that is not cut at its commas"  # to annotate a field with
 _ALL = "; --help lists the valid ones"
 
 
@@ -27,7 +29,7 @@ def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> 
     Raises InputError for an unknown key or option (with the nearest valid one), a wrong type or
     range, or an unreadable file.
     """
-    argv = _complete_resume(argv)
+    argv = _whole_texts(_complete_resume(argv), config_class)
     path = peek(argv, "config").config
     values = read_yaml(Path(path), config_class) if path else {}
 
@@ -120,6 +122,25 @@ def _complete_resume(argv: list[str]) -> list[str]:
         if word == "--resume" and (not following or following[0].startswith("--")):
             completed.append("auto")
     return completed
+
+
+def _whole_texts(argv: list[str], config_class: type[BaseModel]) -> list[str]:
+    """The values of options whose field is marked WHOLE as JSON: others are cut at commas, which
+    sentences have."""
+    whole = {
+        "--" + name.replace("_", "-")
+        for name, field in config_class.model_fields.items()
+        if WHOLE in field.metadata
+    }
+    told, words = [], iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in whole:
+            told.append(word)
+            continue
+        value = value if equals else next(words, "")
+        told += [option, value if value.startswith("[") else json.dumps([value])]
+    return told
 
 
 def _explain_unknown(message: str, argv: list[str], config_class: type[BaseModel]) -> str:

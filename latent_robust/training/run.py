@@ -37,6 +37,11 @@ FREE = {
     "prompts", "guidance", "clip_score", "cache_dir",
 }  # fmt: skip
 
+MEASUREMENT = (
+    "samples", "sampler", "sampling_steps", "clip", "stop_at", "guidance", "features", "weights",
+    "clip_score", "reference",
+)  # fmt: skip
+
 # The judge of an audited run that is not trained for it: the model that is fine-tuned.
 BASE = "base"
 
@@ -81,11 +86,24 @@ def complete(
     return True
 
 
-def is_finished(out: Path, steps: int) -> bool:
+def is_finished(config: TrainConfig, out: Path) -> bool:
+    """Whether nothing is left to do: all steps are taken, and what was measured was measured as
+    this configuration says; and it does not name a checkpoint to train from once more."""
+    wanted = config.resume
+    if wanted not in (None, "auto") and (Path(wanted) / "manifest.json").exists():
+        return False
     try:
-        return json.loads((out / "metrics.json").read_text())["steps"] == steps
+        facts = json.loads((out / "metrics.json").read_text())
     except FileNotFoundError:
         return False
+    drawn = measurement(config)
+    return facts["steps"] == config.steps and facts.get("measurement", drawn) == drawn
+
+
+def measurement(config: TrainConfig) -> dict[str, Any]:
+    """The settings on which the figures of a trained network depend, as JSON."""
+    settings = config.model_dump(mode="json")
+    return {name: settings[name] for name in MEASUREMENT if name in settings}
 
 
 def say_how_to_go_on(prog: str, out: Path) -> None:
@@ -210,7 +228,8 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
             if objective not in LEVELLED:
                 plain["drop_noisy"] = False
             other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
-            runs.append((validate(type(config), other), out / objective))
+            # An audited one beside has a judge of its own.
+            runs += runs_within(validate(type(config), other), out / objective)
     return [*runs, (config, out)]
 
 

@@ -258,6 +258,12 @@ def test_without_data_it_is_the_demo(capsys):
     assert yaml.safe_load(capsys.readouterr().out)["contamination"] == "none"
 
 
+def test_prompts_keep_their_commas():
+    told = ["--lora", "--prompts", "a red cat, oil painting", "--prompts=two, or three"]
+    assert train.configure(told).prompts == ("a red cat, oil painting", "two, or three")
+    assert train.configure(["--lora", '--prompts=["a, b", "c"]']).prompts == ("a, b", "c")
+
+
 def test_help_names_every_option_with_its_meaning(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--help"])

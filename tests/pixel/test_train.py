@@ -278,6 +278,55 @@ def test_the_judge_of_an_audited_run_chooses_as_well(train, tmp_path, capsys):
     assert judged["weight"] > 0
 
 
+def test_an_audited_run_beside_another_has_a_judge_of_its_own(train, tmp_path):
+    told = ("--objective=input-perturbation", "--beside=audited", "--judge=ddpm")
+    assert train(DIRTY, *told, "--out=run") == 0
+    assert {"audited/ddpm/metrics.json", "audited/audit.jsonl", "audited/metrics.json"} <= names(
+        tmp_path / "run"
+    )
+
+
+def test_what_a_plain_run_left_open_its_configuration_leaves_open(train, tmp_path, capsys):
+    """It must not switch off the regularizer of who starts from it."""
+    assert train(DIRTY, "--limit=400", "--objective=ddpm", "--out=run") == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["weight"], config["band"]) == ("auto", "auto")
+    told = ["--config=run/config.yaml", "--objective=robust-adversarial", "--out=robust"]
+    assert main(told) == 0
+    assert json.loads((tmp_path / "robust/metrics.json").read_text())["weight"] > 0
+
+
+def test_a_finished_run_is_measured_again_if_it_shall_be_measured_otherwise(train, tmp_path):
+    assert train(DIRTY, "--out=run") == 0
+    metrics = tmp_path / "run/metrics.json"
+    first = metrics.read_text()
+    metrics.write_text(first + "\n")
+    assert main(["--resume", "run"]) == 0
+    assert metrics.read_text() == first + "\n"  # nothing to do
+    assert main(["--resume", "run", "--samples=12"]) == 0
+    again = json.loads(metrics.read_text())
+    assert again["measurement"]["samples"] == again["metrics"]["samples"] == 12
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["samples"] == 12
+
+
+def test_a_finished_run_is_trained_again_from_a_checkpoint_that_is_named(train, tmp_path):
+    assert train(DIRTY, "--out=run") == 0
+    whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+    shutil.rmtree(tmp_path / "run/unet")
+    assert main(["--resume", "run/checkpoints/step-00000002", "--out=run"]) == 0
+    again = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_evaluate_says_when_it_knows_nothing_clean(train, capsys):
+    assert train("--out=run") == 0
+    told = ["evaluate", "run", "--samples=16", "--features=pixels", "--offline"]
+    assert latent_robust(told) == 0
+    assert "its own training pictures" in capsys.readouterr().err
+    assert latent_robust([*told, "--reference=digits"]) == 0
+    assert "training pictures" not in capsys.readouterr().err
+
+
 def test_where_pictures_look_clean_it_is_plain_training(train, tmp_path, capsys):
     for objective in ("robust-adversarial", "ddpm"):
         assert train("--limit=400", f"--objective={objective}", f"--out={objective}") == 0
@@ -335,6 +384,7 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--size=9"], "divisible by 2"),
         (["--norm-groups=3"], "multiple of norm_groups"),
         (["--dropout=0.1"], "fraction 1"),
+        (["--parameterization=flow", "--clip=1"], "cannot clip"),
         (["--resume=nowhere", "--out=run"], "no valid checkpoint"),
         (["--resume=nowhere"], "neither a run nor a checkpoint"),
         (["--mixed-precision=fp16"], "needs a CUDA device"),
@@ -369,6 +419,10 @@ def test_broken_pictures_are_named_and_the_run_goes_on(train, tmp_path, capsys):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert train("--data=pictures", "--max-bad-fraction=0.05", "--out=run2") == 2
     assert "torn.png" in capsys.readouterr().err
+    told = ["recommend", "--data=pictures", "--size=8", "--channels=1"]
+    assert latent_robust(told) == 2
+    assert "raise --max-bad-fraction" in capsys.readouterr().err
+    assert latent_robust([*told, "--max-bad-fraction=0.1"]) == 0
 
 
 def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):
