@@ -50,7 +50,7 @@ def forecast_spread(
     alpha = (1 + s.square()).rsqrt()
     c_sample, c_noise = Parameterization(parameterization).coefficients(alpha, s * alpha)
     shrunk = variance.expand(STEPS, -1)
-    for _ in range(ITERATIONS):
+    for _ in range(ITERATIONS if attack == "adversarial" else 1):
         share = 1.0
         if attack == "adversarial":
             follows = s.square() / (shrunk + s.square())

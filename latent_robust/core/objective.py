@@ -3,19 +3,20 @@
     noisy      = alpha(t) * sample + sigma(t) * noise
     prediction = denoise(noisy, t)
     residual   = denoise(noisy + sigma * w, t) - prediction - shift(w)       # equivariance
-    loss       = || prediction - target ||^2 + weighting(w, t) * || residual ||^2
+    loss       = || prediction - target ||^2 + weighting * || residual ||^2
+    weighting  = weight * gate(t) / || w ||^2
 
 where || . ||^2 is the mean over a sample's elements ("Why Adversarially Train Diffusion Models?",
 ICLR 2026). Move the noise by w, and the prediction must move with it; then the clean sample that it
 implies stays where it is. How far: radius.py. In which direction: perturbation.py. How much it
-counts: weighting.py. On which samples, to save cost: rows.py. What else to train: peers.py.
+counts: weighting.py, where this weighting is ours, `band`, and the paper's is `paper`. On which
+samples, to save cost: rows.py. What else to train: peers.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 from torch import Tensor
@@ -24,12 +25,12 @@ from .dropout import shared_dropout
 from .perturbation import adversarial_perturbation, random_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule
-from .rows import choose_rows
+from .rows import check_share, choose_rows, rows_in_turn
 from .weighting import Weighting
 
 
 class EquivariancePenalty:
-    """weighting(t) * || denoise(noisy + sigma w, t) - prediction - shift(w) ||^2, for any loop.
+    """weighting * || denoise(noisy + sigma w, t) - prediction - shift(w) ||^2, for any loop.
 
     attack: "adversarial" (w displaces the prediction most) or "random"; attack_steps: 1 is FGSM,
     more is PGD; equivariant=False gives the *invariance* of adversarially trained classifiers,
@@ -48,6 +49,8 @@ class EquivariancePenalty:
     ):
         if attack not in ("adversarial", "random"):
             raise ValueError(f"`attack` must be 'adversarial' or 'random', got {attack!r}")
+        if attack_steps < 1:
+            raise ValueError(f"`attack_steps` must be >= 1, got {attack_steps}; 1 is FGSM")
         self.process = process
         self.weighting = weighting or Weighting()
         self.radius = radius or RadiusSchedule()
@@ -65,9 +68,10 @@ class EquivariancePenalty:
     ) -> Tensor:
         """The penalty, a scalar to be added to the loss.
 
-        denoise: noisy (B, ...) => prediction (B, ...), with t and conditions bound; prediction:
-        what it gave for `noisy`, *not detached*: the gradient must flow through both branches, or
-        training diverges. For a network with dropout see `shared_dropout`.
+        denoise: noisy (B, ...) => prediction (B, ...), with t and conditions bound; t: (B,), in the
+        network's unit, whole numbers for a discrete process; prediction: what it gave for `noisy`,
+        *not detached*: the gradient must flow through both branches, or training diverges. For a
+        network with dropout see `shared_dropout`.
         """
         return self.per_sample(denoise, noisy, t, prediction, generator).mean()
 
@@ -121,9 +125,10 @@ class Loss:
 class Objective:
     """Plain denoising (Ho et al. 2020), plus a penalty on a share of each batch.
 
-    penalty: None for plain training. fraction: the share of each batch, in (0, 1], that the penalty
-    looks at (at least one sample): an unbiased estimate at a fraction of the cost, see rows.py.
-    Masks cannot be shared between different rows: a network with dropout needs fraction 1.
+    penalty: None for plain training. fraction: the share of the samples, in (0, 1], that the
+    penalty looks at; every: it does so in every so-manieth step, at as many times more of a batch.
+    An unbiased estimate at a fraction of the cost, see rows.py. Masks cannot be shared between
+    different rows: a network with dropout needs fraction 1.
     """
 
     def __init__(
@@ -131,12 +136,13 @@ class Objective:
         process: NoiseProcess,
         penalty: EquivariancePenalty | None = None,
         fraction: float = 1.0,
+        every: int = 1,
     ):
-        if not 0 < fraction <= 1:
-            raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
+        check_share(fraction, every)
         self.process = process
         self.penalty = penalty if penalty is None or penalty.weighting.weight > 0 else None
         self.fraction = fraction
+        self.every = every
 
     def __call__(
         self,
@@ -149,11 +155,14 @@ class Objective:
         levels: Tensor | None = None,
         attacked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         regularize: bool = True,
+        turn: int | None = None,
     ) -> Loss:
         """denoise(noisy, t, rows): `rows`, (k,), says which rows of the batch these are, so that
         the caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
         levels: (B,) or (B, C), the noise in each sample, or channel, in its own units (`ambient`);
-        regularize: False leaves the penalty out of this step, at the cost of a plain one."""
+        regularize: False leaves the penalty out of this step, at the cost of a plain one; turn: the
+        number of this call, 0, 1, ..., the same on all ranks, by which `every` and a fraction that
+        is not a whole number of samples are counted; None looks at the most that there is."""
         replayed = shared_dropout(denoise, sample.device)
         attacked = shared_dropout(attacked or denoise, sample.device)
         alpha, sigma = self.process(t, sample)
@@ -161,13 +170,14 @@ class Objective:
         rows = torch.arange(len(t), device=t.device)
         prediction = denoise(noisy, t, rows)
         denoising = self.denoising(prediction.float(), noisy, sample, noise, alpha, sigma, levels)
-        if self.penalty is None or not regularize:
+        count, factor = rows_in_turn(len(t), self.fraction, self.every, turn)
+        if self.penalty is None or not regularize or not count:
             return Loss(denoising, denoising.new_zeros(0))
 
-        factor = 1.0
-        if self.fraction < 1:
+        if count < len(t):
             gate = self.penalty.weighting.gate(alpha, sigma).flatten()
-            rows, factor = choose_rows(gate, ceil(self.fraction * len(t)), generator)
+            rows, share = choose_rows(gate, count, generator)
+            factor = factor * share
         penalty = self.penalty.per_sample(
             lambda x: replayed(x, t[rows], rows),
             noisy[rows],
@@ -196,5 +206,6 @@ class RobustObjective(Objective):
         process: NoiseProcess,
         penalty: EquivariancePenalty | None = None,
         fraction: float = 1.0,
+        every: int = 1,
     ):
-        super().__init__(process, penalty or EquivariancePenalty(process), fraction)
+        super().__init__(process, penalty or EquivariancePenalty(process), fraction, every)

@@ -15,7 +15,8 @@ from .parameterization import Parameterization
 class NoiseProcess:
     """noisy = alpha(t) * sample + sigma(t) * noise, with noise ~ N(0, I).
 
-    `parameterization` says what the network predicts at that point (the four of parameterization.py).
+    `alpha_sigma` gives both for t (B,), each (B,), in float32 or finer. `parameterization` says
+    what the network predicts at that point (parameterization.py has all four).
     `times` are the times a training step draws from, (T,), in the unit the network is given:
     integer steps for DDPM-like schedulers, 1000 * sigma for flow matching.
     """

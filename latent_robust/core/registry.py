@@ -35,6 +35,7 @@ def make_objective(
     radius: RadiusSchedule | None = None,
     attack_steps: int = 1,
     fraction: float = 1.0,
+    every: int = 1,
     huber_c: float = 0.1,
     gamma: float = 0.1,
 ) -> Objective:
@@ -47,12 +48,12 @@ def make_objective(
         case "ddpm":
             return Objective(process)
         case "robust-adversarial":
-            return RobustObjective(process, penalty(attack="adversarial"), fraction)
+            return RobustObjective(process, penalty(attack="adversarial"), fraction, every)
         case "robust-random":
-            return RobustObjective(process, penalty(attack="random"), fraction)
+            return RobustObjective(process, penalty(attack="random"), fraction, every)
         case "invariance":
             control = penalty(attack="adversarial", equivariant=False)
-            return RobustObjective(process, control, fraction)
+            return RobustObjective(process, control, fraction, every)
         case "pseudo-huber":
             return PseudoHuber(process, huber_c)
         case "input-perturbation":

@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 import torch
 from torch import Tensor
+
+
+def check_share(fraction: float, every: int) -> None:
+    """ValueError unless every `every`-th batch can give `every` times its share."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
+    if every < 1 or every * fraction > 1:
+        raise ValueError(
+            f"`every` must lie between 1 and 1 / fraction, got {every} with fraction {fraction}: "
+            "a batch has no more samples than all"
+        )
+
+
+def rows_in_turn(
+    batch: int, fraction: float, every: int = 1, turn: int | None = None
+) -> tuple[int, float]:
+    """How many rows of a batch the penalty looks at in turn 0, 1, ..., and the factor that makes
+    the sum over the turns what it would be if each of them looked at `fraction * batch` rows.
+
+    Every `every`-th turn looks at `every` times as many: the passes of a network that is small take
+    almost as long for two rows as for eight, so fewer and fuller ones cost less. Where that is not
+    a whole number some of these turns look at one row more than others, which may be at none.
+    Without a turn it is the most that there is, with factor 1.  =>  count, factor.
+    """
+    share = round(fraction * batch, 9)  # 0.07 * 100 is not 7
+    if turn is None:
+        return ceil(every * share), 1.0
+    passed, rest = divmod(turn + 1, every)
+    if rest:
+        return 0, 0.0
+    count = floor(passed * every * share) - floor((passed - 1) * every * share)
+    return count, count / share
 
 
 def choose_rows(

@@ -98,7 +98,7 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
 
 # What of a configuration changes how much a step holds; the rest is seen in the network.
 SETTINGS = (
-    "objective", "weight", "fraction", "attack_steps", "batch_size", "mixed_precision",
+    "objective", "weight", "fraction", "every", "attack_steps", "batch_size", "mixed_precision",
     "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder", "dropout",
 )  # fmt: skip
 

@@ -186,6 +186,7 @@ class Trainer:
         attacked = self.task.denoiser(self.plain_network, conditions)
         if config.compile:
             attacked = without_weight_gradients(attacked, self.parameters)
+        regularize = self.step >= (1 - config.late_start) * config.steps
         loss = self.objective(
             denoise,
             sample,
@@ -194,7 +195,8 @@ class Trainer:
             derive_generator(*where, "perturbation", device=device),
             levels=None if self.levels is None else self.levels[batch["index"]].to(device),
             attacked=attacked,
-            regularize=self.step >= (1 - config.late_start) * config.steps,
+            regularize=regularize,
+            turn=self.step * config.gradient_accumulation + micro,
         )
         total = loss.total
         auxiliary = self.task.auxiliary_loss(denoise, sample, t)
@@ -202,8 +204,8 @@ class Trainer:
             total = total + auxiliary
         self.accelerator.backward(total / config.gradient_accumulation)
         row = {"loss": total.detach(), "denoising": loss.denoising.detach().mean()}
-        if loss.penalty.numel():
-            row["penalty"] = loss.penalty.detach().mean()
+        if self.objective.penalty is not None and regularize:
+            row["penalty"] = loss.penalty.detach().sum() / max(1, loss.penalty.numel())
         return row
 
     # ------------------------------------------------------------------ non-finite steps
@@ -232,8 +234,9 @@ class Trainer:
         if self.bad_steps >= MAX_BAD_STEPS:
             raise Diverged(
                 f"{self.bad_steps} steps in a row had a non-finite loss or gradient (last: "
-                f"{self.step}). The last good checkpoint is in {self.out / 'checkpoints'}; lower "
-                "--learning-rate or look at the samples named above, then --resume"
+                f"{self.step}). The last good checkpoint is in {self.out / 'checkpoints'}. Look at "
+                "the samples named above, or start again with a lower --learning-rate and another "
+                "--out"
             )
 
     # ------------------------------------------------------------------ state

@@ -1,3 +1,5 @@
+from math import ceil
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -15,7 +17,7 @@ from latent_robust.core import (
     Weighting,
     make_objective,
 )
-from latent_robust.core.rows import choose_rows
+from latent_robust.core.rows import choose_rows, rows_in_turn
 
 VP = ["epsilon", "v_prediction", "sample"]
 
@@ -216,6 +218,58 @@ def test_a_fraction_estimates_the_penalty_of_the_whole_batch(weighting):
         return float(torch.stack(values).detach().mean())
 
     assert mean(1 / 8, 200) == pytest.approx(mean(1.0, 25), rel=0.03)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 16, 64])
+@pytest.mark.parametrize("fraction, every", [(1.0, 1), (0.125, 1), (0.125, 8), (0.3, 1), (0.07, 5)])
+def test_over_the_turns_each_share_is_paid_in_full(batch, fraction, every):
+    """After n turns the rows number n * fraction * batch, but for less than one portion; a turn's
+    factor makes their mean count as so many; no turn is more than one row from the others."""
+    share = fraction * batch
+    turns = [rows_in_turn(batch, fraction, every, turn) for turn in range(400 * every)]
+    counts = [count for count, _ in turns]
+    assert sum(counts) == pytest.approx(len(turns) * share, abs=1)
+    assert all(factor == pytest.approx(count / share) for count, factor in turns)
+    assert set(counts[every - 1 :: every]) <= {int(every * share + 1e-9), ceil(every * share)}
+    assert sum(counts[every - 1 :: every]) == sum(counts)  # nothing in the turns between
+    assert max(counts) <= batch
+    assert rows_in_turn(batch, fraction, every) == (max(counts), 1.0)
+
+
+def test_one_sample_in_eight_turns_is_the_penalty_of_all_eight():
+    """Batches of one, an eighth of them regularized: the sum of the losses over eight turns."""
+    process, network = process_of("epsilon"), Network()
+    objective = Objective(process, EquivariancePenalty(process, attack="random"), fraction=0.125)
+    sample, t, noise = batch(process, size=1)
+
+    def loss(objective, **turn):
+        return objective(network, sample, t, noise, torch.Generator().manual_seed(3), **turn)
+
+    losses = [loss(objective, turn=turn) for turn in range(8)]
+    assert [len(one.penalty) for one in losses] == [0] * 7 + [1]
+    objective.fraction = 1.0
+    whole = loss(objective)
+    added = sum((one.total - one.denoising.mean() for one in losses), torch.zeros(()))
+    torch.testing.assert_close(added / 8, whole.total - whole.denoising.mean())
+
+
+def test_every_so_many_steps_the_whole_batch_is_looked_at():
+    """`every` = 1 / fraction: the sum over the steps is that of the paper's recipe, bit by bit."""
+    process, network = process_of("epsilon"), Network()
+    penalty = EquivariancePenalty(process, attack="random")
+    paper, ours = Objective(process, penalty), Objective(process, penalty, 0.25, every=4)
+    inputs = batch(process)
+    whole = paper(network, *inputs, torch.Generator().manual_seed(5), turn=0)
+    turns = [ours(network, *inputs, torch.Generator().manual_seed(5), turn=t) for t in range(4)]
+    assert [len(one.penalty) for one in turns] == [0, 0, 0, 8]
+    assert torch.equal(turns[3].penalty, 4 * whole.penalty)
+
+
+@pytest.mark.parametrize("fraction, every", [(0.0, 1), (1.5, 1), (0.5, 0), (0.125, 9)])
+def test_a_share_that_a_batch_cannot_give_is_refused(fraction, every):
+    process = process_of("epsilon")
+    with pytest.raises(ValueError, match="must lie"):
+        RobustObjective(process, fraction=fraction, every=every)
 
 
 def test_a_fraction_takes_the_same_rows_of_prediction_and_conditions():
