@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .core import Weighting
-    from .data import PictureSet
+    from .data import PairSet, PictureSet
     from .data.corruption import Corruption
+    from .data.spectrum import Recommendation
 
 PAIRS_HELP = (
     "a folder with metadata.jsonl, .csv, .parquet or .txt, .caption files beside its pictures, "
@@ -42,32 +44,27 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add_max_bad_fraction(contaminate)
     contaminate.add_argument("--seed", type=int, default=0)
     contaminate.add_argument("--offline", action="store_true")
-    pairs = contaminate.add_argument_group("pairs of pictures and captions")
-    pairs.add_argument("--pairs", action="store_true", help="the data are pairs")
-    pairs.add_argument("--resolution", type=int, help="pixels a side, or root of a bucket's area")
+    pairs = _add_pairs(contaminate)
     pairs.add_argument("--buckets", action="store_true", help="keep the pictures' shapes, nearly")
-    pairs.add_argument("--caption-column", help="default: text, caption, ...")
     pairs.add_argument("--model", help="whose encoder encoder-poison attacks: a path or hub name")
 
     recommend = command(
         "recommend", _recommend, "a weight and a band for pictures, before training"
     )
-    recommend.add_argument("--data", required=True, help=DATA_HELP)
-    recommend.add_argument("--size", type=int, required=True, help="pixels a side, as trained on")
+    recommend.add_argument("--data", required=True, help=f"{DATA_HELP}; with --pairs: {PAIRS_HELP}")
+    recommend.add_argument("--size", type=int, help="pixels a side, as trained on, for pictures")
     recommend.add_argument("--channels", type=int, choices=(1, 3), default=3)
     recommend.add_argument("--limit", type=int, help="only the first N pictures")
     add_max_bad_fraction(recommend)
     recommend.add_argument(
         "--objective",
         choices=("robust-adversarial", "robust-random"),
-        default="robust-adversarial",
-        help="robust-adversarial (default) or robust-random",
+        help="default: robust-adversarial, of pairs robust-random, as in training",
     )
     recommend.add_argument(
         "--parameterization",
         choices=("epsilon", "v_prediction", "sample", "flow"),
-        default="epsilon",
-        help="what the network predicts (default: epsilon)",
+        help="what the network predicts (default: epsilon; of pairs the model's)",
     )
     recommend.add_argument(
         "--try",
@@ -82,6 +79,16 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     recommend.add_argument("--seed", type=int, default=0, help="of the contamination")
     recommend.add_argument("--out", type=Path, help="also write a JSON file")
     recommend.add_argument("--offline", action="store_true")
+    pairs = _add_pairs(recommend)
+    pairs.add_argument("--model", help="in whose latents: a path, a hub name, or demo")
+
+
+def _add_pairs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    pairs = parser.add_argument_group("pairs of pictures and captions")
+    pairs.add_argument("--pairs", action="store_true", help="the data are pairs")
+    pairs.add_argument("--resolution", type=int, help="pixels a side, or root of a bucket's area")
+    pairs.add_argument("--caption-column", help="default: text, caption, ...")
+    return pairs
 
 
 def add_max_bad_fraction(parser: argparse.ArgumentParser) -> None:
@@ -127,19 +134,25 @@ def _open(options: argparse.Namespace) -> PictureSet:
     )
 
 
-def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption]) -> int:
-    from .data import ContaminatedPairs, contaminate_pairs, make_buckets, open_pairs
+def _open_pairs(options: argparse.Namespace) -> PairSet:
+    from .data import open_pairs
 
-    if options.resolution is None or options.size is not None or options.channels != 3:
-        raise InputError("--pairs needs --resolution, and goes without --size and --channels")
-    buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
-    pairs = open_pairs(
+    return open_pairs(
         options.data,
         caption_column=options.caption_column,
         limit=options.limit,
         max_bad_fraction=options.max_bad_fraction,
         offline=options.offline,
     )
+
+
+def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption]) -> int:
+    from .data import ContaminatedPairs, contaminate_pairs, make_buckets
+
+    if options.resolution is None or options.size is not None or options.channels != 3:
+        raise InputError("--pairs needs --resolution, and goes without --size and --channels")
+    buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
+    pairs = _open_pairs(options)
     encode = None if options.model is None else _encoder(options.model, options.offline)
     samples = ContaminatedPairs(
         pairs, corruptions, options.seed, buckets, encode, offline=options.offline
@@ -176,36 +189,88 @@ def _weighting(text: str) -> Weighting:
 
 
 def _recommend(options: argparse.Namespace) -> int:
-    from .data import (
-        ContaminatedPictures,
-        parse_contamination,
-        pictures_to_look_at,
-        recommend,
-        split_contamination,
-    )
+    from .data import parse_contamination, split_contamination
 
-    pictures = _open(options)
     corruptions = parse_contamination(split_contamination(options.contamination))
-    dirty = ContaminatedPictures(pictures, corruptions, options.seed)
-    samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, options.channels))
-    if len(samples) < 2:
-        raise InputError(f"{options.data} has one picture; a spectrum takes some dozens at least")
-    kind = (options.objective.removeprefix("robust-"), options.parameterization)
-    found = recommend(samples, *kind)
-    print(f"{len(samples):,} of {len(dirty):,} pictures\n{found.summary()}")
+    options.objective = (
+        options.objective or f"robust-{'random' if options.pairs else 'adversarial'}"
+    )
+    find = _recommend_pairs if options.pairs else _recommend_pictures
+    found, kind, train = find(options, corruptions)
+    print(found.summary())
     for weighting in options.tried:
         print(
             f"weight {weighting.weight:g}, band {weighting.band:g}: forecast "
             f"{found.spectrum.distance(weighting, *kind):.3g}"
         )
     if found.weighting is not None:
-        told = ["train-pixel"]
-        usual = {"contamination": "none", "limit": None, "seed": 0, "parameterization": "epsilon"}
-        for name in ("data", "size", "channels", "objective", *usual):
-            if getattr(options, name) != usual.get(name, ""):
-                told += [f"--{name}", str(getattr(options, name))]
-        told += ["--weight", f"{found.weighting.weight:g}", "--band", f"{found.weighting.band:g}"]
-        print(f"\n{shlex.join(told)}")
+        usual = {"contamination": "none", "limit": None, "seed": 0}
+        told = [
+            [f"--{k}", str(getattr(options, k))] for k in usual if getattr(options, k) != usual[k]
+        ]
+        told += [["--objective", options.objective], ["--weight", f"{found.weighting.weight:g}"]]
+        told += [["--band", f"{found.weighting.band:g}"]]
+        print(f"\n{shlex.join([*train, '--data', options.data, *chain(*told)])}")
     if options.out is not None:
         write_json(options.out, found.facts())
     return 0
+
+
+def _recommend_pictures(
+    options: argparse.Namespace, corruptions: list[Corruption]
+) -> tuple[Recommendation, tuple[str, str], list[str]]:
+    """=>  what was found; attack and parameterization; the beginning of a command that uses it."""
+    from .data import ContaminatedPictures, pictures_to_look_at, recommend
+
+    if options.size is None:
+        raise InputError("recommend needs --size, or --pairs, --resolution and --model")
+    of_pairs = ("resolution", "caption_column", "model")
+    refuse_options(options, of_pairs, "is for pairs: add --pairs, or leave it")
+    dirty = ContaminatedPictures(_open(options), corruptions, options.seed)
+    samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, options.channels))
+    _require_some(options, samples)
+    print(f"{len(samples):,} of {len(dirty):,} pictures")
+    kind = (options.objective.removeprefix("robust-"), options.parameterization or "epsilon")
+    train = ["train-pixel", "--size", str(options.size), "--channels", str(options.channels)]
+    if kind[1] != "epsilon":
+        train += ["--parameterization", kind[1]]
+    return recommend(samples, *kind), kind, train
+
+
+def _recommend_pairs(
+    options: argparse.Namespace, corruptions: list[Corruption]
+) -> tuple[Recommendation, tuple[str, str], list[str]]:
+    """As `_recommend_pictures`, in a model's latents."""
+    from .data import ContaminatedPairs, make_buckets
+    from .latent.components import load_components
+    from .latent.preparation import of_one_size
+    from .latent.spectrum import recommend_latents
+
+    if options.resolution is None or options.model is None:
+        raise InputError("recommend --pairs needs --resolution and --model")
+    refuse_options(options, ("size", "parameterization"), "is for pictures: leave it, or --pairs")
+    components = load_components(options.model, offline=options.offline)
+    buckets = make_buckets(options.resolution, components.family.multiple, max_ratio=1.0)
+    dirty = ContaminatedPairs(
+        _open_pairs(options),
+        corruptions,
+        options.seed,
+        buckets,
+        encode=lambda pictures: components.encode_pictures(pictures)[0],
+        offline=options.offline,
+    )
+    samples = of_one_size(dirty, dirty.sample)
+    _require_some(options, samples)
+    print(f"{len(samples):,} of {len(dirty):,} pictures")
+    kind = (
+        options.objective.removeprefix("robust-"),
+        components.process.parameterization.value,
+    )
+    train = ["finetune-latent", "--lora", "--model", options.model]
+    train += ["--resolution", str(options.resolution)]
+    return recommend_latents(samples, components, kind[0]), kind, train
+
+
+def _require_some(options: argparse.Namespace, samples: Tensor) -> None:
+    if len(samples) < 2:
+        raise InputError(f"{options.data} has one picture; a spectrum takes some dozens at least")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -15,19 +15,6 @@ class PixelConfig(TrainConfig):
     """Train a pixel-space diffusion model on pictures that may be dirty."""
 
     objective: ObjectiveName = Field("robust-adversarial", description="what is minimised")
-    beside: ObjectiveName | None = Field(
-        None, description="also train this objective, same budget, for comparison in the report"
-    )
-
-    # the regularizer
-    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        "auto",
-        description="of the regularizer; 0 is plain training; auto: what suits the noise and the "
-        "spectrum of the pictures (latent-robust recommend), 0 when they look clean",
-    )
-    band: float | Literal["auto"] = Field(
-        "auto", description="noise level below which it acts, in units of the data; auto: likewise"
-    )
 
     # the pictures
     size: int = Field(8, ge=4, description="pixels a side")
@@ -89,8 +76,6 @@ class PixelConfig(TrainConfig):
                     f"block_out_channels {width} is not a multiple of norm_groups "
                     f"{self.norm_groups}"
                 )
-        if self.weight == "auto" and self.weighting != "band":
-            raise ValueError(f"weighting {self.weighting} needs a number as `weight`, e.g. 0.3")
         if self.parameterization == "flow" and (self.learned_variance or self.sampler == "ddpm"):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
         if self.parameterization == "flow" and self.clip is not None:

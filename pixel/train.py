@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_robust.core import LEVELLED, REGULARIZED, derive_seed
+from latent_robust.core import LEVELLED, derive_seed
 from latent_robust.data import (
     ContaminatedPictures,
     audit_samples,
@@ -75,8 +75,7 @@ def _main(argv: list[str]) -> int:
     )
     dataset = ContaminatedPictures(pictures, corruptions, config.seed)
     dataset.materialize()
-    if "auto" in (config.weight, config.band):
-        config = config.model_copy(update=resolve_weighting(config, dataset, accelerator))
+    config = config.model_copy(update=resolve_weighting(config, dataset, accelerator))
     runs = runs_within(config, out)
     outputs = [Output(*run, dataset, accelerator) for run in runs]
     if accelerator.is_main_process:
@@ -104,24 +103,18 @@ def configure(argv: list[str]) -> PixelConfig:
 def resolve_weighting(
     config: PixelConfig, dataset: ContaminatedPictures, accelerator: Accelerator
 ) -> dict[str, float]:
-    """=>  the numbers for what the configuration leaves to the pictures."""
-    given = {k: getattr(config, k) for k in ("weight", "band") if getattr(config, k) != "auto"}
-    judge = config.judge if "audited" in (config.objective, config.beside) else None
-    regularized = REGULARIZED & {config.objective, config.beside, judge}
-    if not regularized:
-        return {}  # left open for who copies this configuration to another objective
-    if config.weighting != "band":
-        return {"band": 1.0, **given}  # without a meaning
+    """=>  the numbers for what the configuration leaves to the pictures. What no objective asks for
+    is left open, for who copies this configuration to another one."""
+    given = config.open_weighting
+    if given is None:
+        return {}
     found = recommend(
         dataset.sample_tensor(limit=pictures_to_look_at(config.size, config.channels)),
-        "random" if regularized == {"robust-random"} else "adversarial",
+        config.attack,
         config.parameterization,
         **given,
     )
-    if found.weighting is None:
-        chosen = {"weight": 0.0, "band": max(found.spectrum.noise, 1e-3), **given}
-    else:
-        chosen = {"weight": found.weighting.weight, "band": found.weighting.band}
+    chosen = {**found.settings(), **given}
     if accelerator.is_main_process:
         print(f"{found.summary()}\nweight {chosen['weight']:g}, band {chosen['band']:g}")
     return chosen

@@ -208,7 +208,7 @@ def latent(
     **settings,
 ) -> Trainer:
     how = settings if settings.get("full") else {"lora": True, **settings}
-    config = LatentConfig(batch_size=16, band=0.5, device="cpu", **how)
+    config = LatentConfig(batch_size=16, weight=3.0, band=0.5, device="cpu", **how)
     components = Components(family, pipeline, identity="random weights")
     make_trainable(config, components)
     return trainer_of(LatentTask(config, components, data, range(len(data))), config, out)

@@ -112,7 +112,8 @@ def forked(work: Callable[[], Any]) -> Any:
 def configure(components: Components, row: dict) -> LatentConfig:
     wanted = {key: row[key] for key in row.keys() & LatentConfig.model_fields.keys()}
     precision = "no" if components.network.dtype == torch.float32 else "bf16"
-    config = LatentConfig(lora=True, band=0.5, ema_decay=0, mixed_precision=precision, **wanted)
+    fixed = {"weight": 3.0, "band": 0.5, "ema_decay": 0, "mixed_precision": precision}
+    config = LatentConfig(lora=True, **fixed, **wanted)
     if config.gradient_checkpointing:
         components.network.enable_gradient_checkpointing()
     return config

@@ -11,6 +11,7 @@ white it reads low, where much of a picture is one of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -32,49 +33,73 @@ WEIGHTS = (0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0)
 # half of the noise trained networks leave the data's range (RESULTS.md).
 BANDS = (0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 
+FORECAST = 256  # directions, at most
+
 LOOKED_AT = 2**29  # bytes of pictures, at most
 
 # Less noise than this, in units of [-1, 1], cannot be told from fine drawing: clean Fashion-MNIST
 # reads 0.04.
 CLEAN = 0.05
+LEAST_BAND = 1e-3
 # What the regularizer must promise to take off the distance to clean pictures.
 WORTH = 0.1
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """tau: (D,), standard deviations of patches along their principal directions, descending;
-    noise: root mean square over the pictures of the standard deviation of their white noise."""
+    """tau: (D,), standard deviations of patches along their principal directions; noise: (D,), that
+    of the noise in them, root mean square over the samples: the same everywhere if it is white."""
 
     tau: Tensor
-    noise: float
+    noise: Tensor
+
+    @property
+    def level(self) -> float:
+        """The noise as one number, root mean square over the directions."""
+        return float(self.noise.square().mean().sqrt())
 
     @property
     def clean(self) -> Tensor:
         """tau without the noise."""
-        return (self.tau.square() - self.noise**2).clamp_min(0).sqrt()
+        return (self.tau.square() - self.noise.square()).clamp_min(0).sqrt()
 
     def distance(self, weighting: Weighting | None, *kind: str) -> float:
         """Forecast of the Fréchet distance between patches of what is sampled, after training with
         this weighting (None: without the regularizer), and clean ones. kind: attack and
         parameterization, as `forecast_spread` takes them."""
-        drawn = self.tau if weighting is None else forecast_spread(self.tau, weighting, *kind)
-        return float((drawn - self.clean).square().sum())
+        if weighting is None:
+            return float((self.tau - self.clean).square().sum())
+        few = torch.tensor(spaced(len(self.tau), FORECAST))  # they are in order: as good as all
+        drawn = forecast_spread(self.tau[few], weighting, *kind)
+        total = (drawn - self.clean[few]).square().sum()
+        return float(total * len(self.tau) / len(few))
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """weighting: None where the pictures look clean, or where nothing that may be chosen helps.
-    plain, robust: forecast distances."""
+    """noise: of the pictures; weighting: None where they look clean, or where nothing that may be
+    chosen helps. plain, robust: forecast distances, in what the spectrum is of."""
 
+    noise: float
     spectrum: Spectrum
     weighting: Weighting | None
     plain: float
     robust: float
 
+    @property
+    def clean(self) -> bool:
+        return self.noise < CLEAN
+
+    def settings(self) -> dict[str, float]:
+        """=>  "weight" and "band", 0 and what would be the band if there were a weight where the
+        regularizer is better left off."""
+        if self.weighting is None:
+            return {"weight": 0.0, "band": max(self.spectrum.level, LEAST_BAND)}
+        return {"weight": self.weighting.weight, "band": self.weighting.band}
+
     def summary(self) -> str:
-        noise = f"noise: {self.spectrum.noise:.3f} (root mean square; pictures are in [-1, 1])"
-        if self.spectrum.noise < CLEAN:
+        noise = f"noise: {self.noise:.3f} (root mean square; pictures are in [-1, 1])"
+        if self.clean:
             return (
                 f"{noise}\nThe pictures look clean: leave the regularizer off. Not seen in "
                 "this way: blur, recompression, watermarks, noise scaled up with its picture."
@@ -83,15 +108,15 @@ class Recommendation:
             return f"{noise}\nno weight and band that may be chosen are forecast to help"
         return (
             f"{noise}\nrecommended: weight {self.weighting.weight:g}, band "
-            f"{self.weighting.band:g}\nforecast of the Fréchet distance to clean pictures, in "
-            f"pixels: {self.plain:.3g} without, {self.robust:.3g} with the regularizer"
+            f"{self.weighting.band:g}\nforecast of the Fréchet distance to what is clean: "
+            f"{self.plain:.3g} without, {self.robust:.3g} with the regularizer"
         )
 
     def facts(self) -> dict[str, Any]:
         """As JSON."""
         off = self.weighting is None
         return {
-            "noise": self.spectrum.noise,
+            "noise": self.noise,
             "weight": 0.0 if off else self.weighting.weight,
             "band": None if off else self.weighting.band,
             "forecast": {"plain": self.plain, "robust": self.robust},
@@ -109,18 +134,33 @@ def recommend(
     """samples: (N, C, H, W), in [-1, 1]; attack, parameterization: as `forecast_spread` takes them;
     weight, band: what is given already."""
     spectrum = measure_spectrum(samples)
+    kind = (attack, parameterization)
+    return recommend_for(spectrum, spectrum.level, *kind, weight=weight, band=band)
+
+
+def recommend_for(
+    spectrum: Spectrum,
+    noise: float,
+    attack: str,
+    parameterization: str,
+    *,
+    weight: float | None = None,
+    band: float | None = None,
+) -> Recommendation:
+    """As `recommend`, for a spectrum of anything. noise: of the pictures."""
     plain = spectrum.distance(None)
-    if spectrum.noise < CLEAN:
-        return Recommendation(spectrum, None, plain, plain)
+    if noise < CLEAN:
+        return Recommendation(noise, spectrum, None, plain, plain)
     weights = WEIGHTS if weight is None else (weight,)
     # Two digits: more of them would only say how exact a forecast is not.
-    bands = [float(f"{b * spectrum.noise:.2g}") for b in BANDS] if band is None else [band]
+    bands = [float(f"{b * spectrum.level:.2g}") for b in BANDS] if band is None else [band]
     tried = [Weighting("band", *pair) for pair in product(weights, bands)]
     distances = [spectrum.distance(w, attack, parameterization) for w in tried]
     robust = min(distances)
     best = tried[distances.index(robust)]
     worth = robust < (1 - WORTH) * plain
-    return Recommendation(spectrum, best if worth else None, plain, robust if worth else plain)
+    found = (best, robust) if worth else (None, plain)
+    return Recommendation(noise, spectrum, found[0], plain, found[1])
 
 
 def pictures_to_look_at(size: int, channels: int) -> int:
@@ -133,25 +173,34 @@ def measure_spectrum(samples: Tensor) -> Spectrum:
     ENOUGH_PATCHES times as many patches as it has directions."""
     if all(torch.equal(samples[:, :1], samples[:, c : c + 1]) for c in range(1, samples.shape[1])):
         samples = samples[:, :1]  # gray: the same noise in all channels would not look white
-    side = _side(samples)
+    covariance = patch_covariance(samples.split(64), patch_side(samples.shape))
+    variances = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
+    noise = noise_variance(variances) ** 0.5
+    return Spectrum(variances.sqrt(), torch.full_like(variances, noise))
+
+
+def patch_covariance(chunks: Iterable[Tensor], side: int) -> Tensor:
+    """chunks: (B, C, H, W).  =>  (D, D), float64, of the values of a patch, D = C * side**2."""
     total, outer, count = 0.0, 0.0, 0
-    for chunk in samples.split(64):
+    for chunk in chunks:
         patches = nn.functional.unfold(chunk.float(), side, stride=side)  # (B, D, L)
         looked_at = spaced(patches.shape[2], PATCHES)
         rows = patches[:, :, looked_at].transpose(1, 2).flatten(0, 1).double()
         total, outer, count = total + rows.sum(0), outer + rows.T @ rows, count + len(rows)
     mean = total / count
-    covariance = outer / count - mean[:, None] * mean
-    variances = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
-    return Spectrum(variances.sqrt(), noise_variance(variances) ** 0.5)
+    return outer / count - mean[:, None] * mean
 
 
-def _side(samples: Tensor) -> int:
-    count, channels, height, width = samples.shape
-    side = min(PATCH, height, width)
+def patch_side(
+    shape: tuple[int, ...], largest: int = PATCH, per_direction: float = ENOUGH_PATCHES
+) -> int:
+    """shape: (N, C, H, W); per_direction: how many patches there must be for each of the C * side^2
+    directions of a patch.  =>  `largest`, or a half of it, ..., as far as the samples go."""
+    count, channels, height, width = shape
+    side = min(largest, height, width)
     while side > 2:
         patches = count * min((height // side) * (width // side), PATCHES)
-        if patches >= ENOUGH_PATCHES * channels * side**2:
+        if patches >= per_direction * channels * side**2:
             break
         side //= 2
     return side

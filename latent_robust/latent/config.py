@@ -49,22 +49,14 @@ class LatentConfig(TrainConfig):
     cache_dir: Path | None = Field(None, description="default: cache/ in the run directory")
 
     # the objective
-    objective: ObjectiveName = Field("robust-adversarial", description="what is minimised")
+    objective: ObjectiveName = Field("robust-random", description="what is minimised")
     judge: ObjectiveName | Literal["base"] = Field(
         "base",
         description="who audits the data, for audited: the model as it is, or after training with "
         "an objective",
     )
-    band: float | Literal["auto"] = Field(
-        "auto",
-        description="noise level below which the regularizer acts, in units of the latents; auto "
-        "estimates it from the pictures",
-    )
     time_sampling: Literal["auto", "uniform", "logit-normal"] = Field(
         "auto", description="auto: logit-normal for flow models, uniform for the others"
-    )
-    beside: ObjectiveName | None = Field(
-        None, description="also train this objective, same budget, for comparison in the report"
     )
 
     # the optimizer

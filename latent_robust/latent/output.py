@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from latent_robust.core import REGULARIZED
 from latent_robust.data import audit_facts
 from latent_robust.evaluation.clip_score import load_clip_score
 from latent_robust.evaluation.directory import begin_directory
@@ -102,6 +103,8 @@ class LatentOutput:
             "seed": config.seed,
             "parameterization": self.components.process.parameterization.value,
         }
+        if config.objective in REGULARIZED:
+            facts.update(weight=config.weight, band=config.band)
         if seconds is not None:
             facts["seconds"] = round(seconds, 1)
             facts["cost"] = {"seconds_per_step": round(seconds / config.steps, 4)}

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_robust.core import REGULARIZED
 from latent_robust.data import (
     ContaminatedPairs,
     PairSet,
@@ -29,15 +28,17 @@ from latent_robust.data.scenes import Scene
 from latent_robust.errors import InputError
 from latent_robust.evaluation.metrics import REFERENCE
 
-from .band import encoder_gain, latent_band
 from .cache import LatentCache, Uncached, build_cache
 from .components import Components
 from .config import LatentConfig
 from .families import Conditions
+from .spectrum import encoder_gain, recommend_latents
 from .validation import split_held_out
 
-BAND_PICTURES = 64  # the blind noise level is their median
-CLEAN = 0.02  # of latents whose spread is about 1: less noise than this is none
+# Pictures from which the noise and the spectrum of the latents are found: many where they are
+# small, of which each says little.
+LEAST_LOOKED_AT, MOST_LOOKED_AT, PIXELS_LOOKED_AT = 64, 256, 2**22
+GAIN_PICTURES = 16
 PROMPTS = 4  # drawn at every checkpoint
 
 
@@ -79,7 +80,7 @@ class Preparation:
     prompts: Prompts
     measured: Prompts
     scenes: list[Scene] | None
-    band: float | None
+    weighting: dict[str, float]
     levels: Tensor | None
 
 
@@ -104,13 +105,19 @@ def prepare(
     truth = None if config.reference is None else _open(config, config.reference, known)
     if truth is None and pairs.corruptions:
         truth = source
-    band = None
-    if config.band == "auto":
-        looked_at = spaced(len(pairs), BAND_PICTURES)
-        band = latent_band((pairs.sample(i) for i in looked_at), components)
-        say(f"noise level of the latents, estimated blindly: {band:.3f} (the band)")
-        if band < CLEAN and REGULARIZED & {config.objective, config.beside}:
-            say("they have no noise: the regularizer stays off unless --band says otherwise")
+    weighting = {}
+    if (given := config.open_weighting) is not None:
+        found = recommend_latents(
+            of_one_size(pairs, pairs.sample),
+            components,
+            config.attack,
+            batch=max(1, config.batch_size // 2),  # each is encoded twice
+            **given,
+        )
+        weighting = {**found.settings(), **given}
+        say(f"{found.summary()}\nweight {weighting['weight']:g}, band {weighting['band']:.3g}")
+        if found.clean and "weight" not in given:
+            say("the regularizer stays off unless --weight and --band say otherwise")
     levels = None
     if "ambient" in (config.objective, config.beside):
         levels = _levels(config, components, pairs)
@@ -147,7 +154,7 @@ def prepare(
         prompts=Prompts(list(prompts), fixed=not config.text_encoder),
         measured=Prompts([captions[i] for i in drawn], fixed=not config.text_encoder),
         scenes=_scenes(truth or source, drawn),
-        band=band,
+        weighting=weighting,
         levels=levels,
     )
 
@@ -206,8 +213,17 @@ def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPai
     levels = pairs.levels()
     if not levels.any():
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
-    samples = [pairs.clean(i) for i in spaced(len(pairs), 16)]
+    samples = of_one_size(pairs, pairs.clean)[:GAIN_PICTURES]
     return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
+
+
+def of_one_size(pairs: ContaminatedPairs, pick: Callable[[int], Tensor]) -> Tensor:
+    """=>  (N, 3, h, w): of the bucket that has the most pairs, as many as say enough of a spectrum,
+    evenly spaced."""
+    members = list(dict.fromkeys(max(pairs.groups(), key=len)))
+    height, width = pairs.bucket(members[0])
+    count = min(MOST_LOOKED_AT, max(LEAST_LOOKED_AT, PIXELS_LOOKED_AT // (height * width)))
+    return torch.stack([pick(members[i]) for i in spaced(len(members), count)])
 
 
 def _captions(pairs: ContaminatedPairs) -> list[str]:

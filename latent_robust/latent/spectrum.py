@@ -1,52 +1,102 @@
-"""The contamination's noise level, estimated blindly, in the units of scaled latents."""
+"""What noise in pictures is in their latents, and a weight and a band for these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from math import isqrt
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_robust.core import derive_generator
-from latent_robust.data.levels import estimate_band
+from latent_robust.data.spectrum import (
+    Recommendation,
+    Spectrum,
+    measure_spectrum,
+    patch_covariance,
+    patch_side,
+    recommend_for,
+)
 
 if TYPE_CHECKING:
     from .components import Components
 
-# Flat pictures have an estimate of 0, which is no band, and at which a gain cannot be measured.
-FLOOR = 1e-3
+# Patches of latents are larger than those of pictures, and fewer to a direction: the noise is not
+# read off their smallest variances. It takes the whole of the demo's latents, of which 256 are as
+# good as 2,000; what is forecast of their parts ranks weights and bands wrongly.
+LARGEST = 16
+PER_DIRECTION = 0.25
+DIRECTIONS = 1024  # at most
 
 
-def latent_band(samples: Iterable[Tensor], components: Components) -> float:
-    """What `estimate_band` is to pictures: where `band: auto` lets the regularizer act.
+def recommend_latents(
+    samples: Tensor,
+    components: Components,
+    attack: str,
+    *,
+    batch: int = 1,
+    weight: float | None = None,
+    band: float | None = None,
+) -> Recommendation:
+    """As `latent_robust.data.recommend`, for the latents of pictures.
 
-    samples: a few dozen pictures as they are trained on, (3, H, W) each, in [-1, 1] or beyond;
-    their sizes may differ.  =>  > 0, standard deviation in units of scaled latents.
-
-    Latents do not look like pictures: their own structure is as fine as noise, so that a wavelet
-    estimate made there would take the one for the other. The pictures' level is therefore
-    estimated in the pictures (median), and carried over by the encoder's gain: noise of that same
-    level is added to each once more, and the root mean square of what this changes in the latents'
-    mean, over all channels and places, is divided by the level. A VAE is not linear, hence the gain
-    at this level and at these pictures. The VAE's own noise (the latents' std) is part of what is
-    to be learned, and does not count.
+    samples: some dozens as they are trained on, (N, 3, H, W) in [-1, 1] or beyond; attack: as
+    `forecast_spread` takes it; batch: how many are encoded at a time, twice each; weight, band:
+    what is given already.
     """
-    samples = list(samples)
-    level = float(np.median([estimate_band(sample[None]) for sample in samples]))
-    level = max(level, FLOOR)
-    return level * encoder_gain(samples, level, components).square().mean().sqrt().item()
+    noise = measure_spectrum(samples).level
+    parameterization = components.process.parameterization.value
+    spectrum = latent_spectrum(samples, noise, components, batch)
+    return recommend_for(spectrum, noise, attack, parameterization, weight=weight, band=band)
+
+
+def latent_spectrum(
+    samples: Tensor, noise: float, components: Components, batch: int = 1
+) -> Spectrum:
+    """samples, batch: as `recommend_latents` takes them; noise: standard deviation of theirs.
+
+    In latents noise is not white: an encoder gives it another size in each channel, and mixes
+    them. So it is not read off the latents, whose own structure is as fine. Noise of the pictures'
+    level is added to each picture once more, and what this changes in the mean of its latents has
+    the covariance that their noise has; along each principal direction of the latents it has its
+    share. An encoder is not linear, hence the level and these pictures. The VAE's own noise (the
+    latents' std) is part of what is to be learned, and does not count.
+    """
+    means, stds, changes = _encode_twice(samples, noise, components, batch)
+    largest = min(LARGEST, isqrt(DIRECTIONS // means.shape[1]))
+    side = patch_side(means.shape, largest, PER_DIRECTION)
+    own = nn.functional.unfold(stds.square(), side, stride=side).double().mean((0, 2))
+    variances, directions = torch.linalg.eigh(patch_covariance([means], side) + own.diag())
+    dirt = (directions * (patch_covariance([changes], side) @ directions)).sum(0)
+    return Spectrum(variances.clamp_min(0).sqrt(), dirt.clamp_min(0).sqrt())
+
+
+def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> Tensor:
+    """Standard deviation of the latents' mean per standard deviation of noise in the pictures, of
+    each channel, (C,): measured by adding noise of `level` to `samples` (3, H, W), of one size, in
+    [-1, 1] or beyond."""
+    changes = _encode_twice(torch.stack(list(samples)), level, components, batch=1)[2]
+    return changes.square().mean((0, 2, 3)).sqrt() / level
 
 
 @torch.no_grad()
-def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> Tensor:
-    """Standard deviation of the latents' mean per standard deviation of noise in the pictures, of
-    each channel, (C,): measured by adding noise of `level` to `samples` (3, H, W), in [-1, 1] or
-    beyond."""
-    powers = []
-    for index, sample in enumerate(samples):
-        noise = torch.randn(sample.shape, generator=derive_generator(0, "band", index))
-        mean, _ = components.encode_pictures(torch.stack([sample, sample + level * noise]))
-        powers.append((mean[1] - mean[0]).square().mean((1, 2)))
-    return torch.stack(powers).mean(0).sqrt().cpu() / level
+def _encode_twice(
+    samples: Tensor, level: float, components: Components, batch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """=>  mean and std of the latents, and by how much noise of `level` moves the mean, each
+    (N, c, h, w)."""
+    means, stds, changes = [], [], []
+    for indices in torch.arange(len(samples)).split(batch):
+        chunk = samples[indices]
+        noise = torch.stack(
+            [
+                torch.randn(chunk.shape[1:], generator=derive_generator(0, "band", index))
+                for index in indices.tolist()
+            ]
+        )
+        mean, std = components.encode_pictures(torch.cat([chunk, chunk + level * noise]))
+        means.append(mean[: len(chunk)])
+        stds.append(std[: len(chunk)])
+        changes.append(mean[len(chunk) :] - mean[: len(chunk)])
+    return torch.cat(means), torch.cat(stds), torch.cat(changes)

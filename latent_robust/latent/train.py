@@ -85,9 +85,7 @@ def _main(argv: list[str]) -> int:
     config = config.model_copy(update={"resolution": resolution})
     judges = Judges(config, accelerator.device)
     prepared = prepare(config, components, out, accelerator)
-    found = {"resolution": resolution}
-    if prepared.band is not None:
-        found["band"] = prepared.band
+    found = {"resolution": resolution, **prepared.weighting}
     runs = [(config.model_copy(update=found), folder) for config, folder in runs]
     for number, run in enumerate(runs):
         trained = components if number == 0 else make_components()

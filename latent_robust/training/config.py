@@ -4,19 +4,21 @@ option on the command line (`batch_size` is `--batch-size`)."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from latent_robust.core import (
     LEVELLED,
     OBJECTIVES,
+    REGULARIZED,
     NoiseProcess,
     Objective,
     RadiusSchedule,
     Weighting,
     make_objective,
 )
+from latent_robust.core.rows import check_share
 
 ObjectiveName = Literal[tuple(OBJECTIVES)]
 
@@ -67,10 +69,19 @@ class TrainConfig(BaseModel):
         "robust-adversarial",
         description="trained first, for audited: the model that audits the data",
     )
+    beside: ObjectiveName | None = Field(
+        None, description="also train this objective, same budget, for comparison in the report"
+    )
     weighting: Literal["paper", "normalized", "band"] = "band"
-    weight: float = Field(3.0, ge=0, description="of the regularizer; 0 is plain training")
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="of the regularizer; 0 is plain training; auto: what suits the noise and the "
+        "spectrum of the data, 0 when they look clean",
+    )
     band: float | Literal["auto"] = Field(
-        0.5, description="noise level below which the regularizer acts, in units of the data"
+        "auto",
+        description="noise level below which it acts, in units of the data, latents' in latent "
+        "space; auto: likewise",
     )
     rho: float = Field(2.0, ge=0, description="radius = scale * sigma**rho + bias")
     radius_scale: float = Field(1.0, ge=0)
@@ -78,7 +89,10 @@ class TrainConfig(BaseModel):
     bias_max: float = Field(16 / 255, ge=0)
     attack_steps: int = Field(1, ge=1, description="1 is FGSM, more is PGD")
     fraction: float = Field(
-        0.125, gt=0, le=1, description="share of each batch that is regularized"
+        0.125, gt=0, le=1, description="share of the samples that is regularized"
+    )
+    every: int = Field(
+        1, ge=1, description="regularize in every so-manieth step, so many times as many samples"
     )
     late_start: float = Field(
         1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"
@@ -127,6 +141,11 @@ class TrainConfig(BaseModel):
     def _consistent(self):
         if self.bias_min > self.bias_max:
             raise ValueError(f"bias_min {self.bias_min} is above bias_max {self.bias_max}")
+        check_share(self.fraction, self.every)
+        if self.weight == "auto" and self.weighting != "band":
+            raise ValueError(f"weighting {self.weighting} needs a number as `weight`, e.g. 0.3")
+        if self.band == "auto" and self.weighting != "band":
+            self.band = 1.0  # it has no meaning
         if self.objective == "ambient" and self.levels is None and self.contamination == "none":
             raise ValueError(
                 "objective ambient needs noise levels: give levels FILE, or a contamination whose "
@@ -140,21 +159,53 @@ class TrainConfig(BaseModel):
             raise ValueError("audited finds its levels itself; with a file of levels use ambient")
         return self
 
+    def _refuse_dropout_of_a_part(self, dropout: float) -> None:
+        if dropout and self.fraction * self.every < 1 and self.objective in REGULARIZED:
+            raise ValueError(
+                f"dropout {dropout} with fraction {self.fraction}: dropout masks cannot be shared "
+                "between batches of different size; use fraction 1, --every so large that a whole "
+                "batch is regularized at a time, or dropout 0"
+            )
+
+    @property
+    def regularized(self) -> set[str]:
+        """The objectives with the regularizer among all that are trained."""
+        trained = {self.objective, self.beside}
+        return REGULARIZED & ({*trained, self.judge} if "audited" in trained else trained)
+
+    @property
+    def attack(self) -> str:
+        """That of the regularizer, for a forecast of what it does."""
+        return "random" if self.regularized == {"robust-random"} else "adversarial"
+
+    @property
+    def open_weighting(self) -> dict[str, float] | None:
+        """What is given of `weight` and `band`; None where nothing is left to the data, or where
+        nothing of what is trained asks for them."""
+        given = {"weight": self.weight, "band": self.band}
+        if "auto" not in given.values() or not self.regularized:
+            return None
+        return {name: value for name, value in given.items() if value != "auto"}
+
     @property
     def contamination_specs(self) -> list[str]:
         specs = [] if self.contamination == "none" else self.contamination.split(";")
         return [spec.strip() for spec in specs if spec.strip()]
 
     def objective_for(self, process: NoiseProcess) -> Objective:
-        """The objective of this configuration; `weight` and `band` must have been resolved to
-        numbers."""
+        """The objective of this configuration. The regularizer's `weight` and `band` must have been
+        resolved to numbers."""
+        open_still = "auto" in (self.weight, self.band)
+        if open_still and self.objective in REGULARIZED:
+            raise ValueError(f"weight {self.weight} and band {self.band} must be numbers by now")
         return make_objective(
             self.objective,
             process,
-            weighting=Weighting(self.weighting, self.weight, self.band),
+            weighting=None if open_still else Weighting(self.weighting, self.weight, self.band),
             radius=RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max),
             attack_steps=self.attack_steps,
             fraction=self.fraction,
+            every=self.every,
             huber_c=self.huber_c,
             gamma=self.gamma,
         )

@@ -17,7 +17,7 @@ def digits(*specs: str) -> torch.Tensor:
 @pytest.mark.parametrize("fraction, sigma", [(0.9, 0.2), (0.9, 0.05), (0.3, 0.2), (1.0, 0.1)])
 def test_the_noise_of_real_pictures_is_found(fraction, sigma):
     """Root mean square over the pictures, in units of [-1, 1]."""
-    found = measure_spectrum(digits(f"gaussian:fraction={fraction},sigma={sigma}")).noise
+    found = measure_spectrum(digits(f"gaussian:fraction={fraction},sigma={sigma}")).level
     assert found == pytest.approx(2 * sigma * fraction**0.5, rel=0.05)
 
 
@@ -33,12 +33,12 @@ def test_the_spectrum_without_the_noise_is_that_of_the_clean_pictures():
 
 def test_white_noise_and_nothing_else_is_all_noise():
     noise = 0.3 * torch.randn(2000, 2, 16, 16, generator=derive_generator(0, "noise"))
-    assert measure_spectrum(noise).noise == pytest.approx(0.3, rel=0.02)
+    assert measure_spectrum(noise).level == pytest.approx(0.3, rel=0.02)
 
 
 def test_gray_pictures_in_three_channels_have_the_noise_of_one():
     noisy = digits("gaussian:fraction=0.9,sigma=0.2")
-    assert measure_spectrum(noisy.expand(-1, 3, -1, -1)).noise == measure_spectrum(noisy).noise
+    assert measure_spectrum(noisy.expand(-1, 3, -1, -1)).level == measure_spectrum(noisy).level
 
 
 def test_all_of_a_large_picture_is_looked_at():
@@ -46,7 +46,7 @@ def test_all_of_a_large_picture_is_looked_at():
     pictures = torch.zeros(40, 1, 256, 256)
     noise = torch.randn(40, 1, 256, 128, generator=derive_generator(0, "noise"))
     pictures[..., :128] = 0.3 * noise
-    assert measure_spectrum(pictures).noise == pytest.approx(0.3 * 0.5**0.5, rel=0.1)
+    assert measure_spectrum(pictures).level == pytest.approx(0.3 * 0.5**0.5, rel=0.1)
 
 
 def test_what_is_given_and_does_not_help_is_not_called_clean():

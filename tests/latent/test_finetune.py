@@ -170,9 +170,10 @@ def test_a_run_directory_holds_what_was_promised(finished_run):
     }
     assert part | {f"ddpm/{name}" for name in part} <= names(finished_run)
     config = yaml.safe_load((finished_run / "config.yaml").read_text())
-    assert config["objective"] == "robust-adversarial"
+    assert config["objective"] == "robust-random"
     assert config["resolution"] == 32  # the model's own
     assert 0 < config["band"] < 1
+    assert config["weight"] > 0
     rows = rows_of(finished_run)
     assert [row["step"] for row in rows] == [0, 1, 2, 2, 3, 4, 4]
     assert all("penalty" in row for row in rows if "loss" in row)
@@ -184,12 +185,12 @@ def test_a_run_directory_holds_what_was_promised(finished_run):
     assert len((finished_run / "manifest.jsonl").read_text().splitlines()) == 10
     report = (finished_run / "report.html").read_text()
     assert "ddpm" in report
-    assert "robust-adversarial" in report
+    assert "robust-random" in report
 
 
 def test_its_own_configuration_repeats_it_bit_for_bit(finished_run, finetune, tmp_path):
     config, again = finished_run / "config.yaml", tmp_path / "again"
-    alone = "--beside=robust-adversarial"  # which is itself
+    alone = "--beside=robust-random"  # which is itself
     assert main(["--config", str(config), alone, f"--out={again}"]) == 0
     assert_same_run(finished_run, again)
 
@@ -224,16 +225,18 @@ def test_what_it_says(finished_run, finetune, capfd):
     out, error = capfd.readouterr()
     assert [line.partition(":")[0] for line in out.splitlines() if ":" in line] == [
         "scenes",
-        "noise level of the latents, estimated blindly",
+        "noise",
+        "recommended",
+        "forecast of the Fréchet distance to what is clean",
         "report",
     ]
     assert "encoded 10 pictures and 10 captions (0 and 0 were cached already)" in out
     bars = [line for line in error.replace("\r", "\n").splitlines() if line.strip()]
-    assert all(bar.startswith("robust-adversarial: ") for bar in bars)
+    assert all(bar.startswith("robust-random: ") for bar in bars)
 
 
 def test_it_says_so_where_there_is_no_noise_to_act_on(finetune, capfd):
-    said = "the regularizer stays off unless --band says otherwise"
+    said = "the regularizer stays off unless --weight and --band say otherwise"
     assert finetune("--lora", *UNDRAWN, "--steps=1", "--out=clean") == 0
     assert said in capfd.readouterr().out
     assert finetune("--lora", *UNDRAWN, "--steps=1", "--objective=ddpm", "--out=plain") == 0
@@ -245,7 +248,7 @@ def test_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
     assert main(["--lora", "--model=no/where", "--data=hf:some/where", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert yaml.safe_load(out)["data"] == "hf:some/where"
-    assert "would train LoRA of rank 16 of no/where by robust-adversarial on hf:some/where" in out
+    assert "would train LoRA of rank 16 of no/where by robust-random on hf:some/where" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -567,7 +570,7 @@ def test_a_damaged_cache_is_named_and_made_again(finetune, finished_run, tmp_pat
         (["--lora", "--samples=4", "--features=inception"], "weights"),
         (["--lora", "--caption-dropout=1"], "`caption_dropout` = '1'"),
         (["--lora", "--lerning-rate=1"], "did you mean '--learning-rate'?"),
-        (["--lora", "--dropout=0.1"], "use fraction 1 or dropout 0"),
+        (["--lora", "--dropout=0.1"], "or dropout 0"),
         (["--lora", "--objective=ddpm", "--dropout=0.1", "--beside=robust-random"], "fraction 1"),
         (["--lora", "--beside=ambient"], "needs noise levels"),
         (["--lora", "--objective=ambient", "--levels=gone"], "cannot read the levels"),

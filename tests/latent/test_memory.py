@@ -42,7 +42,14 @@ def item_of(components: Components) -> dict:
 
 def estimate(components: Components, *, full: bool = True, **settings) -> Memory:
     config = LatentConfig(
-        **{"full": full, "lora": not full, "objective": "ddpm", "band": 0.5, **settings}
+        **{
+            "full": full,
+            "lora": not full,
+            "objective": "ddpm",
+            "weight": 3,
+            "band": 0.5,
+            **settings,
+        }
     )
     return estimate_memory(components, config, item_of(components))
 
@@ -69,7 +76,9 @@ def real_peak(components: Components, config: LatentConfig) -> int:
 def test_a_real_step_takes_what_was_estimated(name):
     """The same operations on the same shapes. 1 %: looking up alpha and sigma is not estimated."""
     components = components_of(name)
-    config = LatentConfig(full=True, band=0.5, objective="robust-adversarial", batch_size=2)
+    config = LatentConfig(
+        full=True, weight=3, band=0.5, objective="robust-adversarial", batch_size=2
+    )
     estimated = estimate_memory(components, config, item_of(components)).step
     assert estimated == pytest.approx(real_peak(components, config), rel=0.01)
 
@@ -152,7 +161,7 @@ def test_an_estimate_is_remembered_for_the_same_step_only(tmp_path, monkeypatch)
     monkeypatch.setattr(memory, "estimate_memory", estimated)
 
     def remembered(seed, **settings):
-        config = LatentConfig(full=True, band=0.5, seed=seed, **settings)
+        config = LatentConfig(full=True, weight=3, band=0.5, seed=seed, **settings)
         return remembered_memory(tmp_path, components, config, item)
 
     assert remembered(0, batch_size=2) == remembered(1, batch_size=2) == Memory(1, 2, 6)

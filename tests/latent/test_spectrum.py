@@ -1,68 +1,101 @@
+import json
+from contextlib import suppress
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_robust.data import estimate_band
-from latent_robust.latent.band import FLOOR, encoder_gain, latent_band
+from latent_robust.cli import main as latent_robust
+from latent_robust.core import Parameterization, derive_generator
 from latent_robust.latent.components import Components
+from latent_robust.latent.spectrum import encoder_gain, latent_spectrum, recommend_latents
 
 from .tiny import make_pipeline
 
+SCALES = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
+
 
 class LinearEncoder:
-    """Means of 2x2 pixels, times 3."""
+    """Means of 2x2 pixels; each channel in units of its own."""
+
+    class process:
+        parameterization = Parameterization.EPSILON
 
     def encode_pictures(self, samples):
-        mean = 3 * F.avg_pool2d(samples, 2)
-        return mean, torch.zeros_like(mean)
+        mean = SCALES * F.avg_pool2d(samples, 2)
+        return mean, torch.full_like(mean, 0.01)
 
 
-def pictures(level, count=24):
-    """Smooth ones with noise of this level."""
-    ramp = torch.linspace(-1, 1, 32).expand(count, 3, 32, 32)
-    return ramp + level * torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
+def pictures(level: float, count: int = 3000, side: int = 16) -> torch.Tensor:
+    """Waves of one direction each, with noise of this level."""
+    generator = derive_generator(0, "waves")
+    phase, slope = torch.rand(2, count, 1, 1, 1, generator=generator)
+    place = torch.arange(side).view(1, 1, 1, side)
+    waves = 0.8 * torch.sin(6.28 * phase + 0.6 * slope * place).expand(count, 3, side, side)
+    return waves + level * torch.randn(waves.shape, generator=generator)
 
 
-def test_gain_of_a_linear_encoder_is_the_norm_of_its_rows():
-    samples = pictures(0.3)
-    # The mean of 4 independent values has half their standard deviation. The gain is measured on
-    # 24 * 3 * 256 values of noise, so to 1 / sqrt(2 * 18432) = 0.5 %; the fourfold.
-    expected = 3 / 2 * estimate_band(samples)
-    assert latent_band(samples, LinearEncoder()) == pytest.approx(expected, rel=0.02)
+def test_the_noise_of_latents_is_what_the_encoder_makes_of_the_pictures_noise():
+    """The mean of four independent values has half of their standard deviation."""
+    spectrum = latent_spectrum(pictures(0.3), 0.3, LinearEncoder(), batch=8)
+    expected = 0.3 / 2 * SCALES.square().mean().sqrt()
+    assert spectrum.level == pytest.approx(float(expected), rel=0.02)
+    assert len(spectrum.tau) == 3 * 8 * 8  # the whole latent is one patch
+
+
+def test_what_lies_above_the_noise_is_the_spectrum_of_clean_latents():
+    # 16 pictures for each direction: their covariance is known to a quarter of the noise's.
+    clean = latent_spectrum(pictures(0.0), 1e-6, LinearEncoder(), batch=8)
+    dirty = latent_spectrum(pictures(0.3), 0.3, LinearEncoder(), batch=8)
+    lost = (dirty.clean.sort().values - clean.tau.sort().values).square().sum()
+    assert lost < 0.1 * (dirty.tau.sort().values - clean.tau.sort().values).square().sum()
+
+
+def test_how_many_are_encoded_at_a_time_changes_nothing():
+    one, several = (latent_spectrum(pictures(0.3, 24), 0.3, LinearEncoder(), b) for b in (1, 5))
+    torch.testing.assert_close(one.tau, several.tau)
+    torch.testing.assert_close(one.noise, several.noise)
 
 
 def test_each_channel_has_its_gain():
-    class Encoder:
-        def encode_pictures(self, samples):
-            return samples * torch.tensor([1.0, 2, 4]).view(3, 1, 1), None
-
-    # Each is measured on 24 * 1024 values: 0.45 %, the fourfold.
-    gain = encoder_gain(list(pictures(0)), 0.3, Encoder())
-    assert torch.allclose(gain, torch.tensor([1.0, 2, 4]), rtol=0.02)
+    # Each is measured on 64 * 64 values: 1.1 %, the fourfold.
+    gain = encoder_gain(list(pictures(0.0, 64)), 0.3, LinearEncoder())
+    torch.testing.assert_close(gain, SCALES.flatten() / 2, rtol=0.045, atol=0)
 
 
-def test_band_follows_the_true_level():
-    # As exact as `estimate_band` itself on pictures of 32 pixels (see test_levels).
-    assert latent_band(pictures(0.2), LinearEncoder()) == pytest.approx(3 / 2 * 0.2, rel=0.08)
+def test_noisy_pictures_get_a_weight_and_clean_ones_none():
+    noisy = recommend_latents(pictures(0.3), LinearEncoder(), "random")
+    assert noisy.noise == pytest.approx(0.3, rel=0.05)
+    assert noisy.weighting.weight > 0
+    assert noisy.robust < noisy.plain / 3
+    clean = recommend_latents(pictures(0.0), LinearEncoder(), "random")
+    assert clean.clean
+    assert clean.settings()["weight"] == 0
 
 
-def test_pictures_may_come_one_by_one_and_in_several_sizes():
-    samples = pictures(0.3)
-    assert latent_band(iter(samples), LinearEncoder()) == latent_band(samples, LinearEncoder())
-    assert latent_band([*samples[:8], samples[0][:, :16]], LinearEncoder()) > 0
-
-
-def test_flat_pictures_have_a_small_band_above_zero():
-    flat = torch.zeros(12, 3, 32, 32)
-    # 12 * 3 * 256 values: 0.7 %, the fourfold.
-    assert latent_band(flat, LinearEncoder()) == pytest.approx(3 / 2 * FLOOR, rel=0.03)
-
-
-def test_band_of_a_real_vae_is_in_units_of_its_scaled_latents():
+def test_of_a_real_vae_the_spectrum_is_in_units_of_its_scaled_latents():
     components = Components.of(make_pipeline("sd1"), "sd1")
-    samples = pictures(0.3, count=4)
-    band = latent_band(samples, components)
-    assert band > 0
+    samples = pictures(0.3, 12, side=32)
+    once = latent_spectrum(samples, 0.3, components)
     factor = components.vae.config.scaling_factor
     components.vae.register_to_config(scaling_factor=3 * factor)
-    assert latent_band(samples, components) == pytest.approx(3 * band, rel=1e-5)
+    again = latent_spectrum(samples, 0.3, components)
+    torch.testing.assert_close(again.tau, 3 * once.tau, rtol=1e-4, atol=1e-5)
+    assert again.level == pytest.approx(3 * once.level, rel=1e-4)
+
+
+def test_the_command_says_what_finetune_latent_will_choose(tmp_path, capsys):
+    told = ["recommend", "--pairs", "--data=scenes", "--limit=40", "--resolution=32", "--offline"]
+    noisy = "--contamination=gaussian:fraction=1,sigma=0.2"
+    out = tmp_path / "found.json"
+    assert latent_robust([*told, noisy, "--model=demo", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["weight"] > 0
+    assert f"--weight {found['weight']:g} --band {found['band']:g}" in said
+    for missing, message in ((told, "needs --resolution and --model"), (told[:1], "--data")):
+        with suppress(SystemExit):  # argparse
+            assert latent_robust(missing) == 2
+        assert message in capsys.readouterr().err
+    assert latent_robust([*told, "--model=demo", "--size=8"]) == 2
+    assert "--size is for pictures" in capsys.readouterr().err

@@ -63,6 +63,8 @@ class TinyTask:
 def make_trainer(out: Path, *, dataset=None, **settings) -> Trainer:
     defaults = {
         "objective": "robust-adversarial",
+        "weight": 3.0,
+        "band": 0.5,
         "steps": 12,
         "batch_size": 5,
         "fraction": 1.0,
