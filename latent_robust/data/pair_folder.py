@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path, PurePosixPath
+from posixpath import basename, splitext
 
 from latent_robust.errors import InputError
 
@@ -53,7 +54,7 @@ def list_folder(
 
 def _metadata(files: Sequence[str]) -> list[str]:
     """files: sorted."""
-    found = [name for name in files if PurePosixPath(name).name in METADATA]
+    found = [name for name in files if basename(name) in METADATA]
     for one, other in pairwise(found):
         if PurePosixPath(one).parent == PurePosixPath(other).parent:
             # Usually one table in two formats, which would give every pair twice.
@@ -92,12 +93,13 @@ def _sidecars(
     files: Sequence[str], pictures: Sequence[str], rows: dict[str, list[Row]]
 ) -> tuple[dict[str, str], list[str]]:
     """=>  picture -> caption file, for those that no row names; caption files without a picture."""
-    captions: dict[PurePosixPath, str] = {}
+    captions: dict[str, str] = {}
+    parts = [(name, *splitext(name)) for name in files]
     for suffix in SIDECARS:
-        for name in files:
-            if PurePosixPath(name).suffix.lower() == suffix:
-                captions.setdefault(PurePosixPath(name).with_suffix(""), name)
-    partners = {picture: PurePosixPath(picture).with_suffix("") for picture in pictures}
+        for name, stem, ending in parts:
+            if ending.lower() == suffix:
+                captions.setdefault(stem, name)
+    partners = {picture: splitext(picture)[0] for picture in pictures}
     alone = sorted(captions[stem] for stem in captions.keys() - partners.values())
     sidecars = {
         picture: captions[stem]

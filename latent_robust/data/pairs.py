@@ -32,7 +32,7 @@ class PairSet:
     picture does not exist; ignored: files that claim to be neither picture nor caption.
     """
 
-    def __init__(self, pairs: PairList, spec: str, known: Path | None = None):
+    def __init__(self, pairs: PairList, spec: str, known: KnownSizes):
         self.spec = spec
         self.captions: list[str] = []
         self.repeats: list[int] = []
@@ -44,7 +44,7 @@ class PairSet:
         self._names: list[str] = []
         self._keys: list = []
         self._checksums: list[bytes] = []
-        self._scan(pairs, KnownSizes(known))
+        self._scan(pairs, known)
         self.without_caption = [
             name for name, caption in zip(self._names, self.captions, strict=True) if not caption
         ]
@@ -125,7 +125,6 @@ class PairSet:
             self._keys.append(pairs.keys[index])
             self.captions.append(pairs.captions[index])
             self.repeats.append(pairs.repeats[index])
-        known.keep()
 
 
 def open_pairs(
@@ -149,8 +148,10 @@ def open_pairs(
     picture, too many bad ones.
     """
     check_limits(limit, max_bad_fraction)
-    pairs = PairSet(_list(spec, caption_column, folder_repeats, limit, offline), spec, known)
+    sizes = KnownSizes(known)
+    pairs = PairSet(_list(spec, caption_column, folder_repeats, limit, offline), spec, sizes)
     refuse_too_many_bad("pairs", spec, len(pairs), pairs.quarantine, max_bad_fraction)
+    sizes.keep()  # only now: what is refused leaves nothing behind
     return pairs
 
 

@@ -8,8 +8,6 @@ libraries allocate for themselves (cuDNN workspaces, fragmentation): expect a te
 
 from __future__ import annotations
 
-import hashlib
-import json
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +24,11 @@ from torch.utils._pytree import tree_map_only
 
 from latent_robust.core import NoiseProcess, Objective
 from latent_robust.errors import InputError
-from latent_robust.files import write_json
 
 from .components import Components
 from .config import LatentConfig
 from .identity import configuration_of
+from .remembered import remembered
 
 GIB = 2**30
 
@@ -108,9 +106,6 @@ def remembered_memory(
 ) -> Memory:
     """`estimate_memory`, which takes as long as many steps, or what it said of the same step
     before: memory.json in `folder`, that of the cache, if there is one."""
-    if folder is None:
-        return estimate_memory(components, config, item)
-    file = folder / "memory.json"
     shapes = {key: list(value.shape[1:]) for key, value in item["text"].items()}
     facts = [
         [torch.__version__, diffusers.__version__, peft.__version__],
@@ -118,21 +113,10 @@ def remembered_memory(
         {name: getattr(config, name) for name in SETTINGS},
         *(_facts(part) for part in (components.network, *components.text_encoders.values())),
     ]
-    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-    known = _known(file)
-    if key in known:
-        return Memory(**known[key])
-    found = estimate_memory(components, config, item)
-    write_json(file, {**known, key: asdict(found)})
-    return found
-
-
-def _known(file: Path) -> dict[str, dict[str, int]]:
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):  # not there, or damaged, which is as good as that
-        return {}
-    return known if isinstance(known, dict) else {}
+    file = None if folder is None else folder / "memory.json"
+    return Memory(
+        **remembered(file, facts, lambda: asdict(estimate_memory(components, config, item)))
+    )
 
 
 def _facts(part: nn.Module) -> list:

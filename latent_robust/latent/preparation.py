@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +33,8 @@ from .cache import LatentCache, Uncached, build_cache
 from .components import Components
 from .config import LatentConfig
 from .families import Conditions
-from .spectrum import encoder_gain, recommend_latents
+from .remembered import remembered
+from .spectrum import VERSION, encoder_gain, recommend_latents
 from .validation import split_held_out
 
 # Pictures from which the noise and the spectrum of the latents are found: many where they are
@@ -107,16 +109,21 @@ def prepare(
         truth = source
     weighting = {}
     if (given := config.open_weighting) is not None:
-        found = recommend_latents(
-            of_one_size(pairs, pairs.sample),
-            components,
-            config.attack,
-            batch=max(1, config.batch_size // 2),  # each is encoded twice
-            **given,
+        found = remembered(
+            None if folder is None else folder / "recommended.json",
+            [
+                VERSION,
+                components.identity,
+                components.process.parameterization,
+                config.attack,
+                given,
+                pairs.fingerprint(),
+            ],
+            lambda: _recommend(config, components, pairs, given),
         )
-        weighting = {**found.settings(), **given}
-        say(f"{found.summary()}\nweight {weighting['weight']:g}, band {weighting['band']:.3g}")
-        if found.clean and "weight" not in given:
+        weighting = {**found["settings"], **given}
+        say(f"{found['summary']}\nweight {weighting['weight']:g}, band {weighting['band']:.3g}")
+        if weighting["weight"] == 0 and "weight" not in given:
             say("the regularizer stays off unless --weight and --band say otherwise")
     levels = None
     if "ambient" in (config.objective, config.beside):
@@ -215,6 +222,23 @@ def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPai
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
     samples = of_one_size(pairs, pairs.clean)[:GAIN_PICTURES]
     return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
+
+
+def _recommend(
+    config: LatentConfig,
+    components: Components,
+    pairs: ContaminatedPairs,
+    given: dict[str, float],
+) -> dict[str, Any]:
+    """=>  as JSON."""
+    found = recommend_latents(
+        of_one_size(pairs, pairs.sample),
+        components,
+        config.attack,
+        batch=max(1, config.batch_size // 2),  # each is encoded twice
+        **given,
+    )
+    return {"settings": found.settings(), "summary": found.summary()}
 
 
 def of_one_size(pairs: ContaminatedPairs, pick: Callable[[int], Tensor]) -> Tensor:

@@ -22,6 +22,9 @@ from latent_robust.data.spectrum import (
 if TYPE_CHECKING:
     from .components import Components
 
+# To be raised when the same pairs get another recommendation from then on.
+VERSION = 1
+
 # Patches of latents are larger than those of pictures, and fewer to a direction: the noise is not
 # read off their smallest variances. It takes the whole of the demo's latents, of which 256 are as
 # good as 2,000; what is forecast of their parts ranks weights and bands wrongly.
