@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """What a robust LoRA step costs at Stable Diffusion 1.5's size, beside a plain one.
 
-    python scripts/measure_sd15.py    # writes results/sd15.json, prints a Markdown table
+    python scripts/measure_sd15.py              # writes results/sd15.json, prints a Markdown table
+    python scripts/measure_sd15.py --encoding   # what a cache saves: results/sd15-encoding.json
 
 SD 1.5's network with random weights, on latents of 512 pixels: what a step costs does not depend on
 the values. Each step is run in a fork of this process, which already has the network, so that its
@@ -11,6 +12,7 @@ work on the machine disturbs little and all alike. Needs Linux with glibc.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import multiprocessing
 import resource
@@ -21,8 +23,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch.nn.utils import clip_grad_norm_
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from latent_robust.core import derive_generator
 from latent_robust.files import write_json
@@ -34,6 +42,7 @@ from latent_robust.latent.memory import GIB, estimate_memory
 from latent_robust.training.optimizer import make_optimizer
 
 RESULTS = Path(__file__).parent.parent / "results" / "sd15.json"
+ENCODING = RESULTS.with_name("sd15-encoding.json")
 TURNS = {1: 2, 4: 1}  # by batch size
 SETTINGS = [
     {"batch_size": 1, "gradient_checkpointing": False},
@@ -47,7 +56,14 @@ OBJECTIVES = [
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoding", action="store_true", help="measure VAE and text encoder")
     torch.set_num_threads(1)
+    if parser.parse_args().encoding:
+        seconds = encoding()
+        write_json(ENCODING, seconds)
+        print(seconds)
+        return
     rows = [
         setting | objective | {"seconds": [], "peak": 0}
         for setting in SETTINGS
@@ -70,6 +86,34 @@ def main() -> None:
         row["estimate_bf16"] = forked(lambda row=row: estimate(components, row))
     write_json(RESULTS, rows)
     print(markdown(rows))
+
+
+@torch.no_grad()
+def encoding() -> dict[str, list[float]]:
+    """Processor seconds to encode a picture of 512 pixels and a caption, two turns each, by the VAE
+    and the text encoder of SD 1.5 with random weights."""
+    # Where it is not told otherwise, CLIPTextConfig is half as wide as SD 1.5's.
+    wide = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    text_encoder = CLIPTextModel(CLIPTextConfig(**wide, num_hidden_layers=12)).eval()
+    blocks = 4
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        layers_per_block=2,
+        latent_channels=4,
+    ).eval()
+    picture, caption = torch.randn(1, 3, 512, 512), torch.randint(40_000, (1, 77))
+    seconds: dict[str, list[float]] = {"picture": [], "caption": []}
+    for _ in range(2):
+        for name, encode in (
+            ("picture", lambda: vae.encode(picture)),
+            ("caption", lambda: text_encoder(caption)),
+        ):
+            began = time.process_time()
+            encode()
+            seconds[name].append(time.process_time() - began)
+    return seconds
 
 
 def random_sd15(dtype: torch.dtype) -> Components:
