@@ -6,7 +6,7 @@
 MODEL: a diffusers folder or a hub name. PICTURES: an "imagefolder" of `datasets`: pictures and a
 metadata.jsonl of {"file_name": ..., "text": ...}. OUT: where pytorch_lora_weights.safetensors goes.
 
-The four lines marked `# latent-robust` are all that was added; without them this is the plain loop.
+The five lines marked `# latent-robust` are all that was added; without them this is the plain loop.
 The third of them is there to save time: the penalty looks at every fourth picture of a batch only.
 """
 
@@ -45,7 +45,8 @@ targets = ["to_q", "to_k", "to_v", "to_out.0"]
 unet.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=targets))
 lora = [p for p in unet.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(lora, lr=args.learning_rate)
-penalty = EquivariancePenalty(NoiseProcess.from_scheduler(noise_scheduler))  # latent-robust
+process = NoiseProcess.from_scheduler(noise_scheduler)  # latent-robust
+penalty = EquivariancePenalty(process, attack="random")  # latent-robust
 
 to_sample = v2.Compose(
     [

@@ -15,7 +15,7 @@ from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import REFERENCE, measure
 from latent_robust.files import write_json, writing
-from latent_robust.training.run import AUDIT, measurement, write_config
+from latent_robust.training.run import AUDIT, measurement, timing, write_config
 
 from .config import PixelConfig
 from .task import COLUMNS, PREVIEW, PixelTask
@@ -82,13 +82,12 @@ class Output:
         facts = {"objective": config.objective, "steps": config.steps, "seed": config.seed}
         if config.objective in REGULARIZED:
             facts.update(weight=config.weight, band=config.band)
-        if seconds is not None:
-            facts["seconds"] = round(seconds, 1)
+        facts.update(timing(self.out) if seconds is None else {"seconds": round(seconds, 1)})
+        facts["measurement"] = measurement(config)
         measured = {}
         if config.objective == "audited":
             facts["audit"] = audit_facts(self.out / AUDIT, self.dataset.dirty())
         if config.samples:
-            facts["measurement"] = measurement(config)
             samples = task.draw(network, config.samples)
             if samples.isfinite().all():
                 save_grid(samples[:PREVIEW], self.out / "samples" / "final.png", COLUMNS)

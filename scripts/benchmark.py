@@ -54,7 +54,7 @@ ROUNDS, WARM_UP = 5, 1
 RECIPES = {
     "plain": {"objective": "ddpm"},
     "the paper's recipe": {"objective": "robust-adversarial", "fraction": 1.0},
-    "robust (default)": {"objective": "robust-adversarial"},
+    "robust-adversarial": {"objective": "robust-adversarial"},
     "robust-random": {"objective": "robust-random"},
 }
 

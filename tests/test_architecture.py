@@ -73,7 +73,7 @@ def test_core_needs_torch_alone():
 
 
 def test_importing_the_package_is_light():
-    heavy = "diffusers transformers peft accelerate datasets matplotlib sklearn skimage open_clip"
+    heavy = "diffusers transformers peft accelerate datasets matplotlib sklearn open_clip"
     code = f"import sys, latent_robust;print([m for m in {heavy.split()!r} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

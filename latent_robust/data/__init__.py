@@ -18,7 +18,6 @@ _MODULES = {
     "contaminate_folder": "contaminate",
     "contaminate_pairs": "contaminate",
     "decode_picture": "decode",
-    "estimate_band": "levels",
     "fit_bucket": "buckets",
     "make_buckets": "buckets",
     "open_pairs": "pairs",

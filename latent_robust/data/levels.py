@@ -1,4 +1,4 @@
-"""How noisy the training samples are: a blind estimate, and levels from a file."""
+"""How noisy each training sample is: levels from a file."""
 
 from __future__ import annotations
 
@@ -6,34 +6,10 @@ import json
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latent_robust.errors import InputError
-
-# No more samples than this are looked at: the standard error of their median is then at most about
-# 1 %, in half a second. Of a large set take `sample_tensor(limit=ENOUGH)`, not all.
-ENOUGH = 2048
-
-
-def estimate_band(samples: Tensor) -> float:
-    """Blind estimate of the noise's standard deviation, in units of the samples.
-
-    samples: (N, C, H, W) in [-1, 1]. Median, over at most ENOUGH evenly spaced ones, of
-    scikit-image's wavelet estimate (Donoho & Johnstone 1994). A few per cent low on small pictures
-    (borders), and fine drawing counts as noise: 8x8 digits give 0.21 clean, 0.45 at a true 0.4.
-    0 for flat pictures.
-    """
-    from skimage.restoration import estimate_sigma
-
-    step = -(-len(samples) // ENOUGH)
-    estimates = [
-        # It looks at the wavelet coefficients that are not 0, and gives nan when there is none.
-        estimate_sigma(sample, channel_axis=0, average_sigmas=True) if np.ptp(sample) else 0.0
-        for sample in samples[::step].float().cpu().numpy()
-    ]
-    return float(np.median(np.nan_to_num(estimates)))
 
 
 def read_levels(path: str | Path, count: int) -> Tensor:

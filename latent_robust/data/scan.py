@@ -53,7 +53,7 @@ class KnownSizes:
 def _read_sizes(file: Path) -> dict[str, list[int]]:
     try:
         kept = json.loads(file.read_text())
-        return kept["sizes"] if kept["decoder"] == DECODER else {}
+        return dict(kept["sizes"]) if kept["decoder"] == DECODER else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 

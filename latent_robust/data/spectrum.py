@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from latent_robust.core import Weighting, forecast_spread
 
 from .contaminated import spaced
-from .levels import ENOUGH
 
 PATCH = 8  # pixels a side; larger pictures are cut up
 PATCHES = 64  # of a picture, at most
@@ -35,7 +34,8 @@ BANDS = (0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 
 FORECAST = 256  # directions, at most
 
-LOOKED_AT = 2**29  # bytes of pictures, at most
+ENOUGH = 2048  # pictures
+LOOKED_AT = 2**29  # bytes of them, at most
 
 # Less noise than this, in units of [-1, 1], cannot be told from fine drawing: clean Fashion-MNIST
 # reads 0.04.

@@ -19,7 +19,7 @@ from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import measure
 from latent_robust.files import write_json
 from latent_robust.training.log import append_row
-from latent_robust.training.run import AUDIT, measurement, write_config
+from latent_robust.training.run import AUDIT, measurement, timing, write_config
 
 from .components import Components
 from .config import LatentConfig
@@ -105,9 +105,12 @@ class LatentOutput:
         }
         if config.objective in REGULARIZED:
             facts.update(weight=config.weight, band=config.band)
-        if seconds is not None:
+        if seconds is None:
+            facts.update(timing(self.out))
+        else:
             facts["seconds"] = round(seconds, 1)
             facts["cost"] = {"seconds_per_step": round(seconds / config.steps, 4)}
+        facts["measurement"] = measurement(config)
         if config.lora:
             files = save_lora(self.components, self.out)
             facts["verified"] = verify_lora(self.components, files, self.make_components)
@@ -115,7 +118,7 @@ class LatentOutput:
             save_network(self.components, self.out)
         if config.objective == "audited":
             facts["audit"] = audit_facts(self.out / AUDIT, self.prepared.pairs.dirty())
-        measured = {"measurement": measurement(config), **self._measure()} if config.samples else {}
+        measured = self._measure() if config.samples else {}
         write_json(self.out / "metrics.json", {**facts, **measured})
 
     def draw(self, prompts: Prompts) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from latent_robust.data import (
@@ -109,18 +110,14 @@ def prepare(
         truth = source
     weighting = {}
     if (given := config.open_weighting) is not None:
-        found = remembered(
-            None if folder is None else folder / "recommended.json",
-            [
-                VERSION,
-                components.identity,
-                components.process.parameterization,
-                config.attack,
-                given,
-                pairs.fingerprint(),
-            ],
-            lambda: _recommend(config, components, pairs, given),
-        )
+        file = None if folder is None else folder / "recommended.json"
+        facts = [VERSION, components.identity, components.process.parameterization]
+        facts += [config.attack, given, pairs.fingerprint()]
+        found = [None]
+        if accelerator.is_main_process:  # for all: rounding must not give ranks different weights
+            find = partial(_recommend, config, components, pairs, given)
+            found = [remembered(file, facts, find)]
+        found = broadcast_object_list(found)[0]
         weighting = {**found["settings"], **given}
         say(f"{found['summary']}\nweight {weighting['weight']:g}, band {weighting['band']:.3g}")
         if weighting["weight"] == 0 and "weight" not in given:
@@ -220,7 +217,7 @@ def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPai
     levels = pairs.levels()
     if not levels.any():
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
-    samples = of_one_size(pairs, pairs.clean)[:GAIN_PICTURES]
+    samples = of_one_size(pairs, pairs.clean, GAIN_PICTURES)
     return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
 
 
@@ -235,18 +232,21 @@ def _recommend(
         of_one_size(pairs, pairs.sample),
         components,
         config.attack,
-        batch=max(1, config.batch_size // 2),  # each is encoded twice
+        batch=config.batch_size,
         **given,
     )
     return {"settings": found.settings(), "summary": found.summary()}
 
 
-def of_one_size(pairs: ContaminatedPairs, pick: Callable[[int], Tensor]) -> Tensor:
-    """=>  (N, 3, h, w): of the bucket that has the most pairs, as many as say enough of a spectrum,
-    evenly spaced."""
+def of_one_size(
+    pairs: ContaminatedPairs, pick: Callable[[int], Tensor], count: int | None = None
+) -> Tensor:
+    """=>  (N, 3, h, w): of the bucket that has the most pairs, evenly spaced. count: by default as
+    many as say enough of a spectrum."""
     members = list(dict.fromkeys(max(pairs.groups(), key=len)))
     height, width = pairs.bucket(members[0])
-    count = min(MOST_LOOKED_AT, max(LEAST_LOOKED_AT, PIXELS_LOOKED_AT // (height * width)))
+    if count is None:
+        count = min(MOST_LOOKED_AT, max(LEAST_LOOKED_AT, PIXELS_LOOKED_AT // (height * width)))
     return torch.stack([pick(members[i]) for i in spaced(len(members), count)])
 
 

@@ -18,6 +18,7 @@ from latent_robust.data.spectrum import (
     patch_side,
     recommend_for,
 )
+from latent_robust.errors import InputError
 
 if TYPE_CHECKING:
     from .components import Components
@@ -45,8 +46,8 @@ def recommend_latents(
     """As `latent_robust.data.recommend`, for the latents of pictures.
 
     samples: some dozens as they are trained on, (N, 3, H, W) in [-1, 1] or beyond; attack: as
-    `forecast_spread` takes it; batch: how many are encoded at a time, twice each; weight, band:
-    what is given already.
+    `forecast_spread` takes it; batch: how many are encoded at a time; weight, band: what is
+    given already.
     """
     noise = measure_spectrum(samples).level
     parameterization = components.process.parameterization.value
@@ -98,8 +99,12 @@ def _encode_twice(
                 for index in indices.tolist()
             ]
         )
-        mean, std = components.encode_pictures(torch.cat([chunk, chunk + level * noise]))
-        means.append(mean[: len(chunk)])
-        stds.append(std[: len(chunk)])
-        changes.append(mean[len(chunk) :] - mean[: len(chunk)])
-    return torch.cat(means), torch.cat(stds), torch.cat(changes)
+        mean, std = components.encode_pictures(chunk)
+        noisy, _ = components.encode_pictures(chunk + level * noise)
+        means.append(mean)
+        stds.append(std)
+        changes.append(noisy - mean)
+    found = torch.cat(means), torch.cat(stds), torch.cat(changes)
+    if not all(part.isfinite().all() for part in found):
+        raise InputError("the VAE gives non-finite values; use bf16 or fp32")
+    return found

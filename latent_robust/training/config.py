@@ -92,7 +92,7 @@ class TrainConfig(BaseModel):
         0.125, gt=0, le=1, description="share of the samples that is regularized"
     )
     every: int = Field(
-        1, ge=1, description="regularize in every so-manieth step, so many times as many samples"
+        1, ge=1, description="regularize in every so-manieth batch, so many times as many samples"
     )
     late_start: float = Field(
         1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"
@@ -195,6 +195,9 @@ class TrainConfig(BaseModel):
     def objective_for(self, process: NoiseProcess) -> Objective:
         """The objective of this configuration. The regularizer's `weight` and `band` must have been
         resolved to numbers."""
+        # A penalty that comes more seldom than in every second optimizer step, with more than twice
+        # the weight, does harm (RESULTS.md, What it costs).
+        least = 0.5 / (self.batch_size * self.gradient_accumulation)
         open_still = "auto" in (self.weight, self.band)
         if open_still and self.objective in REGULARIZED:
             raise ValueError(f"weight {self.weight} and band {self.band} must be numbers by now")
@@ -204,7 +207,7 @@ class TrainConfig(BaseModel):
             weighting=None if open_still else Weighting(self.weighting, self.weight, self.band),
             radius=RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max),
             attack_steps=self.attack_steps,
-            fraction=self.fraction,
+            fraction=max(self.fraction, min(least, 1 / self.every)),
             every=self.every,
             huber_c=self.huber_c,
             gamma=self.gamma,

@@ -138,9 +138,19 @@ def _whole_texts(argv: list[str], config_class: type[BaseModel]) -> list[str]:
         if option not in whole:
             told.append(word)
             continue
-        value = value if equals else next(words, "")
-        told += [option, value if value.startswith("[") else json.dumps([value])]
+        value = value if equals else next(words, None)
+        if value is None or (value.startswith("--") and not equals):
+            told += [option, *([] if value is None else [value])]  # argparse says what is missing
+        else:
+            told += [option, value if _is_list(value) else json.dumps([value])]
     return told
+
+
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
 
 
 def _explain_unknown(message: str, argv: list[str], config_class: type[BaseModel]) -> str:

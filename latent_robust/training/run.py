@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from latent_robust.core import LEVELLED
+from latent_robust.core import LEVELLED, REGULARIZED
 from latent_robust.errors import InputError
 from latent_robust.files import write_atomically
 
@@ -97,7 +97,17 @@ def is_finished(config: TrainConfig, out: Path) -> bool:
     except FileNotFoundError:
         return False
     drawn = measurement(config)
-    return facts["steps"] == config.steps and facts.get("measurement", drawn) == drawn
+    as_asked = config.samples == 0 or facts.get("measurement", drawn) == drawn
+    return facts["steps"] == config.steps and as_asked
+
+
+def timing(out: Path) -> dict[str, Any]:
+    """What metrics.json says of how long training took, where it is only measured again."""
+    try:
+        facts = json.loads((out / "metrics.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return {key: facts[key] for key in ("seconds", "cost") if key in facts}
 
 
 def measurement(config: TrainConfig) -> dict[str, Any]:
@@ -202,7 +212,7 @@ def configure_continuation(config: Config, argv: list[str], out: Path, *, prog: 
         return repeated.model_copy(
             update={key: getattr(based, key) for key in FREE & vars(based).keys()}
         )
-    compare(binding(saved), binding(based.model_dump(mode="json")))
+    compare(binding(saved), binding(based.model_dump(mode="json")), type(config))
     return based
 
 
@@ -248,8 +258,10 @@ def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict
 
 
 def binding(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run and its continuation must share."""
-    return {key: value for key, value in settings.items() if key not in FREE}
+    """The settings that a run and its continuation must share. The regularizer's are none where it
+    is not used: it may come with a `beside` that is added later."""
+    unused = set() if settings.get("objective") in REGULARIZED else {"weight", "band"}
+    return {key: value for key, value in settings.items() if key not in FREE | unused}
 
 
 def resume(trainer: Trainer, wanted: str | None, out: Path) -> None:
@@ -264,5 +276,10 @@ def resume(trainer: Trainer, wanted: str | None, out: Path) -> None:
         restore(trainer, found[0])
     elif path.resolve() != out.resolve():  # which may have stopped before its first checkpoint
         raise InputError(f"--resume {path} holds no valid checkpoint")
+    elif (out / "metrics.json").exists():
+        raise InputError(
+            f"{out} is finished and its checkpoints are gone: it would be trained anew. Measure it "
+            "with `latent-robust evaluate`, or take another --out"
+        )
     if trainer.accelerator.is_main_process:
         set_aside_later(out / "checkpoints", trainer.step)

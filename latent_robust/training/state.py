@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 from torch import Tensor
 
 from latent_robust.errors import InputError
@@ -37,7 +39,7 @@ def capture(trainer: Trainer) -> Checkpoint:
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Raises InputError, with the differences, if the checkpoint is of another run."""
-    compare(checkpoint.trainer["identity"], trainer.identity)
+    compare(checkpoint.trainer["identity"], trainer.identity, type(trainer.config))
     with torch.no_grad():
         for name, value in trained_state(trainer).items():
             value.copy_(checkpoint.model[name])
@@ -68,8 +70,16 @@ def network_buffers(network: torch.nn.Module) -> dict[str, Tensor]:
     return {name: b for name, b in network.named_buffers() if name in state}
 
 
-def compare(saved: dict, current: dict) -> None:
-    """Raises InputError that lists the differences, if there are any."""
+def compare(saved: dict, current: dict, config_class: type[BaseModel]) -> None:
+    """Raises InputError that lists the differences, if there are any.
+
+    A setting that is younger than what was saved had its default then."""
+    younger = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in config_class.model_fields.items()
+        if name in current and name not in saved
+    }
+    saved = {**to_jsonable_python(younger), **saved}
     differences = [
         f"  {key}: {saved.get(key)!r} in the saved run, {current.get(key)!r} now"
         for key in sorted({*saved, *current})

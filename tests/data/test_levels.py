@@ -3,27 +3,8 @@ import json
 import pytest
 import torch
 
-from latent_robust.data import estimate_band, read_levels
+from latent_robust.data import read_levels
 from latent_robust.errors import InputError
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_band_of_noise_on_smooth_pictures(channels):
-    ramp = torch.linspace(-1, 1, 64).expand(30, channels, 64, 64)
-    noise = torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
-    # A median of 32 x 32 wavelet coefficients has a standard error of 1.17 / 32 = 4 % of the
-    # level, and the median over 30 pictures one of 1 %; the fourfold.
-    assert estimate_band(ramp + 0.3 * noise) == pytest.approx(0.3, rel=0.04)
-
-
-def test_band_scales_with_the_samples():
-    samples = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    # Exactly linear but for rounding in float32.
-    assert estimate_band(3 * samples) == pytest.approx(3 * estimate_band(samples), rel=1e-5)
-
-
-def test_band_of_flat_pictures_is_zero():
-    assert estimate_band(torch.full((3, 1, 8, 8), -1.0)) == 0
 
 
 def write(path, rows):

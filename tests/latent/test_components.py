@@ -356,9 +356,11 @@ def downloaded(folders, tmp_path, monkeypatch):
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_downloaded_model_is_loaded_without_a_connection(downloaded, loaded, offline, capfd):
     downloaded("sd3", "somebody/something")
+    identity = loaded("sd3").identity
+    capfd.readouterr()  # what making them says, where this is the first test to want them
     components = load_components("somebody/something", offline=offline)
     assert components.family.name == "sd3"
-    assert components.identity == loaded("sd3").identity
+    assert components.identity == identity
     assert capfd.readouterr() == ("", "")
 
 

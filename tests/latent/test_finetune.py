@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_robust.cli import main as latent_robust
 from latent_robust.data import read_levels
+from latent_robust.errors import InputError
 from latent_robust.latent import memory, output, train
 from latent_robust.latent.train import main
 from latent_robust.training.loop import Trainer
@@ -265,6 +266,10 @@ def test_prompts_keep_their_commas():
     told = ["--lora", "--prompts", "a red cat, oil painting", "--prompts=two, or three"]
     assert train.configure(told).prompts == ("a red cat, oil painting", "two, or three")
     assert train.configure(["--lora", '--prompts=["a, b", "c"]']).prompts == ("a, b", "c")
+    assert train.configure(["--lora", "--prompts=[cat] on a mat"]).prompts == ("[cat] on a mat",)
+    for missing in (["--prompts"], ["--prompts", "--low-memory"]):
+        with pytest.raises(InputError, match="expected one argument"):
+            train.configure(["--lora", *missing])
 
 
 def test_help_names_every_option_with_its_meaning(capsys):

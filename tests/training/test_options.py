@@ -1,10 +1,12 @@
 import pytest
 import yaml
 
+from latent_robust.core import NoiseProcess
 from latent_robust.errors import InputError
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import choose_directory, dump
+from latent_robust.training.state import compare
 
 
 def parse(*argv):
@@ -105,3 +107,27 @@ def test_help_says_no_default_where_there_is_none(capsys):
     said = capsys.readouterr().out
     assert "(default: 5000)" in said
     assert "null" not in said
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "fraction"),
+    [(64, 1, 0.125), (4, 1, 0.125), (1, 4, 0.125), (2, 1, 0.25), (1, 1, 0.5)],
+)
+def test_the_regularizer_comes_in_every_second_step_at_least(batch, accumulation, fraction):
+    """Seldom and heavy does harm: see RESULTS.md, What it costs."""
+    config = TrainConfig(
+        objective="robust-random",
+        weight=3,
+        band=0.5,
+        batch_size=batch,
+        gradient_accumulation=accumulation,
+    )
+    process = NoiseProcess.flow()
+    assert config.objective_for(process).fraction == fraction
+
+
+def test_a_setting_that_is_younger_than_a_run_had_its_default(tmp_path):
+    current = {"seed": 0, "every": 1}
+    compare({"seed": 0}, current, TrainConfig)
+    with pytest.raises(InputError, match="every: 1 in the saved run, 2 now"):
+        compare({"seed": 0}, {**current, "every": 2}, TrainConfig)
