@@ -75,7 +75,7 @@ def test_without_the_marked_lines_it_is_the_plain_loop(run, monkeypatch):
     assert "latent_robust" not in PLAIN
     assert "penalty(" not in PLAIN
     plain, robust = run(PLAIN)["lora"], run(EXAMPLE)["lora"]
-    monkeypatch.setattr(latent_robust, "EquivariancePenalty", lambda process: lambda *_: 0.0)
+    monkeypatch.setattr(latent_robust, "EquivariancePenalty", lambda *_, **__: lambda *_: 0.0)
     nothing_added = run(EXAMPLE)["lora"]
     assert all(map(torch.equal, plain, nothing_added))
     assert not all(map(torch.equal, plain, robust))
@@ -85,7 +85,7 @@ def test_readme_shows_the_marked_lines():
     snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     shown = [line.partition("  #")[0] for line in snippet.splitlines()]
     marked = [line.partition(MARK)[0].strip() for line in EXAMPLE.splitlines() if MARK in line]
-    assert len(marked) == 4
+    assert len(marked) == 5
     only_here = [line for line in marked if line not in shown]
     assert only_here == [
         "noisy, t, text, prediction = (x[::4] for x in (noisy, t, text, prediction))"
