@@ -103,7 +103,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _sample(options: argparse.Namespace) -> int:
     from .evaluation.figures import save_grid
 
-    save_grid(_draw(options.run, options.count, options.seed, options), options.out)
+    save_grid(_draw(options.run, _run_config(options.run), options.count, options), options.out)
     print(f"{options.count} pictures are in {options.out}")
     return 0
 
@@ -147,7 +147,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if run is not None:
-        samples = _draw(path, options.samples, options.seed, options)
+        samples = _draw(path, config, options.samples, options)
     else:
         refuse_options(options, ("steps", "sampler", "stop_at"), "is for runs, which draw pictures")
         samples = _pictures(options, options.pictures, size, channels, options.samples)
@@ -208,8 +208,8 @@ def _pictures(
     return ContaminatedPictures(pictures, [], 0).clean_tensor(count)
 
 
-def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tensor:
-    config = _run_config(run)
+def _draw(run: Path, config: dict[str, Any], count: int, options: argparse.Namespace) -> Tensor:
+    """config: the run's."""
     if "model" in config:
         why = f"is for pixel runs, and {run} is none"
         refuse_options(options, ("sampler", "stop_at"), why)
@@ -222,7 +222,7 @@ def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tens
             prompts=getattr(options, "prompt", None),
             steps=options.steps,
             guidance=getattr(options, "guidance", None),
-            seed=seed,
+            seed=options.seed,
             device=options.device,
             offline=options.offline,
         )
@@ -234,7 +234,7 @@ def _draw(run: Path, count: int, seed: int, options: argparse.Namespace) -> Tens
         scheduler,
         count,
         steps=options.steps or config["sampling_steps"],
-        seed=seed,
+        seed=options.seed,
         device=options.device,
         stop_at=config.get("stop_at") if options.stop_at is None else options.stop_at,
     )

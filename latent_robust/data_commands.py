@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from .data import PairSet, PictureSet
     from .data.corruption import Corruption
     from .data.spectrum import Recommendation
+    from .latent.components import Components
 
 PAIRS_HELP = (
     "a folder with metadata.jsonl, .csv, .parquet or .txt, .caption files beside its pictures, "
@@ -153,7 +153,11 @@ def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption
         raise InputError("--pairs needs --resolution, and goes without --size and --channels")
     buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
     pairs = _open_pairs(options)
-    encode = None if options.model is None else _encoder(options.model, options.offline)
+    encode = None
+    if options.model is not None:
+        from .latent.components import load_components
+
+        encode = _means(load_components(options.model, offline=options.offline))
     samples = ContaminatedPairs(
         pairs, corruptions, options.seed, buckets, encode, offline=options.offline
     )
@@ -165,11 +169,8 @@ def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption
     return 0
 
 
-def _encoder(model: str, offline: bool) -> Callable[[Tensor], Tensor]:
-    """=>  what encoder-poison attacks: samples to the means of their latents."""
-    from .latent.components import load_components
-
-    components = load_components(model, offline=offline)
+def _means(components: Components) -> Callable[[Tensor], Tensor]:
+    """What encoder-poison attacks: samples to the means of their latents."""
     return lambda samples: components.encode_pictures(samples)[0]
 
 
@@ -204,13 +205,13 @@ def _recommend(options: argparse.Namespace) -> int:
             f"{found.spectrum.distance(weighting, *kind):.3g}"
         )
     if found.weighting is not None:
-        usual = {"contamination": "none", "limit": None, "seed": 0}
-        told = [
-            [f"--{k}", str(getattr(options, k))] for k in usual if getattr(options, k) != usual[k]
-        ]
-        told += [["--objective", options.objective], ["--weight", f"{found.weighting.weight:g}"]]
-        told += [["--band", f"{found.weighting.band:g}"]]
-        print(f"\n{shlex.join([*train, '--data', options.data, *chain(*told)])}")
+        told = [*train, "--data", options.data]
+        for name, usual in (("contamination", "none"), ("limit", None), ("seed", 0)):
+            if (value := getattr(options, name)) != usual:
+                told += [f"--{name}", str(value)]
+        told += ["--objective", options.objective]
+        told += ["--weight", f"{found.weighting.weight:g}", "--band", f"{found.weighting.band:g}"]
+        print(f"\n{shlex.join(told)}")
     if options.out is not None:
         write_json(options.out, found.facts())
     return 0
@@ -228,8 +229,7 @@ def _recommend_pictures(
     refuse_options(options, of_pairs, "is for pairs: add --pairs, or leave it")
     dirty = ContaminatedPictures(_open(options), corruptions, options.seed)
     samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, options.channels))
-    _require_some(options, samples)
-    print(f"{len(samples):,} of {len(dirty):,} pictures")
+    _say_how_many(samples, dirty, options.data)
     kind = (options.objective.removeprefix("robust-"), options.parameterization or "epsilon")
     train = ["train-pixel", "--size", str(options.size), "--channels", str(options.channels)]
     if kind[1] != "epsilon":
@@ -256,21 +256,18 @@ def _recommend_pairs(
         corruptions,
         options.seed,
         buckets,
-        encode=lambda pictures: components.encode_pictures(pictures)[0],
+        _means(components),
         offline=options.offline,
     )
     samples = of_one_size(dirty, dirty.sample)
-    _require_some(options, samples)
-    print(f"{len(samples):,} of {len(dirty):,} pictures")
-    kind = (
-        options.objective.removeprefix("robust-"),
-        components.process.parameterization.value,
-    )
+    _say_how_many(samples, dirty, options.data)
+    kind = (options.objective.removeprefix("robust-"), components.process.parameterization.value)
     train = ["finetune-latent", "--lora", "--model", options.model]
     train += ["--resolution", str(options.resolution)]
     return recommend_latents(samples, components, kind[0]), kind, train
 
 
-def _require_some(options: argparse.Namespace, samples: Tensor) -> None:
+def _say_how_many(samples: Tensor, everything: Sized, data: str) -> None:
     if len(samples) < 2:
-        raise InputError(f"{options.data} has one picture; a spectrum takes some dozens at least")
+        raise InputError(f"{data} has one picture; a spectrum takes some dozens at least")
+    print(f"{len(samples):,} of {len(everything):,} pictures")

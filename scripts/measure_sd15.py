@@ -92,7 +92,7 @@ def main() -> None:
 def encoding() -> dict[str, list[float]]:
     """Processor seconds to encode a picture of 512 pixels and a caption, two turns each, by the VAE
     and the text encoder of SD 1.5 with random weights."""
-    # Where it is not told otherwise, CLIPTextConfig is half as wide as SD 1.5's.
+    # Where it is not told otherwise, CLIPTextConfig is narrower than SD 1.5's.
     wide = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
     text_encoder = CLIPTextModel(CLIPTextConfig(**wide, num_hidden_layers=12)).eval()
     blocks = 4

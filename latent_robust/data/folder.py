@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from posixpath import splitext
 
 import torch
 from torch import Tensor
@@ -56,18 +56,13 @@ def read_file(folder: Path, name: str) -> bytes:
 
 def picture_names(files: Sequence[str], folder: Path) -> list[str]:
     """Those of `files` that claim to be pictures, sorted. Raises InputError if there are none."""
-    names = sorted(name for name in files if suffix(name).lower() in EXTENSIONS)
+    names = sorted(name for name in files if splitext(name)[1].lower() in EXTENSIONS)
     if not names:
         raise InputError(
             f"no pictures in {folder} ({len(files)} other files); pictures end in "
             + ", ".join(sorted(EXTENSIONS))
         )
     return names
-
-
-def suffix(name: str) -> str:
-    """As that of a Path, which takes ten times as long to make."""
-    return posixpath.splitext(name)[1]
 
 
 def list_files(folder: Path) -> list[str]:

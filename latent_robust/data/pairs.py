@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -75,6 +76,11 @@ class PairSet:
 
         Not over the place: a folder that has moved is the same data.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Several are asked for before the first step."""
         digest = hashlib.sha256()
         for index in range(len(self)):
             row = (

@@ -158,9 +158,9 @@ def recommend_for(
     distances = [spectrum.distance(w, attack, parameterization) for w in tried]
     robust = min(distances)
     best = tried[distances.index(robust)]
-    worth = robust < (1 - WORTH) * plain
-    found = (best, robust) if worth else (None, plain)
-    return Recommendation(noise, spectrum, found[0], plain, found[1])
+    if robust < (1 - WORTH) * plain:
+        return Recommendation(noise, spectrum, best, plain, robust)
+    return Recommendation(noise, spectrum, None, plain, plain)
 
 
 def pictures_to_look_at(size: int, channels: int) -> int:

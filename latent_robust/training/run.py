@@ -92,22 +92,23 @@ def is_finished(config: TrainConfig, out: Path) -> bool:
     wanted = config.resume
     if wanted not in (None, "auto") and (Path(wanted) / "manifest.json").exists():
         return False
-    try:
-        facts = json.loads((out / "metrics.json").read_text())
-    except FileNotFoundError:
-        return False
-    drawn = measurement(config)
+    facts, drawn = _metrics(out), measurement(config)
     as_asked = config.samples == 0 or facts.get("measurement", drawn) == drawn
-    return facts["steps"] == config.steps and as_asked
+    return facts.get("steps") == config.steps and as_asked
 
 
 def timing(out: Path) -> dict[str, Any]:
     """What metrics.json says of how long training took, where it is only measured again."""
+    facts = _metrics(out)
+    return {key: facts[key] for key in ("seconds", "cost") if key in facts}
+
+
+def _metrics(out: Path) -> dict[str, Any]:
+    """Empty before the run is finished."""
     try:
-        facts = json.loads((out / "metrics.json").read_text())
+        return json.loads((out / "metrics.json").read_text())
     except FileNotFoundError:
         return {}
-    return {key: facts[key] for key in ("seconds", "cost") if key in facts}
 
 
 def measurement(config: TrainConfig) -> dict[str, Any]:
