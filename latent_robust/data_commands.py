@@ -27,6 +27,9 @@ PAIRS_HELP = (
 )
 DATA_HELP = "digits, fashion-mnist:DIR, parquet:FILE, a folder of pictures, or hf:NAME[:SPLIT]"
 
+CHANNELS = 3
+BAD_FRACTION = 0.05
+
 
 def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """command: (name, what it does, help) => the parser of a new command."""
@@ -39,7 +42,7 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     contaminate.add_argument("--out", type=Path, required=True, help="a new or empty directory")
     contaminate.add_argument("--size", type=int, help="pixels a side, for pictures")
-    contaminate.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    contaminate.add_argument("--channels", type=int, choices=(1, 3), help="of pictures (default: 3)")
     contaminate.add_argument("--limit", type=int, help="only the first N pictures")
     add_max_bad_fraction(contaminate)
     contaminate.add_argument("--seed", type=int, default=0)
@@ -53,7 +56,7 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     recommend.add_argument("--data", required=True, help=f"{DATA_HELP}; with --pairs: {PAIRS_HELP}")
     recommend.add_argument("--size", type=int, help="pixels a side, as trained on, for pictures")
-    recommend.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    recommend.add_argument("--channels", type=int, choices=(1, 3), help="of pictures (default: 3)")
     recommend.add_argument("--limit", type=int, help="only the first N pictures")
     add_max_bad_fraction(recommend)
     recommend.add_argument(
@@ -95,8 +98,8 @@ def add_max_bad_fraction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bad-fraction",
         type=float,
-        default=0.05,
-        help="share of broken pictures that is tolerated (default: 0.05)",
+        default=BAD_FRACTION,
+        help="share of broken pictures that is tolerated (default: %(default)s)",
     )
 
 
@@ -127,7 +130,7 @@ def _open(options: argparse.Namespace) -> PictureSet:
     return open_pictures(
         options.data,
         size=options.size,
-        channels=options.channels,
+        channels=options.channels or CHANNELS,
         limit=options.limit,
         max_bad_fraction=options.max_bad_fraction,
         offline=options.offline,
@@ -149,8 +152,9 @@ def _open_pairs(options: argparse.Namespace) -> PairSet:
 def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption]) -> int:
     from .data import ContaminatedPairs, contaminate_pairs, make_buckets
 
-    if options.resolution is None or options.size is not None or options.channels != 3:
-        raise InputError("--pairs needs --resolution, and goes without --size and --channels")
+    if options.resolution is None:
+        raise InputError("contaminate --pairs needs --resolution")
+    refuse_options(options, ("size", "channels"), "is for pictures: leave it, or --pairs")
     buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
     pairs = _open_pairs(options)
     encode = None
@@ -206,9 +210,16 @@ def _recommend(options: argparse.Namespace) -> int:
         )
     if found.weighting is not None:
         told = [*train, "--data", options.data]
-        for name, usual in (("contamination", "none"), ("limit", None), ("seed", 0)):
+        as_usual = {
+            "contamination": "none",
+            "limit": None,
+            "seed": 0,
+            "caption_column": None,
+            "max_bad_fraction": BAD_FRACTION,
+        }
+        for name, usual in as_usual.items():
             if (value := getattr(options, name)) != usual:
-                told += [f"--{name}", str(value)]
+                told += [f"--{name.replace('_', '-')}", str(value)]
         told += ["--objective", options.objective]
         told += ["--weight", f"{found.weighting.weight:g}", "--band", f"{found.weighting.band:g}"]
         print(f"\n{shlex.join(told)}")
@@ -228,10 +239,11 @@ def _recommend_pictures(
     of_pairs = ("resolution", "caption_column", "model")
     refuse_options(options, of_pairs, "is for pairs: add --pairs, or leave it")
     dirty = ContaminatedPictures(_open(options), corruptions, options.seed)
-    samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, options.channels))
+    channels = options.channels or CHANNELS
+    samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, channels))
     _say_how_many(samples, dirty, options.data)
     kind = (options.objective.removeprefix("robust-"), options.parameterization or "epsilon")
-    train = ["train-pixel", "--size", str(options.size), "--channels", str(options.channels)]
+    train = ["train-pixel", "--size", str(options.size), "--channels", str(channels)]
     if kind[1] != "epsilon":
         train += ["--parameterization", kind[1]]
     return recommend(samples, *kind), kind, train
@@ -248,7 +260,8 @@ def _recommend_pairs(
 
     if options.resolution is None or options.model is None:
         raise InputError("recommend --pairs needs --resolution and --model")
-    refuse_options(options, ("size", "parameterization"), "is for pictures: leave it, or --pairs")
+    of_pictures = ("size", "channels", "parameterization")
+    refuse_options(options, of_pictures, "is for pictures: leave it, or --pairs")
     components = load_components(options.model, offline=options.offline)
     buckets = make_buckets(options.resolution, components.family.multiple, max_ratio=1.0)
     dirty = ContaminatedPairs(

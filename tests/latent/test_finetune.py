@@ -236,6 +236,18 @@ def test_what_it_says(finished_run, finetune, capfd):
     assert all(bar.startswith("robust-random: ") for bar in bars)
 
 
+def test_it_chooses_what_the_command_recommends(model, finetune, tmp_path, capfd):
+    told = ["--data=scenes", "--limit=10", "--resolution=32", model, DIRTY[0], "--offline"]
+    looked = ["--max-bad-fraction=0.3", f"--out={tmp_path / 'found.json'}"]
+    assert latent_robust(["recommend", "--pairs", *told, *looked]) == 0
+    assert "--max-bad-fraction 0.3" in capfd.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["weight"] > 0
+    assert finetune("--lora", *UNDRAWN, *DIRTY, "--steps=1", "--out=run") == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["weight"], config["band"]) == (found["weight"], found["band"])
+
+
 def test_it_says_so_where_there_is_no_noise_to_act_on(finetune, capfd):
     said = "the regularizer stays off unless --weight and --band say otherwise"
     assert finetune("--lora", *UNDRAWN, "--steps=1", "--out=clean") == 0

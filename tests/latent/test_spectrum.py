@@ -84,7 +84,7 @@ def test_of_a_real_vae_the_spectrum_is_in_units_of_its_scaled_latents():
     assert again.level == pytest.approx(3 * once.level, rel=1e-4)
 
 
-def test_the_command_says_what_finetune_latent_will_choose(tmp_path, capsys):
+def test_the_command_says_what_it_found_and_how_to_use_it(tmp_path, capsys):
     told = ["recommend", "--pairs", "--data=scenes", "--limit=40", "--resolution=32", "--offline"]
     noisy = "--contamination=gaussian:fraction=1,sigma=0.2"
     out = tmp_path / "found.json"
@@ -93,9 +93,11 @@ def test_the_command_says_what_finetune_latent_will_choose(tmp_path, capsys):
     found = json.loads(out.read_text())
     assert found["weight"] > 0
     assert f"--weight {found['weight']:g} --band {found['band']:g}" in said
+    assert "--max-bad-fraction" not in said
     for missing, message in ((told, "needs --resolution and --model"), (told[:1], "--data")):
         with suppress(SystemExit):  # argparse
             assert latent_robust(missing) == 2
         assert message in capsys.readouterr().err
-    assert latent_robust([*told, "--model=demo", "--size=8"]) == 2
-    assert "--size is for pictures" in capsys.readouterr().err
+    for option in ("--size=8", "--channels=1"):
+        assert latent_robust([*told, "--model=demo", option]) == 2
+        assert f"{option[:-2]} is for pictures" in capsys.readouterr().err
