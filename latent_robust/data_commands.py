@@ -42,7 +42,9 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     contaminate.add_argument("--out", type=Path, required=True, help="a new or empty directory")
     contaminate.add_argument("--size", type=int, help="pixels a side, for pictures")
-    contaminate.add_argument("--channels", type=int, choices=(1, 3), help="of pictures (default: 3)")
+    contaminate.add_argument(
+        "--channels", type=int, choices=(1, 3), help="of pictures (default: 3)"
+    )
     contaminate.add_argument("--limit", type=int, help="only the first N pictures")
     add_max_bad_fraction(contaminate)
     contaminate.add_argument("--seed", type=int, default=0)

@@ -535,7 +535,7 @@ def test_command(tmp_path, capsys, tree_hash):
     [
         ([], "needs --size, or --pairs and --resolution"),
         (["--pairs"], "--pairs needs --resolution"),
-        (["--pairs", "--resolution=16", "--size=16"], "without --size"),
+        (["--pairs", "--resolution=16", "--size=16"], "--size is for pictures"),
         (["--size=16", "--caption-column=text"], "--caption-column is for pairs"),
         (["--pairs", "--resolution=16"], "--model"),
     ],
