@@ -134,22 +134,22 @@ def audit_samples(
 
     InputError if the model's answers are not finite.
 
-    Costs 2 * DRAWS passes over the data, and some over TRIED and over REFERENCES samples.
+    Costs DRAWS passes over the data and DRAWS over what is flagged, and some over TRIED and over
+    REFERENCES samples.
     """
     once = [list(dict.fromkeys(group)) for group in groups]
-    batches = [group[i : i + BATCH] for group in once for i in range(0, len(group), BATCH)]
-    order = torch.tensor([index for batch in batches for index in batch]).argsort()
+    count = sum(map(len, once))
 
-    def energies(indices: Sequence[Sequence[int]], noise: float, extra: float = 0.0) -> Tensor:
-        shown = tqdm(indices, f"auditing at noise {noise:.2g}", unit="batch", delay=2, leave=False)
-        return torch.cat([_energies(look, process, b, noise, extra, seed) for b in shown])
+    def energies(chosen: Tensor, noise: float, extra: float = 0.0) -> Tensor:
+        """Of the chosen ones, in the order of their indices."""
+        batches = _in_batches(once, chosen)
+        shown = tqdm(batches, f"auditing at noise {noise:.2g}", unit="batch", delay=2, leave=False)
+        found = torch.cat([_energies(look, process, b, noise, extra, seed) for b in shown])
+        return found[torch.tensor([index for batch in batches for index in batch]).argsort()]
 
-    count = len(order)
-    tried = torch.zeros(count, dtype=torch.bool)
-    tried[spaced(count, TRIED)] = True
-    few = _in_batches(batches, tried, TRIED)
-    noise = max(NOISES, key=lambda noise: otsu(energies(few, noise).mean(1).log())[1])
-    found = energies(batches, noise)[order]
+    tried = _marked(spaced(count, TRIED), count)
+    noise = max(NOISES, key=lambda noise: otsu(energies(tried, noise).mean(1).log())[1])
+    found = energies(torch.ones(count, dtype=torch.bool), noise)
     scores = found.mean(1)
     if not scores.isfinite().all():
         raise InputError("the judge's answers are not finite: it has diverged, choose another")
@@ -161,21 +161,21 @@ def audit_samples(
     levels = torch.zeros(found.shape)
     if clean.all():
         return Audit(scores, levels, noise, separation)
-    references = _in_batches(batches, clean, REFERENCES)
+    dirty = ~clean
+    cleans = clean.nonzero().flatten()
+    references = _marked(cleans[spaced(len(cleans), REFERENCES)], count)
 
-    total, _ = _calibrate(partial(energies, references, noise), found)
-    typical = total[~clean].median().item()
+    total, _ = _calibrate(partial(energies, references, noise), found[dirty])
+    typical = total.median().item()
     if typical > 0:
         above = ABOVE * typical
-        total, channels = _calibrate(
-            partial(energies, references, above), energies(batches, above)[order]
-        )
+        total, channels = _calibrate(partial(energies, references, above), energies(dirty, above))
         # What a channel gets of a picture's noise is the encoder's doing, the same in all samples.
-        shares = channels[~clean].median(0).values
+        shares = channels.median(0).values
         shares = shares / root_mean_square(shares[None]).clamp_min(1e-6)
     else:
         shares = torch.ones(found.shape[1])
-    levels[~clean] = total[~clean, None] * shares
+    levels[dirty] = total[:, None] * shares
     return Audit(scores, levels, noise, separation)
 
 
@@ -243,12 +243,13 @@ def _calibrate(energies_with: Callable[[float], Tensor], found: Tensor) -> tuple
     return level(found.mean(1), known.mean(2)), torch.stack(channels, 1)
 
 
-def _in_batches(batches: Sequence[Sequence[int]], chosen: Tensor, limit: int) -> list[list[int]]:
-    """At most `limit` of the chosen ones, still in batches that may be."""
-    kept, left = [], limit
-    for batch in batches:
-        some = [index for index in batch if chosen[index]][:left]
-        if some:
-            kept.append(some)
-            left -= len(some)
-    return kept
+def _marked(indices: Sequence[int] | Tensor, count: int) -> Tensor:
+    marked = torch.zeros(count, dtype=torch.bool)
+    marked[indices] = True
+    return marked
+
+
+def _in_batches(groups: Sequence[Sequence[int]], chosen: Tensor) -> list[list[int]]:
+    """The chosen ones, no batch of more than one group."""
+    kept = ([index for index in group if chosen[index]] for group in groups)
+    return [group[i : i + BATCH] for group in kept for i in range(0, len(group), BATCH)]
