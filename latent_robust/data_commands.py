@@ -206,10 +206,7 @@ def _recommend(options: argparse.Namespace) -> int:
     found, kind, train = find(options, corruptions)
     print(found.summary())
     for weighting in options.tried:
-        print(
-            f"weight {weighting.weight:g}, band {weighting.band:g}: forecast "
-            f"{found.spectrum.distance(weighting, *kind):.3g}"
-        )
+        print(f"{weighting}: forecast {found.spectrum.distance(weighting, *kind):.3g}")
     if found.weighting is not None:
         told = [*train, "--data", options.data]
         as_usual = {
@@ -223,7 +220,9 @@ def _recommend(options: argparse.Namespace) -> int:
             if (value := getattr(options, name)) != usual:
                 told += [f"--{name.replace('_', '-')}", str(value)]
         told += ["--objective", options.objective]
-        told += ["--weight", f"{found.weighting.weight:g}", "--band", f"{found.weighting.band:g}"]
+        bands = [f"{band:g}" for band in found.weighting.bands]
+        band = bands[0] if len(bands) == 1 else f"[{','.join(bands)}]"
+        told += ["--weight", f"{found.weighting.weight:g}", "--band", band]
         print(f"\n{shlex.join(told)}")
     if options.out is not None:
         write_json(options.out, found.facts())

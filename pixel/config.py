@@ -87,4 +87,5 @@ class PixelConfig(TrainConfig):
                 f"learned_variance needs samples noised as usual, which {self.objective} does not"
             )
         self._refuse_dropout_of_a_part(self.dropout)
+        self.check_bands(self.channels)
         return self

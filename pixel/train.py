@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_robust.core import LEVELLED, derive_seed
+from latent_robust.core import LEVELLED, Weighting, derive_seed
 from latent_robust.data import (
     ContaminatedPictures,
     audit_samples,
@@ -116,7 +116,7 @@ def resolve_weighting(
     )
     chosen = {**found.settings(), **given}
     if accelerator.is_main_process:
-        print(f"{found.summary()}\nweight {chosen['weight']:g}, band {chosen['band']:g}")
+        print(f"{found.summary()}\n{Weighting('band', **chosen)}")
     return chosen
 
 

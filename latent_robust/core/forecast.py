@@ -13,6 +13,9 @@ c_noise f: for epsilon, and nearly so for v and flow at low noise, the attack fi
 in which there are few data, for `sample` the others. A vector of signs has the share 2 / pi of its
 energy along g, in proportion to g^2, and the rest everywhere; L counts that share. So the attack
 shrinks noise more and structure less than the same weight does at random (not for `sample`).
+
+Where each channel has a band of its own, a direction's gate is the mean of its channels' gates, by
+how much of the direction lies in each.
 """
 
 from __future__ import annotations
@@ -34,10 +37,14 @@ def forecast_spread(
     weighting: Weighting,
     attack: str = "adversarial",
     parameterization: Parameterization | str = Parameterization.EPSILON,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """tau: (D,), standard deviations of the data along their principal directions.  =>  (D,),
     those of what is sampled after training with the regularizer at full cost. Without an attack
-    this is `tau * weighting.spread(tau)`. ValueError for the preset `paper`, as there."""
+    this is `tau * weighting.spread(tau)`. ValueError for the preset `paper`, as there.
+
+    shares: (D, C), how much of each direction lies in each channel, rows of sum 1; where the
+    weighting has a band for each."""
     if attack not in ("adversarial", "random"):
         raise ValueError(f"`attack` must be 'adversarial' or 'random', got {attack!r}")
     if weighting.preset is Preset.PAPER:
@@ -46,6 +53,10 @@ def forecast_spread(
     top = 100 * float(variance.max().sqrt())
     s = torch.logspace(0, -6, STEPS, dtype=torch.float64)[:, None] * top
     gate = weighting.gate(torch.ones_like(s), s)
+    if gate.shape[1] > 1:
+        if shares is None or shares.shape != (len(tau), gate.shape[1]):
+            raise ValueError(f"`shares` must be ({len(tau)}, {gate.shape[1]}): a band each")
+        gate = gate @ shares.double().T
     # As of a variance-preserving process; for flow the coefficients do not depend on it.
     alpha = (1 + s.square()).rsqrt()
     c_sample, c_noise = Parameterization(parameterization).coefficients(alpha, s * alpha)

@@ -87,7 +87,7 @@ class EquivariancePenalty:
         """As above, (B,). attacked: the network that the attack differentiates; under
         DistributedDataParallel the unwrapped one, whose extra passes do not touch the buckets."""
         alpha, sigma = self.process(t, noisy)
-        radius = self.radius(sigma, generator)
+        radius = self.radius(sigma, generator) * self.weighting.reach(alpha, sigma)
 
         def moved(w: Tensor) -> Tensor:
             return (noisy + sigma * w).to(noisy.dtype)  # what the network was given, it gets again
@@ -175,7 +175,7 @@ class Objective:
             return Loss(denoising, denoising.new_zeros(0))
 
         if count < len(t):
-            gate = self.penalty.weighting.gate(alpha, sigma).flatten()
+            gate = self.penalty.weighting.gate(alpha, sigma).flatten(1).mean(1)
             rows, share = choose_rows(gate, count, generator)
             factor = factor * share
         penalty = self.penalty.per_sample(

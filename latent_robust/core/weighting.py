@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,7 +25,10 @@ class Weighting:
     band        weight * gate(t) / mean(w^2)       gate = min(1, (band / s)^2), s = sigma / alpha
 
     `band` is a standard deviation in the data's own units: the regularizer acts where the
-    contamination lives and lets go where global structure is decided. For Gaussian data of
+    contamination lives and lets go where global structure is decided. It may be one for each
+    channel, where the contamination is stronger in some than in others, as in latents: then so is
+    the gate, w reaches as far in each channel as the square root of its gate, and the factor has
+    the mean of the gates. So each channel's noise gets its own gate. For Gaussian data of
     standard deviation tau, weight * gate = L makes the optimal denoiser that of
     tau / sqrt(1 + L); the same weight means the same in every parameterization. Sampling then ends
     at tau * spread(tau): noise shrinks more than structure does.
@@ -32,24 +36,48 @@ class Weighting:
 
     preset: Preset | str = Preset.BAND
     weight: float = 3.0
-    band: float = 0.5
+    band: float | Sequence[float] = 0.5
 
     def __post_init__(self):
         object.__setattr__(self, "preset", Preset(self.preset))
+        if isinstance(self.band, Sequence):
+            object.__setattr__(self, "band", tuple(self.band))
         if self.weight < 0:
             raise ValueError(
                 f"`weight` must be >= 0, got {self.weight}; use 0 to switch the regularizer off"
             )
-        if self.band <= 0:
+        if not self.bands or min(self.bands) <= 0:
             raise ValueError(
                 f"`band` must be > 0, got {self.band}; it is a noise level in units of the data"
             )
 
+    def __str__(self) -> str:
+        low, high = min(self.bands), max(self.bands)
+        band = f"{low:g} to {high:g}, by channel" if len(self.bands) > 1 else f"{low:g}"
+        return f"weight {self.weight:g}, band {band}"
+
+    @property
+    def bands(self) -> tuple[float, ...]:
+        """One, or one for each channel."""
+        return self.band if isinstance(self.band, tuple) else (self.band,)
+
     def gate(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """In [0, 1]; finite at alpha = 0 and at sigma = 0."""
+        """In [0, 1]; finite at alpha = 0 and at sigma = 0. alpha, sigma: (B, 1, ...), or of any
+        shape for a single band.  =>  like them, or (B, C, ...)."""
         if self.preset is not Preset.BAND:
             return torch.ones_like(sigma)
-        return (self.band * alpha / sigma.clamp_min(1e-12)).square().clamp_max(1)
+        if len(self.bands) == 1:
+            band = self.bands[0]
+        else:
+            band = torch.tensor(self.bands, dtype=sigma.dtype, device=sigma.device)
+            band = band.view(-1, *[1] * (sigma.ndim - 2))
+        return (band * alpha / sigma.clamp_min(1e-12)).square().clamp_max(1)
+
+    def reach(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """How far w goes in each channel, over how far it goes where that is most. As `gate`."""
+        gate = self.gate(alpha, sigma)
+        # Where all are shut there is no difference between them.
+        return (gate / gate.amax(1, keepdim=True)).nan_to_num(1.0).sqrt()
 
     def spread(self, tau: float) -> float:
         """Standard deviation at which the probability-flow ODE ends for Gaussian data of standard
@@ -61,12 +89,14 @@ class Weighting:
         """
         if self.preset is Preset.PAPER:
             raise ValueError("the spread is known for the presets `normalized` and `band`")
+        if len(self.bands) > 1:
+            raise ValueError("the spread is known for one band; see forecast_spread for several")
         lam, t2 = self.weight, tau**2
         shrunk = t2 / (1 + lam)
         if self.preset is Preset.NORMALIZED:
             return (shrunk / t2) ** 0.5
         # Above the band s^2 L = lam b^2 is constant: d ln y / ds = (s^2 + A) / (s (s^2 + C)).
-        b2 = self.band**2
+        b2 = self.bands[0] ** 2
         a, c = lam * b2, lam * b2 + t2
         above = b2 ** (a / (2 * c)) * (b2 + c) ** (t2 / (2 * c))
         return above * (shrunk / (b2 + shrunk)) ** 0.5 / tau
@@ -77,4 +107,4 @@ class Weighting:
             return self.weight * (3**0.5 / radius).flatten()
         # A radius of exactly 0 means w = 0 and a residual of 0: the floor keeps 0 / 0 at 0.
         mean_square = w.square().flatten(1).mean(1).clamp_min(1e-20)
-        return self.weight * self.gate(alpha, sigma).flatten() / mean_square
+        return self.weight * self.gate(alpha, sigma).flatten(1).mean(1) / mean_square

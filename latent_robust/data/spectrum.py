@@ -11,7 +11,7 @@ white it reads low, where much of a picture is one of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -48,10 +48,14 @@ WORTH = 0.1
 @dataclass(frozen=True)
 class Spectrum:
     """tau: (D,), standard deviations of patches along their principal directions; noise: (D,), that
-    of the noise in them, root mean square over the samples: the same everywhere if it is white."""
+    of the noise in them, root mean square over the samples: the same everywhere if it is white.
+    Where it differs between channels: by_channel (C,), the noise in each, and shares (D, C), how
+    much of each direction lies in each."""
 
     tau: Tensor
     noise: Tensor
+    by_channel: Tensor | None = None
+    shares: Tensor | None = None
 
     @property
     def level(self) -> float:
@@ -63,6 +67,13 @@ class Spectrum:
         """tau without the noise."""
         return (self.tau.square() - self.noise.square()).clamp_min(0).sqrt()
 
+    def band(self, times: float) -> float | tuple[float, ...]:
+        """So many times the noise, in each channel if it differs between them, to two digits: more
+        of them would only say how exact a forecast is not."""
+        noise = [self.level] if self.by_channel is None else self.by_channel.tolist()
+        bands = tuple(max(float(f"{times * level:.2g}"), LEAST_BAND) for level in noise)
+        return bands if len(bands) > 1 else bands[0]
+
     def distance(self, weighting: Weighting | None, *kind: str) -> float:
         """Forecast of the Fréchet distance between patches of what is sampled, after training with
         this weighting (None: without the regularizer), and clean ones. kind: attack and
@@ -70,7 +81,8 @@ class Spectrum:
         if weighting is None:
             return float((self.tau - self.clean).square().sum())
         few = torch.tensor(spaced(len(self.tau), FORECAST))  # they are in order: as good as all
-        drawn = forecast_spread(self.tau[few], weighting, *kind)
+        shares = None if self.shares is None else self.shares[few]
+        drawn = forecast_spread(self.tau[few], weighting, *kind, shares=shares)
         total = (drawn - self.clean[few]).square().sum()
         return float(total * len(self.tau) / len(few))
 
@@ -90,12 +102,12 @@ class Recommendation:
     def clean(self) -> bool:
         return self.noise < CLEAN
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float | list[float]]:
         """=>  "weight" and "band", 0 and what would be the band if there were a weight where the
         regularizer is better left off."""
-        if self.weighting is None:
-            return {"weight": 0.0, "band": max(self.spectrum.level, LEAST_BAND)}
-        return {"weight": self.weighting.weight, "band": self.weighting.band}
+        weighting = self.weighting or Weighting("band", 0.0, self.spectrum.band(1.0))
+        bands = list(weighting.bands)
+        return {"weight": weighting.weight, "band": bands if len(bands) > 1 else bands[0]}
 
     def summary(self) -> str:
         noise = f"noise: {self.noise:.3f} (root mean square; pictures are in [-1, 1])"
@@ -107,8 +119,8 @@ class Recommendation:
         if self.weighting is None:
             return f"{noise}\nno weight and band that may be chosen are forecast to help"
         return (
-            f"{noise}\nrecommended: weight {self.weighting.weight:g}, band "
-            f"{self.weighting.band:g}\nforecast of the Fréchet distance to what is clean: "
+            f"{noise}\nrecommended: {self.weighting}\n"
+            "forecast of the Fréchet distance to what is clean: "
             f"{self.plain:.3g} without, {self.robust:.3g} with the regularizer"
         )
 
@@ -118,7 +130,7 @@ class Recommendation:
         return {
             "noise": self.noise,
             "weight": 0.0 if off else self.weighting.weight,
-            "band": None if off else self.weighting.band,
+            "band": None if off else self.settings()["band"],
             "forecast": {"plain": self.plain, "robust": self.robust},
         }
 
@@ -129,7 +141,7 @@ def recommend(
     parameterization: str = "epsilon",
     *,
     weight: float | None = None,
-    band: float | None = None,
+    band: float | Sequence[float] | None = None,
 ) -> Recommendation:
     """samples: (N, C, H, W), in [-1, 1]; attack, parameterization: as `forecast_spread` takes them;
     weight, band: what is given already."""
@@ -145,15 +157,14 @@ def recommend_for(
     parameterization: str,
     *,
     weight: float | None = None,
-    band: float | None = None,
+    band: float | Sequence[float] | None = None,
 ) -> Recommendation:
     """As `recommend`, for a spectrum of anything. noise: of the pictures."""
     plain = spectrum.distance(None)
     if noise < CLEAN:
         return Recommendation(noise, spectrum, None, plain, plain)
     weights = WEIGHTS if weight is None else (weight,)
-    # Two digits: more of them would only say how exact a forecast is not.
-    bands = [float(f"{b * spectrum.level:.2g}") for b in BANDS] if band is None else [band]
+    bands = [spectrum.band(times) for times in BANDS] if band is None else [band]
     tried = [Weighting("band", *pair) for pair in product(weights, bands)]
     distances = [spectrum.distance(w, attack, parameterization) for w in tried]
     robust = min(distances)

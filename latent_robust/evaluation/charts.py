@@ -170,9 +170,10 @@ def _radius_curve(run: Run, colour: int) -> Curve:
 def _gate_curve(run: Run, colour: int) -> Curve:
     s, alpha, sigma = _noise_levels(run)
     band = run.config.get("band")
-    band = band if _positive(band) else Weighting().band  # only read by the preset `band`
-    gate = Weighting(run.config["weighting"], band=band).gate(alpha, sigma)
-    return Curve(run.name, s.tolist(), gate.tolist(), colour)
+    if not (_positive(band) or isinstance(band, list)):
+        band = Weighting().band  # only read by the preset `band`
+    gate = Weighting(run.config["weighting"], band=band).gate(alpha[:, None], sigma[:, None])
+    return Curve(run.name, s.tolist(), gate.mean(1).tolist(), colour)
 
 
 def _names(curves: Sequence[Curve]) -> str:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from latent_robust.core import Weighting
 from latent_robust.data import (
     ContaminatedPairs,
     PairSet,
@@ -119,7 +120,7 @@ def prepare(
             found = [remembered(file, facts, find)]
         found = broadcast_object_list(found)[0]
         weighting = {**found["settings"], **given}
-        say(f"{found['summary']}\nweight {weighting['weight']:g}, band {weighting['band']:.3g}")
+        say(f"{found['summary']}\n{Weighting('band', **weighting)}")
         if weighting["weight"] == 0 and "weight" not in given:
             say("the regularizer stays off unless --weight and --band say otherwise")
     levels = None
@@ -225,7 +226,7 @@ def _recommend(
     config: LatentConfig,
     components: Components,
     pairs: ContaminatedPairs,
-    given: dict[str, float],
+    given: dict[str, float | list[float]],
 ) -> dict[str, Any]:
     """=>  as JSON."""
     found = recommend_latents(

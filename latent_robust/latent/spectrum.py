@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .components import Components
 
 # To be raised when the same pairs get another recommendation from then on.
-VERSION = 1
+VERSION = 2
 
 # Patches of latents are larger than those of pictures, and fewer to a direction: the noise is not
 # read off their smallest variances. It takes the whole of the demo's latents, of which 256 are as
@@ -41,7 +41,7 @@ def recommend_latents(
     *,
     batch: int = 1,
     weight: float | None = None,
-    band: float | None = None,
+    band: float | Sequence[float] | None = None,
 ) -> Recommendation:
     """As `latent_robust.data.recommend`, for the latents of pictures.
 
@@ -64,8 +64,9 @@ def latent_spectrum(
     them. So it is not read off the latents, whose own structure is as fine. Noise of the pictures'
     level is added to each picture once more, and what this changes in the mean of its latents has
     the covariance that their noise has; along each principal direction of the latents it has its
-    share. An encoder is not linear, hence the level and these pictures. The VAE's own noise (the
-    latents' std) is part of what is to be learned, and does not count.
+    share, and in each channel its size. An encoder is not linear, hence the level and these
+    pictures. The VAE's own noise (the latents' std) is part of what is to be learned, and does not
+    count.
     """
     means, stds, changes = _encode_twice(samples, noise, components, batch)
     largest = min(LARGEST, isqrt(DIRECTIONS // means.shape[1]))
@@ -73,7 +74,9 @@ def latent_spectrum(
     own = nn.functional.unfold(stds.square(), side, stride=side).double().mean((0, 2))
     variances, directions = torch.linalg.eigh(patch_covariance([means], side) + own.diag())
     dirt = (directions * (patch_covariance([changes], side) @ directions)).sum(0)
-    return Spectrum(variances.clamp_min(0).sqrt(), dirt.clamp_min(0).sqrt())
+    by_channel = changes.square().mean((0, 2, 3)).sqrt()
+    shares = directions.square().unflatten(0, (len(by_channel), -1)).sum(1).T
+    return Spectrum(variances.clamp_min(0).sqrt(), dirt.clamp_min(0).sqrt(), by_channel, shares)
 
 
 def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> Tensor:

@@ -81,6 +81,7 @@ def _main(argv: list[str]) -> int:
     components = make_components()
     if config.lora:
         adapted_layers(components, config.targets)  # a wrong name must not cost the encoding
+    config.check_bands(components.vae.config.latent_channels)
     resolution = config.resolution or native_resolution(components)
     config = config.model_copy(update={"resolution": resolution})
     judges = Judges(config, accelerator.device)

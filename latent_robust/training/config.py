@@ -19,6 +19,7 @@ from latent_robust.core import (
     make_objective,
 )
 from latent_robust.core.rows import check_share
+from latent_robust.errors import InputError
 
 ObjectiveName = Literal[tuple(OBJECTIVES)]
 
@@ -78,10 +79,10 @@ class TrainConfig(BaseModel):
         description="of the regularizer; 0 is plain training; auto: what suits the noise and the "
         "spectrum of the data, 0 when they look clean",
     )
-    band: float | Literal["auto"] = Field(
+    band: float | list[float] | Literal["auto"] = Field(
         "auto",
         description="noise level below which it acts, in units of the data, latents' in latent "
-        "space; auto: likewise",
+        "space, or one for each channel; auto: likewise",
     )
     rho: float = Field(2.0, ge=0, description="radius = scale * sigma**rho + bias")
     radius_scale: float = Field(1.0, ge=0)
@@ -132,8 +133,9 @@ class TrainConfig(BaseModel):
 
     @field_validator("band")
     @classmethod
-    def _positive(cls, value: float | str) -> float | str:
-        if value != "auto" and value <= 0:
+    def _positive(cls, value: float | list[float] | str) -> float | list[float] | str:
+        bands = value if isinstance(value, list) else [value]
+        if value != "auto" and (not bands or min(bands) <= 0):
             raise ValueError("must be > 0, or 'auto'")
         return value
 
@@ -167,6 +169,13 @@ class TrainConfig(BaseModel):
                 "batch is regularized at a time, or dropout 0"
             )
 
+    def check_bands(self, channels: int) -> None:
+        """InputError unless there is one band, or one for each channel."""
+        if isinstance(self.band, list) and len(self.band) not in (1, channels):
+            raise InputError(
+                f"{len(self.band)} bands for data of {channels} channels: give one, or one each"
+            )
+
     @property
     def regularized(self) -> set[str]:
         """The objectives with the regularizer among all that are trained."""
@@ -179,7 +188,7 @@ class TrainConfig(BaseModel):
         return "random" if self.regularized == {"robust-random"} else "adversarial"
 
     @property
-    def open_weighting(self) -> dict[str, float] | None:
+    def open_weighting(self) -> dict[str, float | list[float]] | None:
         """What is given of `weight` and `band`; None where nothing is left to the data, or where
         nothing of what is trained asks for them."""
         given = {"weight": self.weight, "band": self.band}

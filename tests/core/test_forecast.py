@@ -14,6 +14,15 @@ def test_without_an_attack_it_is_the_closed_form(weighting):
     )
 
 
+def test_a_direction_within_a_channel_is_shrunk_by_its_band():
+    bands, shares = (0.2, 0.6), torch.tensor([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 3)
+    found = forecast_spread(TAU, Weighting("band", 3, bands), "random", shares=shares)
+    alone = [forecast_spread(TAU, Weighting("band", 3, band), "random") for band in bands]
+    torch.testing.assert_close(found, torch.cat([alone[0][:2], alone[1][2:]]))
+    with pytest.raises(ValueError, match="a band each"):
+        forecast_spread(TAU, Weighting("band", 3, bands))
+
+
 @pytest.mark.parametrize("attack", ["random", "adversarial"])
 def test_weight_zero_leaves_the_data_as_they_are(attack):
     spread = forecast_spread(TAU, Weighting("band", 0, 0.5), attack)

@@ -122,6 +122,55 @@ def test_gaussian_minimiser_matches_closed_form(parameterization, lam):
     assert float(minimiser) == pytest.approx(tau_e2 / (tau_e2 + s2), rel=0.01)
 
 
+@pytest.mark.parametrize("parameterization", ["epsilon", "flow"])
+def test_each_channel_has_the_minimiser_of_its_own_band(parameterization):
+    """As above, of two channels that do not mix. Of many elements each, since a sample's w is
+    divided by what it happened to be."""
+    process, tau, size, bands = process_of(parameterization), 0.7, 1000, (0.2, 0.6)
+    generator = torch.Generator().manual_seed(0)
+    sample = tau * torch.randn(size, 2, 400, generator=generator)
+    noise = torch.randn(size, 2, 400, generator=generator)
+    t = process.times[600:601] if parameterization == "flow" else process.times[200:201]
+    t = t.expand(size)
+    alpha, sigma = (c[:1] for c in process(t[:1], sample))
+    weighting = Weighting("band", 8.0, bands)
+    objective = make_objective("robust-random", process, weighting=weighting)
+    _, c_noise = process.parameterization.coefficients(alpha, sigma)
+    gain = process.parameterization.sample_gain(alpha, sigma)
+    s = float(sigma / alpha)
+    for channel, band in enumerate(bands):
+
+        def loss(a: float, channel=channel) -> torch.Tensor:
+            factor = torch.zeros(1, 2, 1)
+            factor[:, channel] = a
+
+            def denoise(noisy, t, rows):
+                return gain * factor * noisy / alpha + c_noise * noisy / sigma
+
+            return objective(denoise, sample, t, noise, torch.Generator().manual_seed(1)).total
+
+        low, middle, high = (loss(a).double() for a in (0.0, 0.5, 1.0))
+        minimiser = 0.5 - (high - low) / (4 * (low + high - 2 * middle))
+        tau_e2 = tau**2 / (1 + 8 * min(1, band / s) ** 2)
+        assert float(minimiser) == pytest.approx(tau_e2 / (tau_e2 + s**2), rel=0.01)
+
+
+@pytest.mark.parametrize("attack", ["adversarial", "random"])
+def test_bands_that_are_alike_are_one_band(attack):
+    process = process_of("epsilon")
+    sample, t, noise = batch(process)
+    sample, noise = sample.expand(-1, 3, -1, -1), noise.expand(-1, 3, -1, -1)
+    losses = []
+    for band in (0.3, (0.3, 0.3, 0.3)):
+        objective = Objective(
+            process, EquivariancePenalty(process, Weighting(band=band), attack=attack), 0.5
+        )
+        generator = torch.Generator().manual_seed(0)
+        loss = objective(lambda noisy, t, rows: noisy.tanh(), sample, t, noise, generator)
+        losses.append(loss.penalty)
+    torch.testing.assert_close(*losses)
+
+
 @pytest.mark.parametrize("tau", [0.1, 0.4, 1.0, 4.0])
 @pytest.mark.parametrize("preset", ["normalized", "band"])
 def test_probability_flow_ends_at_the_predicted_spread(preset, tau):
@@ -323,6 +372,13 @@ def test_band_is_open_below_its_noise_level_and_falls_as_the_square_above():
     assert gate(torch.tensor(1.0), torch.tensor(0.0)) == 1
     assert gate(torch.tensor(0.0), torch.tensor(1.0)) == 0
     torch.testing.assert_close(gate(torch.tensor(0.5), torch.tensor(0.5)), torch.tensor(0.25))
+
+
+def test_where_all_gates_are_shut_w_goes_alike_far_in_all_channels():
+    weighting, column = Weighting("band", 1.0, (0.1, 0.4)), torch.ones(1, 1, 1, 1)
+    assert weighting.reach(0 * column, column).tolist() == torch.ones(1, 2, 1, 1).tolist()
+    expected = torch.tensor([0.25, 1.0]).view(1, 2, 1, 1)
+    torch.testing.assert_close(weighting.reach(0.5 * column, column), expected)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -579,6 +579,8 @@ def test_a_damaged_cache_is_named_and_made_again(finetune, finished_run, tmp_pat
         (["--lora", "--model=no/such/folder"], "no/such/folder"),
         (["--lora", "--resolution=33"], "the nearest is 32"),
         (["--lora", "--targets=attn1.to_w"], "did you mean 'attn1.to_"),
+        (["--lora", "--band=[0.1,0.2]"], "2 bands for data of 4 channels"),
+        (["--lora", "--band=[0.1,-0.2]"], "must be > 0"),
         (["--lora", "--data=nowhere"], "no such folder or file"),
         (["--lora", "--data=empty"], "empty"),
         (["--lora", "--mixed-precision=fp16"], "needs a CUDA device"),

@@ -41,6 +41,9 @@ def test_the_noise_of_latents_is_what_the_encoder_makes_of_the_pictures_noise():
     expected = 0.3 / 2 * SCALES.square().mean().sqrt()
     assert spectrum.level == pytest.approx(float(expected), rel=0.02)
     assert len(spectrum.tau) == 3 * 8 * 8  # the whole latent is one patch
+    torch.testing.assert_close(spectrum.by_channel, 0.15 * SCALES.flatten(), rtol=0.02, atol=0)
+    assert spectrum.band(1.0) == pytest.approx((0.15, 0.3, 0.6), rel=0.03)
+    torch.testing.assert_close(spectrum.shares.sum(1), torch.ones(192, dtype=torch.float64))
 
 
 def test_what_lies_above_the_noise_is_the_spectrum_of_clean_latents():
@@ -92,7 +95,8 @@ def test_the_command_says_what_it_found_and_how_to_use_it(tmp_path, capsys):
     said = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert found["weight"] > 0
-    assert f"--weight {found['weight']:g} --band {found['band']:g}" in said
+    bands = ",".join(f"{band:g}" for band in found["band"])
+    assert f"--weight {found['weight']:g} --band '[{bands}]'" in said
     assert "--max-bad-fraction" not in said
     for missing, message in ((told, "needs --resolution and --model"), (told[:1], "--data")):
         with suppress(SystemExit):  # argparse

@@ -385,6 +385,7 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--norm-groups=3"], "multiple of norm_groups"),
         (["--dropout=0.1"], "fraction 1"),
         (["--parameterization=flow", "--clip=1"], "cannot clip"),
+        (["--band=[0.1,0.2]"], "2 bands for data of 1 channels"),
         (["--resume=nowhere", "--out=run"], "no valid checkpoint"),
         (["--resume=nowhere"], "neither a run nor a checkpoint"),
         (["--mixed-precision=fp16"], "needs a CUDA device"),
