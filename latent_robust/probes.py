@@ -188,17 +188,16 @@ def pictures_of(
     return ContaminatedPictures(pictures, parse_contamination(specs), config["seed"])
 
 
-def audit_pictures(
+def audit_run(
     path: Path, run: Run, device: str, offline: bool
 ) -> tuple[Audit, ContaminatedPictures]:
     """The network of the run at `path` judges the pictures it was trained on.  =>  and these."""
-    from .data import audit_samples
+    from .data import audit_pictures
     from .evaluation.sampling import load_judge
 
     pictures = pictures_of(run, offline, limit=run.config["limit"])
     look, process = load_judge(path, pictures, device)
-    everything = range(len(pictures))
-    return audit_samples(look, process, [everything], seed=run.config["seed"]), pictures
+    return audit_pictures(look, process, pictures, seed=run.config["seed"]), pictures
 
 
 def _seen_and_unseen(run: Run, originals: bool, offline: bool) -> tuple[Tensor, Tensor | None]:

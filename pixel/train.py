@@ -13,7 +13,7 @@ from torch import Tensor
 from latent_robust.core import LEVELLED, Weighting, derive_seed
 from latent_robust.data import (
     ContaminatedPictures,
-    audit_samples,
+    audit_pictures,
     open_pictures,
     parse_contamination,
     pictures_to_look_at,
@@ -139,6 +139,14 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     config, dataset, out = output.config, output.dataset, output.out
     if config.resume is not None and is_finished(config, out):
         return True
+    levels = find_levels(output, accelerator) if config.objective in LEVELLED else None
+    if config.stop_at is None and levels is not None and levels.min() > 0:
+        # Nothing is trained below the least level: there the network's answers are arbitrary.
+        config = output.config = config.model_copy(
+            update={"stop_at": round(levels.min().item(), 3)}
+        )
+        if accelerator.is_main_process:
+            print(f"nothing is clean: the sampler stops at noise {config.stop_at:g}")
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
     trainer = Trainer(
@@ -147,7 +155,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
         config,
         accelerator,
         out=out,
-        levels=find_levels(output, accelerator) if config.objective in LEVELLED else None,
+        levels=levels,
         identity=identity(config, dataset.fingerprint(), accelerator.num_processes),
     )
     return complete(trainer, output.begin, partial(output.finish, task))
@@ -161,8 +169,7 @@ def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
 
         def write(file: Path) -> None:
             look, process = load_judge(out / config.judge, dataset, accelerator.device)
-            everything = range(len(dataset))
-            found = audit_samples(look, process, [everything], seed=config.seed)
+            found = audit_pictures(look, process, dataset, seed=config.seed)
             print(f"audit: {found.summary()}")
             found.write(file, dataset.name)
 

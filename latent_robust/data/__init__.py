@@ -14,6 +14,7 @@ _MODULES = {
     "PictureSet": "pictures",
     "assign_bucket": "buckets",
     "audit_facts": "audit",
+    "audit_pictures": "audit",
     "audit_samples": "audit",
     "contaminate_folder": "contaminate",
     "contaminate_pairs": "contaminate",

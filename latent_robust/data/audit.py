@@ -8,7 +8,9 @@ A model draws what most of its data have in common. What it cannot draw again (n
 remains in the score, whether or not the model was trained on that very sample. Two groups of scores
 are told apart by Otsu's threshold on their logarithm; a score becomes a noise level by comparison
 with the lowest scores, to which noise of known strength was added; for each channel apart, since an
-encoder hands on more of a picture's noise in some of its channels than in others.
+encoder hands on more of a picture's noise in some of its channels than in others. Where the scores
+form one group and the levels do not add up to the noise that the data are known to have, the
+samples that were compared with have what is missing: nothing is clean.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from latent_robust.errors import InputError
 from latent_robust.files import write_jsonl
 
 from .contaminated import spaced
+from .contamination import ContaminatedPictures
+from .spectrum import measure_spectrum, pictures_to_look_at
 
 # Noise levels, in units of the samples, at which the model is asked; the one that tells the samples
 # apart best is taken.
@@ -48,6 +52,8 @@ CLEANEST = 0.05
 # Levels are measured where the model is asked at so many times the noise of the samples: there it
 # knows nothing of their own.
 ABOVE = 2.0
+# The share of the known noise from which on it counts as missing.
+MISSING = 1 / 3
 REFERENCES = 64  # clean samples to which known noise is added
 GRID = 12  # strengths of that noise
 
@@ -126,11 +132,17 @@ def root_mean_square(levels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def audit_samples(
-    look: Look, process: NoiseProcess, groups: Sequence[Sequence[int]], *, seed: int = 0
+    look: Look,
+    process: NoiseProcess,
+    groups: Sequence[Sequence[int]],
+    *,
+    noise: float | None = None,
+    seed: int = 0,
 ) -> Audit:
     """look(indices): samples (B, C, ...) and denoise(noisy, t) => prediction, conditions bound;
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
-    once).
+    once); noise: root mean square over all samples of the white noise in them, if it is known, as
+    `measure_spectrum` finds it.
 
     InputError if the model's answers are not finite.
 
@@ -148,8 +160,8 @@ def audit_samples(
         return found[torch.tensor([index for batch in batches for index in batch]).argsort()]
 
     tried = _marked(spaced(count, TRIED), count)
-    noise = max(NOISES, key=lambda noise: otsu(energies(tried, noise).mean(1).log())[1])
-    found = energies(torch.ones(count, dtype=torch.bool), noise)
+    asked = max(NOISES, key=lambda s: otsu(energies(tried, s).mean(1).log())[1])
+    found = energies(torch.ones(count, dtype=torch.bool), asked)
     scores = found.mean(1)
     if not scores.isfinite().all():
         raise InputError("the judge's answers are not finite: it has diverged, choose another")
@@ -160,12 +172,12 @@ def audit_samples(
         clean = scores <= scores.quantile(CLEANEST)
     levels = torch.zeros(found.shape)
     if clean.all():
-        return Audit(scores, levels, noise, separation)
+        return Audit(scores, levels, asked, separation)
     dirty = ~clean
     cleans = clean.nonzero().flatten()
     references = _marked(cleans[spaced(len(cleans), REFERENCES)], count)
 
-    total, _ = _calibrate(partial(energies, references, noise), found[dirty])
+    total, _ = _calibrate(partial(energies, references, asked), found[dirty])
     typical = total.median().item()
     if typical > 0:
         above = ABOVE * typical
@@ -176,7 +188,21 @@ def audit_samples(
     else:
         shares = torch.ones(found.shape[1])
     levels[dirty] = total[:, None] * shares
-    return Audit(scores, levels, noise, separation)
+    if noise is not None and separation <= TWO_GROUPS:
+        missing = noise**2 - levels.square().mean().item()
+        if missing > (MISSING * noise) ** 2:
+            levels = (levels.square() + missing * shares.square()).sqrt()
+    return Audit(scores, levels, asked, separation)
+
+
+def audit_pictures(
+    look: Look, process: NoiseProcess, pictures: ContaminatedPictures, *, seed: int = 0
+) -> Audit:
+    """`audit_samples` of pictures, whose white noise can be measured."""
+    _, channels, size, _ = pictures.sample_tensor(limit=1).shape
+    few = pictures.sample_tensor(limit=pictures_to_look_at(size, channels))
+    noise = measure_spectrum(few).level
+    return audit_samples(look, process, [range(len(pictures))], noise=noise, seed=seed)
 
 
 def otsu(values: Tensor) -> tuple[float, float]:

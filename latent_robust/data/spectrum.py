@@ -12,7 +12,7 @@ white it reads low, where much of a picture is one of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -50,12 +50,14 @@ class Spectrum:
     """tau: (D,), standard deviations of patches along their principal directions; noise: (D,), that
     of the noise in them, root mean square over the samples: the same everywhere if it is white.
     Where it differs between channels: by_channel (C,), the noise in each, and shares (D, C), how
-    much of each direction lies in each."""
+    much of each direction lies in each. reached: the share of a weight whose effect training
+    reaches, 1 for a minimum."""
 
     tau: Tensor
     noise: Tensor
     by_channel: Tensor | None = None
     shares: Tensor | None = None
+    reached: float = 1.0
 
     @property
     def level(self) -> float:
@@ -82,6 +84,7 @@ class Spectrum:
             return float((self.tau - self.clean).square().sum())
         few = torch.tensor(spaced(len(self.tau), FORECAST))  # they are in order: as good as all
         shares = None if self.shares is None else self.shares[few]
+        weighting = replace(weighting, weight=self.reached * weighting.weight)
         drawn = forecast_spread(self.tau[few], weighting, *kind, shares=shares)
         total = (drawn - self.clean[few]).square().sum()
         return float(total * len(self.tau) / len(few))
