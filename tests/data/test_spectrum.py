@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from latent_robust.cli import main
-from latent_robust.core import derive_generator
+from latent_robust.core import Weighting, derive_generator
 from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
 from latent_robust.data.spectrum import measure_spectrum, noise_variance, recommend
 
@@ -109,3 +110,9 @@ def test_bad_input_is_a_clear_message(options, message, capsys):
         code = error.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_training_reaches_of_a_weight_is_what_the_forecast_counts():
+    spectrum = measure_spectrum(digits("gaussian:fraction=1,sigma=0.2"))
+    half = replace(spectrum, reached=0.5).distance(Weighting("band", 8, 0.2))
+    assert half == spectrum.distance(Weighting("band", 4, 0.2))

@@ -270,6 +270,18 @@ def test_weight_and_band_are_those_that_are_recommended(train, tmp_path):
     assert yaml.safe_load((tmp_path / "given/config.yaml").read_text())["weight"] == 1
 
 
+def test_where_nothing_is_clean_the_sampler_stops_where_training_did(train, tmp_path, capsys):
+    noisy = "--contamination=gaussian:fraction=1,sigma=0.2"
+    assert train(noisy, "--objective=ambient", "--out=run") == 0
+    assert "the sampler stops at noise 0.4" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["stop_at"] == 0.4
+    before = (tmp_path / "run/metrics.json").stat().st_mtime_ns
+    assert train(noisy, "--objective=ambient", "--out=run", "--resume") == 0
+    assert (tmp_path / "run/metrics.json").stat().st_mtime_ns == before
+    assert train(noisy, "--objective=ambient", "--out=told", "--stop-at=0.1") == 0
+    assert yaml.safe_load((tmp_path / "told/config.yaml").read_text())["stop_at"] == 0.1
+
+
 def test_the_judge_of_an_audited_run_chooses_as_well(train, tmp_path, capsys):
     noisy = "--contamination=gaussian:fraction=0.9,sigma=0.2"
     assert train(noisy, "--limit=400", "--objective=audited", "--out=run") == 0
