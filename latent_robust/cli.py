@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .data_commands import DATA_HELP, add_data_commands, add_max_bad_fraction
 from .errors import InputError, refuse_options
 from .files import write_json
-from .probes import add_probes, audit_run, pictures_of
+from .probes import add_probes, audit_pixel_run, pictures_of
 from .training.command import run_command
 
 if TYPE_CHECKING:
@@ -174,13 +174,13 @@ def _audit(options: argparse.Namespace) -> int:
     if out.exists():
         raise InputError(f"{out} exists already; give another --out")
     if run.latent:
-        from .latent import finished
+        from .latent.finished import audit_run
 
-        found, samples = finished.audit_run(
+        found, samples = audit_run(
             options.run, run.config, device=options.device, offline=options.offline
         )
     else:
-        found, samples = audit_run(options.run, run, options.device, options.offline)
+        found, samples = audit_pixel_run(options.run, run, options.device, options.offline)
     found.write(out, samples.name)
     print(f"{found.summary()}\neach sample's score and level are in {out}")
     return 0

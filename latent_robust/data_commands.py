@@ -28,7 +28,7 @@ PAIRS_HELP = (
 DATA_HELP = "digits, fashion-mnist:DIR, parquet:FILE, a folder of pictures, or hf:NAME[:SPLIT]"
 
 CHANNELS = 3
-BAD_FRACTION = 0.05
+BAD_FRACTION = 0.05  # as in training
 
 
 def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:

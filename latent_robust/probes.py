@@ -188,7 +188,7 @@ def pictures_of(
     return ContaminatedPictures(pictures, parse_contamination(specs), config["seed"])
 
 
-def audit_run(
+def audit_pixel_run(
     path: Path, run: Run, device: str, offline: bool
 ) -> tuple[Audit, ContaminatedPictures]:
     """The network of the run at `path` judges the pictures it was trained on.  =>  and these."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from latent_robust.core import LEVELLED
 from latent_robust.training.config import ObjectiveName, TrainConfig
@@ -46,7 +46,7 @@ class PixelConfig(TrainConfig):
         None,
         gt=0,
         description="end the sampler at this noise level, in units of the data, with its clean "
-        "estimate there",
+        "estimate there (default: where no sample is clean, their least level, else not at all)",
     )
     samples: int = Field(1797, ge=0, description="pictures drawn for the metrics; 0 for none")
     features: tuple[str, ...] | None = Field(
@@ -61,6 +61,12 @@ class PixelConfig(TrainConfig):
         "before --contamination)",
     )
     weights: Path | None = Field(None, description="weights file of the inception features")
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """The command line gives texts, which are none of the literals."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @model_validator(mode="after")
     def _fits(self):
@@ -88,4 +94,6 @@ class PixelConfig(TrainConfig):
             )
         self._refuse_dropout_of_a_part(self.dropout)
         self.check_bands(self.channels)
+        if isinstance(self.band, list) and self.weight == "auto":
+            raise ValueError("a weight can be found for one band; for several give a number")
         return self

@@ -84,6 +84,8 @@ class Output:
             facts.update(weight=config.weight, band=config.band)
         facts.update(timing(self.out) if seconds is None else {"seconds": round(seconds, 1)})
         facts["measurement"] = measurement(config)
+        if task.stop_at != config.stop_at:
+            facts["stop_at"] = task.stop_at  # it was found, and is not for others of this config
         measured = {}
         if config.objective == "audited":
             facts["audit"] = audit_facts(self.out / AUDIT, self.dataset.dirty())

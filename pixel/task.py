@@ -28,6 +28,7 @@ class PixelTask:
         self.config, self.dataset = config, dataset
         self.groups = [range(len(dataset))]
         self.out, self.main = out, main
+        self.stop_at = config.stop_at
         self.network = build_network(config)
         self.scheduler = training_scheduler(config)
         self.process = NoiseProcess.from_scheduler(self.scheduler)
@@ -65,5 +66,5 @@ class PixelTask:
             steps=self.config.sampling_steps,
             seed=self.config.seed,
             device=next(network.parameters()).device,
-            stop_at=self.config.stop_at,
+            stop_at=self.stop_at,
         )

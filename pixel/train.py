@@ -102,7 +102,7 @@ def configure(argv: list[str]) -> PixelConfig:
 
 def resolve_weighting(
     config: PixelConfig, dataset: ContaminatedPictures, accelerator: Accelerator
-) -> dict[str, float]:
+) -> dict[str, float | list[float]]:
     """=>  the numbers for what the configuration leaves to the pictures. What no objective asks for
     is left open, for who copies this configuration to another one."""
     given = config.open_weighting
@@ -140,15 +140,13 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     if config.resume is not None and is_finished(config, out):
         return True
     levels = find_levels(output, accelerator) if config.objective in LEVELLED else None
-    if config.stop_at is None and levels is not None and levels.min() > 0:
-        # Nothing is trained below the least level: there the network's answers are arbitrary.
-        config = output.config = config.model_copy(
-            update={"stop_at": round(levels.min().item(), 3)}
-        )
-        if accelerator.is_main_process:
-            print(f"nothing is clean: the sampler stops at noise {config.stop_at:g}")
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
+    if config.stop_at is None and levels is not None and levels.min() > 0 and not config.drop_noisy:
+        # Nothing is trained below the least level: there the network's answers are arbitrary.
+        task.stop_at = float(f"{levels.min().item():.3g}")
+        if accelerator.is_main_process:
+            print(f"nothing is clean: the sampler stops at noise {task.stop_at:g}")
     trainer = Trainer(
         task,
         config.objective_for(task.process),

@@ -14,8 +14,8 @@ in which there are few data, for `sample` the others. A vector of signs has the 
 energy along g, in proportion to g^2, and the rest everywhere; L counts that share. So the attack
 shrinks noise more and structure less than the same weight does at random (not for `sample`).
 
-Where each channel has a band of its own, a direction's gate is the mean of its channels' gates, by
-how much of the direction lies in each.
+Where each channel has a band of its own, a direction's gate is taken for the mean of its channels'
+gates, by how much of the direction lies in each; exact for directions within one channel.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def random_perturbation(
 ) -> Tensor:
     """w ~ U(-radius, radius) elementwise.
 
-    like: (B, ...); radius: (B, 1, ...), >= 0.  =>  (B, ...), float32.
+    like: (B, ...); radius: (B, 1 or C, ...), >= 0.  =>  (B, ...), float32.
     """
     u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float32)
     return radius * (2 * u - 1)
@@ -34,7 +34,7 @@ def adversarial_perturbation(
     (steps = 1), or PGD.
 
     moved: w -> the prediction at noisy + sigma * w; prediction: (B, ...) at w = 0;
-    radius: (B, 1, ...).  =>  w (B, ...), detached.
+    radius: (B, 1 or C, ...).  =>  w (B, ...), detached.
 
     Maximises || moved(w) - prediction ||^2 and not the residual: the attack looks for the
     directions that leave the data's manifold. Differentiates for w only; no parameter's `.grad`

@@ -40,13 +40,13 @@ class Weighting:
 
     def __post_init__(self):
         object.__setattr__(self, "preset", Preset(self.preset))
-        if isinstance(self.band, Sequence):
+        if isinstance(self.band, Sequence) and not isinstance(self.band, str):
             object.__setattr__(self, "band", tuple(self.band))
         if self.weight < 0:
             raise ValueError(
                 f"`weight` must be >= 0, got {self.weight}; use 0 to switch the regularizer off"
             )
-        if not self.bands or min(self.bands) <= 0:
+        if isinstance(self.band, str) or not self.bands or min(self.bands) <= 0:
             raise ValueError(
                 f"`band` must be > 0, got {self.band}; it is a noise level in units of the data"
             )
@@ -74,10 +74,11 @@ class Weighting:
         return (band * alpha / sigma.clamp_min(1e-12)).square().clamp_max(1)
 
     def reach(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """How far w goes in each channel, over how far it goes where that is most. As `gate`."""
+        """How far w goes in each channel, over how far it goes where that is most. alpha, sigma:
+        (B, 1, ...).  =>  (B, 1 or C, ...); 1 where all gates are shut."""
         gate = self.gate(alpha, sigma)
-        # Where all are shut there is no difference between them.
-        return (gate / gate.amax(1, keepdim=True)).nan_to_num(1.0).sqrt()
+        widest = gate.amax(1, keepdim=True)
+        return torch.where(widest > 0, (gate / widest.clamp_min(1e-30)).sqrt(), 1.0)
 
     def spread(self, tau: float) -> float:
         """Standard deviation at which the probability-flow ODE ends for Gaussian data of standard
@@ -89,12 +90,12 @@ class Weighting:
         """
         if self.preset is Preset.PAPER:
             raise ValueError("the spread is known for the presets `normalized` and `band`")
-        if len(self.bands) > 1:
-            raise ValueError("the spread is known for one band; see forecast_spread for several")
         lam, t2 = self.weight, tau**2
         shrunk = t2 / (1 + lam)
         if self.preset is Preset.NORMALIZED:
             return (shrunk / t2) ** 0.5
+        if len(self.bands) > 1:
+            raise ValueError("the spread is known for one band; see forecast_spread for several")
         # Above the band s^2 L = lam b^2 is constant: d ln y / ds = (s^2 + A) / (s (s^2 + C)).
         b2 = self.bands[0] ** 2
         a, c = lam * b2, lam * b2 + t2
@@ -102,7 +103,7 @@ class Weighting:
         return above * (shrunk / (b2 + shrunk)) ** 0.5 / tau
 
     def __call__(self, w: Tensor, radius: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """w: (B, ...); radius, alpha, sigma: (B, 1, ...).  =>  (B,)."""
+        """w: (B, ...); alpha, sigma: (B, 1, ...); radius: (B, 1 or C, ...).  =>  (B,)."""
         if self.preset is Preset.PAPER:
             return self.weight * (3**0.5 / radius).flatten()
         # A radius of exactly 0 means w = 0 and a residual of 0: the floor keeps 0 / 0 at 0.

@@ -33,7 +33,7 @@ from latent_robust.files import write_jsonl
 
 from .contaminated import spaced
 from .contamination import ContaminatedPictures
-from .spectrum import measure_spectrum, pictures_to_look_at
+from .spectrum import CLEAN, measure_spectrum, pictures_to_look_at
 
 # Noise levels, in units of the samples, at which the model is asked; the one that tells the samples
 # apart best is taken.
@@ -52,8 +52,9 @@ CLEANEST = 0.05
 # Levels are measured where the model is asked at so many times the noise of the samples: there it
 # knows nothing of their own.
 ABOVE = 2.0
-# The share of the known noise from which on it counts as missing.
-MISSING = 1 / 3
+# The share of the known noise's variance that must be missing: a spectrum reads noise a little too
+# high, and fine drawing as noise.
+MISSING = 0.5
 REFERENCES = 64  # clean samples to which known noise is added
 GRID = 12  # strengths of that noise
 
@@ -136,12 +137,12 @@ def audit_samples(
     process: NoiseProcess,
     groups: Sequence[Sequence[int]],
     *,
-    noise: float | None = None,
+    known: float | None = None,
     seed: int = 0,
 ) -> Audit:
     """look(indices): samples (B, C, ...) and denoise(noisy, t) => prediction, conditions bound;
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
-    once); noise: root mean square over all samples of the white noise in them, if it is known, as
+    once); known: root mean square over all samples of the white noise in them, if it is known, as
     `measure_spectrum` finds it.
 
     InputError if the model's answers are not finite.
@@ -188,9 +189,9 @@ def audit_samples(
     else:
         shares = torch.ones(found.shape[1])
     levels[dirty] = total[:, None] * shares
-    if noise is not None and separation <= TWO_GROUPS:
-        missing = noise**2 - levels.square().mean().item()
-        if missing > (MISSING * noise) ** 2:
+    if known is not None and separation <= TWO_GROUPS:
+        missing = known**2 - levels.square().mean().item()
+        if missing > MISSING * known**2:
             levels = (levels.square() + missing * shares.square()).sqrt()
     return Audit(scores, levels, asked, separation)
 
@@ -202,7 +203,8 @@ def audit_pictures(
     _, channels, size, _ = pictures.sample_tensor(limit=1).shape
     few = pictures.sample_tensor(limit=pictures_to_look_at(size, channels))
     noise = measure_spectrum(few).level
-    return audit_samples(look, process, [range(len(pictures))], noise=noise, seed=seed)
+    known = noise if noise >= CLEAN else None
+    return audit_samples(look, process, [range(len(pictures))], known=known, seed=seed)
 
 
 def otsu(values: Tensor) -> tuple[float, float]:

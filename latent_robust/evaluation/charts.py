@@ -168,6 +168,7 @@ def _radius_curve(run: Run, colour: int) -> Curve:
 
 
 def _gate_curve(run: Run, colour: int) -> Curve:
+    """The mean over channels, where each has a band."""
     s, alpha, sigma = _noise_levels(run)
     band = run.config.get("band")
     if not (_positive(band) or isinstance(band, list)):

@@ -88,10 +88,13 @@ def _read_run(directory: Path, name: str) -> Run:
     stems = ("training", "clean", "final")
     steps = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in samples.glob("step-*.png"))
     quarantine = directory / "quarantine.jsonl"
+    config, metrics = _read_config(directory), _read_metrics(directory / "metrics.json")
+    if config.get("stop_at") is None and "stop_at" in metrics:
+        config["stop_at"] = metrics["stop_at"]  # it was found, not given
     return Run(
         name=name,
-        config=_read_config(directory),
-        metrics=_read_metrics(directory / "metrics.json"),
+        config=config,
+        metrics=metrics,
         log=_read_log(directory / "log.jsonl"),
         pictures={s: samples / f"{s}.png" for s in stems if (samples / f"{s}.png").is_file()},
         stages=sorted((int(match[1]), path) for match, path in steps if match),

@@ -84,7 +84,7 @@ class Preparation:
     prompts: Prompts
     measured: Prompts
     scenes: list[Scene] | None
-    weighting: dict[str, float]
+    weighting: dict[str, float | list[float]]
     levels: Tensor | None
 
 

@@ -33,9 +33,9 @@ LARGEST = 16
 PER_DIRECTION = 0.25
 DIRECTIONS = 1024  # at most
 
-# What a thousand steps of LoRA reach of the minimum's weight: with this the forecast of eleven
-# settings on the demo correlates best with the distances that they came to (RESULTS.md, A weight
-# and a band without a search).
+# What fine-tuning is taken to reach of the minimum's weight, measured for a thousand steps of LoRA:
+# with this the forecast of eleven settings on the demo correlates best with the distances that they
+# came to (RESULTS.md, A weight and a band without a search).
 REACHED = 0.6
 
 

@@ -6,7 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from latent_robust.core import (
     LEVELLED,
@@ -79,7 +86,7 @@ class TrainConfig(BaseModel):
         description="of the regularizer; 0 is plain training; auto: what suits the noise and the "
         "spectrum of the data, 0 when they look clean",
     )
-    band: float | list[float] | Literal["auto"] = Field(
+    band: float | str = Field(
         "auto",
         description="noise level below which it acts, in units of the data, latents' in latent "
         "space, or one for each channel; auto: likewise",
@@ -131,12 +138,23 @@ class TrainConfig(BaseModel):
     def _join(cls, value: Any) -> Any:
         return "; ".join(value) if isinstance(value, list) else value
 
-    @field_validator("band")
+    # Not of a type with `list`: the command line would make a list of every single number.
+    @field_validator("band", mode="plain")
     @classmethod
-    def _positive(cls, value: float | list[float] | str) -> float | list[float] | str:
-        bands = value if isinstance(value, list) else [value]
-        if value != "auto" and (not bands or min(bands) <= 0):
-            raise ValueError("must be > 0, or 'auto'")
+    def _bands(cls, value: Any) -> float | list[float] | str:
+        if value == "auto":
+            return value
+        parts = value.strip("[] ").split(",") if isinstance(value, str) else value
+        try:
+            bands = [float(part) for part in (parts if isinstance(parts, list) else [parts])]
+        except (TypeError, ValueError):
+            bands = []
+        if not bands or not min(bands) > 0:
+            raise ValueError("must be > 0, or one such for each channel, or 'auto'")
+        return bands if len(bands) > 1 else bands[0]
+
+    @field_serializer("band")
+    def _as_it_is(self, value: float | list[float] | str) -> Any:
         return value
 
     @model_validator(mode="after")
@@ -171,7 +189,7 @@ class TrainConfig(BaseModel):
 
     def check_bands(self, channels: int) -> None:
         """InputError unless there is one band, or one for each channel."""
-        if isinstance(self.band, list) and len(self.band) not in (1, channels):
+        if isinstance(self.band, list) and len(self.band) != channels:
             raise InputError(
                 f"{len(self.band)} bands for data of {channels} channels: give one, or one each"
             )

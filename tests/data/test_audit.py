@@ -25,9 +25,9 @@ def knows_zero(process):
     return denoise
 
 
-def audit(samples, process=EPSILON, groups=None, noise=None):
+def audit(samples, process=EPSILON, groups=None, known=None):
     denoise, groups = knows_zero(process), groups or [range(len(samples))]
-    return audit_samples(lambda indices: (samples[indices], denoise), process, groups, noise=noise)
+    return audit_samples(lambda indices: (samples[indices], denoise), process, groups, known=known)
 
 
 def noisy_samples(levels, side=16):
@@ -67,12 +67,13 @@ def test_levels_that_differ_are_ordered_and_measured():
 def test_where_nothing_is_clean_the_known_noise_says_so():
     samples = noisy_samples(torch.full((200,), 0.4))
     assert (audit(samples).levels == 0).any()
-    found = audit(samples, noise=0.4)
+    found = audit(samples, known=0.4)
     assert found.levels.square().mean().sqrt() == pytest.approx(0.4, rel=1e-3)
     # The cleanest of 200 seem to have less than they have: 256 values each, 4.4 %.
     assert found.levels.min() > 0.3
     mixed = noisy_samples(torch.linspace(0, 0.3, 200))
-    assert torch.equal(audit(mixed, noise=0.3 / 3**0.5).levels, audit(mixed).levels)
+    a_tenth_too_high = 1.1 * 0.3 / 3**0.5
+    assert torch.equal(audit(mixed, known=a_tenth_too_high).levels, audit(mixed).levels)
 
 
 def test_channels_have_levels_of_their_own(tmp_path):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from latent_robust import files
 from latent_robust.cli import main as latent_robust
+from latent_robust.evaluation.runs import read_runs
 from latent_robust.training.loop import Trainer
 from pixel.train import main
 
@@ -272,14 +273,18 @@ def test_weight_and_band_are_those_that_are_recommended(train, tmp_path):
 
 def test_where_nothing_is_clean_the_sampler_stops_where_training_did(train, tmp_path, capsys):
     noisy = "--contamination=gaussian:fraction=1,sigma=0.2"
-    assert train(noisy, "--objective=ambient", "--out=run") == 0
+    assert train(noisy, "--objective=ambient", "--beside=ddpm", "--out=run") == 0
     assert "the sampler stops at noise 0.4" in capsys.readouterr().out
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["stop_at"] == 0.4
-    before = (tmp_path / "run/metrics.json").stat().st_mtime_ns
-    assert train(noisy, "--objective=ambient", "--out=run", "--resume") == 0
-    assert (tmp_path / "run/metrics.json").stat().st_mtime_ns == before
+    files = sorted(tmp_path.rglob("metrics.json"))
+    before = [file.stat().st_mtime_ns for file in files]
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["stop_at"] == 0.4
+    assert read_runs([tmp_path / "run"])[0].config["stop_at"] == 0.4
+    assert train(noisy, "--objective=ambient", "--beside=ddpm", "--out=run", "--resume") == 0
+    assert main(["--resume", "run"]) == 0
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert "stop_at" not in json.loads((tmp_path / "run/ddpm/metrics.json").read_text())
     assert train(noisy, "--objective=ambient", "--out=told", "--stop-at=0.1") == 0
-    assert yaml.safe_load((tmp_path / "told/config.yaml").read_text())["stop_at"] == 0.1
+    assert "stop_at" not in json.loads((tmp_path / "told/metrics.json").read_text())
 
 
 def test_the_judge_of_an_audited_run_chooses_as_well(train, tmp_path, capsys):
@@ -398,6 +403,8 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--dropout=0.1"], "fraction 1"),
         (["--parameterization=flow", "--clip=1"], "cannot clip"),
         (["--band=[0.1,0.2]"], "2 bands for data of 1 channels"),
+        (["--channels=3", "--band=[0.1,0.2,0.3]"], "for several give a number"),
+        (["--band=none"], "must be > 0"),
         (["--resume=nowhere", "--out=run"], "no valid checkpoint"),
         (["--resume=nowhere"], "neither a run nor a checkpoint"),
         (["--mixed-precision=fp16"], "needs a CUDA device"),

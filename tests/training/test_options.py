@@ -52,7 +52,7 @@ def test_contamination_may_be_a_list_in_yaml(tmp_path):
         (["--steps", "0"], "`steps` = '0': should be greater than or equal to 1"),
         (["--objective", "robust"], "`objective` = 'robust': should be 'ddpm'"),
         (["--band", "wide"], "`band` = 'wide'"),
-        (["--band", "-1"], "must be > 0, or 'auto'"),
+        (["--band", "-1"], "must be > 0"),
         (["--bias-min", "0.5"], "bias_min 0.5 is above bias_max"),
         (["--objective", "ambient"], "needs noise levels"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
@@ -131,3 +131,23 @@ def test_a_setting_that_is_younger_than_a_run_had_its_default(tmp_path):
     compare({"seed": 0}, current, TrainConfig)
     with pytest.raises(InputError, match="every: 1 in the saved run, 2 now"):
         compare({"seed": 0}, {**current, "every": 2}, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    "told, band",
+    [
+        ("--band=auto", "auto"),
+        ("--band=0.3", 0.3),
+        ("--band=.3", 0.3),
+        ("--band=[0.3]", 0.3),
+        ("--band=[0.1, 0.2]", [0.1, 0.2]),
+        ("--band=.1,.2", [0.1, 0.2]),
+    ],
+)
+def test_a_band_is_one_number_or_one_for_each_channel(told, band, tmp_path):
+    config = parse(told)
+    assert config.band == band
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    assert yaml.safe_load(file.read_text())["band"] == band
+    assert parse("--config", str(file)).band == band
