@@ -78,7 +78,7 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="WEIGHT,BAND",
-        help="forecast these, too; may be repeated",
+        help="forecast these, too; may be repeated; of pairs also a band for each channel",
     )
     recommend.add_argument("--contamination", default="none", help="of an experiment")
     recommend.add_argument("--seed", type=int, default=0, help="of the contamination")
@@ -189,9 +189,9 @@ def _weighting(text: str) -> Weighting:
     from .core import Weighting
 
     try:
-        weight, band = (float(part) for part in text.split(","))
-        return Weighting("band", weight, band)
-    except ValueError as error:
+        weight, *bands = (float(part) for part in text.split(","))
+        return Weighting("band", weight, bands if len(bands) > 1 else bands[0])
+    except (ValueError, IndexError) as error:
         raise argparse.ArgumentTypeError(f"needs WEIGHT,BAND, e.g. 3,0.5: {error}") from None
 
 
@@ -205,7 +205,11 @@ def _recommend(options: argparse.Namespace) -> int:
     find = _recommend_pairs if options.pairs else _recommend_pictures
     found, kind, train = find(options, corruptions)
     print(found.summary())
+    by_channel = found.spectrum.by_channel
+    channels = 1 if by_channel is None else len(by_channel)
     for weighting in options.tried:
+        if len(weighting.bands) not in (1, channels):
+            raise InputError(f"--try: {len(weighting.bands)} bands, where one or {channels} can be")
         print(f"{weighting}: forecast {found.spectrum.distance(weighting, *kind):.3g}")
     if found.weighting is not None:
         told = [*train, "--data", options.data]

@@ -190,9 +190,7 @@ def audit_samples(
         shares = torch.ones(found.shape[1])
     levels[dirty] = total[:, None] * shares
     if known is not None and separation <= TWO_GROUPS:
-        missing = known**2 - levels.square().mean().item()
-        if missing > MISSING * known**2:
-            levels = (levels.square() + missing * shares.square()).sqrt()
+        levels = _with_what_is_missing(levels, known, shares)
     return Audit(scores, levels, asked, separation)
 
 
@@ -269,6 +267,14 @@ def _calibrate(energies_with: Callable[[float], Tensor], found: Tensor) -> tuple
 
     channels = [level(*pair) for pair in zip(found.unbind(1), known.unbind(2), strict=True)]
     return level(found.mean(1), known.mean(2)), torch.stack(channels, 1)
+
+
+def _with_what_is_missing(levels: Tensor, known: float, shares: Tensor) -> Tensor:
+    """The references' own noise, if the levels above it fall far short of the known noise."""
+    missing = known**2 - levels.square().mean().item()
+    if missing <= MISSING * known**2:
+        return levels
+    return (levels.square() + missing * shares.square()).sqrt()
 
 
 def _marked(indices: Sequence[int] | Tensor, count: int) -> Tensor:

@@ -91,10 +91,13 @@ def test_the_command_says_what_it_found_and_how_to_use_it(tmp_path, capsys):
     told = ["recommend", "--pairs", "--data=scenes", "--limit=40", "--resolution=32", "--offline"]
     noisy = "--contamination=gaussian:fraction=1,sigma=0.2"
     out = tmp_path / "found.json"
-    assert latent_robust([*told, noisy, "--model=demo", f"--out={out}"]) == 0
+    tried = ["--try=3,0.5", f"--try=3{',0.5' * 16}"]  # the demo's latents have 16 channels
+    assert latent_robust([*told, noisy, "--model=demo", f"--out={out}", *tried]) == 0
     said = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert found["weight"] > 0
+    one, several = [line for line in said.splitlines() if line.startswith("weight 3")]
+    assert one.split()[-1] == several.split()[-1]
     bands = ",".join(f"{band:g}" for band in found["band"])
     assert f"--weight {found['weight']:g} --band '[{bands}]'" in said
     assert "--max-bad-fraction" not in said
@@ -102,6 +105,8 @@ def test_the_command_says_what_it_found_and_how_to_use_it(tmp_path, capsys):
         with suppress(SystemExit):  # argparse
             assert latent_robust(missing) == 2
         assert message in capsys.readouterr().err
+    assert latent_robust([*told, "--model=demo", "--try=3,0.5,0.5"]) == 2
+    assert "2 bands, where one or 16 can be" in capsys.readouterr().err
     for option in ("--size=8", "--channels=1"):
         assert latent_robust([*told, "--model=demo", option]) == 2
         assert f"{option[:-2]} is for pictures" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -258,12 +259,15 @@ def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
     assert all(torch.equal(whole[k], again[k]) for k in whole)
 
 
-def test_weight_and_band_are_those_that_are_recommended(train, tmp_path):
+def test_weight_and_band_are_those_that_are_recommended(train, tmp_path, capsys):
     told = ["--data=digits", "--contamination=gaussian:fraction=1,sigma=0.2", "--limit=400"]
     sized = ["--size=8", "--channels=1", "--offline"]
     assert latent_robust(["recommend", *told, *sized, f"--out={tmp_path / 'found.json'}"]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["weight"] > 0
+    program, *printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert program == "train-pixel"
+    assert main([*printed, "--dry-run"]) == 0
     assert train(*told, "--out=run") == 0
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (config["weight"], config["band"]) == (found["weight"], found["band"])

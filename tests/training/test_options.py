@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from latent_robust.core import NoiseProcess
+from latent_robust.data_commands import BAD_FRACTION
 from latent_robust.errors import InputError
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.options import parse_options
@@ -81,6 +82,10 @@ def test_a_wrong_file_says_what_and_how(tmp_path, text, message):
     with pytest.raises(InputError) as error:
         parse("--config", str(file))
     assert message in str(error.value)
+
+
+def test_the_commands_on_data_tolerate_as_many_broken_pictures():
+    assert parse().max_bad_fraction == BAD_FRACTION
 
 
 def test_resume_needs_no_value():
