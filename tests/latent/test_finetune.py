@@ -173,7 +173,8 @@ def test_a_run_directory_holds_what_was_promised(finished_run):
     config = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert config["objective"] == "robust-random"
     assert config["resolution"] == 32  # the model's own
-    assert 0 < config["band"] < 1
+    assert len(config["band"]) == 4  # the channels of its latents
+    assert all(0 < band < 1 for band in config["band"])
     assert config["weight"] > 0
     rows = rows_of(finished_run)
     assert [row["step"] for row in rows] == [0, 1, 2, 2, 3, 4, 4]
