@@ -190,8 +190,8 @@ def _weighting(text: str) -> Weighting:
 
     try:
         weight, *bands = (float(part) for part in text.split(","))
-        return Weighting("band", weight, bands if len(bands) > 1 else bands[0])
-    except (ValueError, IndexError) as error:
+        return Weighting("band", weight, bands)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"needs WEIGHT,BAND, e.g. 3,0.5: {error}") from None
 
 

@@ -175,7 +175,7 @@ class Objective:
             return Loss(denoising, denoising.new_zeros(0))
 
         if count < len(t):
-            gate = self.penalty.weighting.gate(alpha, sigma).flatten(1).mean(1)
+            gate = self.penalty.weighting.mean_gate(alpha, sigma)
             rows, share = choose_rows(gate, count, generator)
             factor = factor * share
         penalty = self.penalty.per_sample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -41,7 +42,9 @@ class Weighting:
     def __post_init__(self):
         object.__setattr__(self, "preset", Preset(self.preset))
         if isinstance(self.band, Sequence) and not isinstance(self.band, str):
-            object.__setattr__(self, "band", tuple(self.band))
+            object.__setattr__(
+                self, "band", self.band[0] if len(self.band) == 1 else tuple(self.band)
+            )
         if self.weight < 0:
             raise ValueError(
                 f"`weight` must be >= 0, got {self.weight}; use 0 to switch the regularizer off"
@@ -66,12 +69,15 @@ class Weighting:
         shape for a single band.  =>  like them, or (B, C, ...)."""
         if self.preset is not Preset.BAND:
             return torch.ones_like(sigma)
-        if len(self.bands) == 1:
-            band = self.bands[0]
-        else:
-            band = torch.tensor(self.bands, dtype=sigma.dtype, device=sigma.device)
-            band = band.view(-1, *[1] * (sigma.ndim - 2))
+        band = self.band
+        if isinstance(band, tuple):
+            column = (-1, *[1] * (sigma.ndim - 2))
+            band = _on_device(band, sigma.dtype, sigma.device).view(column)
         return (band * alpha / sigma.clamp_min(1e-12)).square().clamp_max(1)
+
+    def mean_gate(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The mean of the channels' gates. alpha, sigma: (B, 1, ...).  =>  (B,)."""
+        return self.gate(alpha, sigma).flatten(1).mean(1)
 
     def reach(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """How far w goes in each channel, over how far it goes where that is most. alpha, sigma:
@@ -94,10 +100,10 @@ class Weighting:
         shrunk = t2 / (1 + lam)
         if self.preset is Preset.NORMALIZED:
             return (shrunk / t2) ** 0.5
-        if len(self.bands) > 1:
+        if isinstance(self.band, tuple):
             raise ValueError("the spread is known for one band; see forecast_spread for several")
         # Above the band s^2 L = lam b^2 is constant: d ln y / ds = (s^2 + A) / (s (s^2 + C)).
-        b2 = self.bands[0] ** 2
+        b2 = self.band**2
         a, c = lam * b2, lam * b2 + t2
         above = b2 ** (a / (2 * c)) * (b2 + c) ** (t2 / (2 * c))
         return above * (shrunk / (b2 + shrunk)) ** 0.5 / tau
@@ -108,4 +114,10 @@ class Weighting:
             return self.weight * (3**0.5 / radius).flatten()
         # A radius of exactly 0 means w = 0 and a residual of 0: the floor keeps 0 / 0 at 0.
         mean_square = w.square().flatten(1).mean(1).clamp_min(1e-20)
-        return self.weight * self.gate(alpha, sigma).flatten(1).mean(1) / mean_square
+        return self.weight * self.mean_gate(alpha, sigma) / mean_square
+
+
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copied there once, not in each step."""
+    return torch.tensor(values, dtype=dtype, device=device)

@@ -168,8 +168,9 @@ def audit_samples(
         raise InputError("the judge's answers are not finite: it has diverged, choose another")
 
     threshold, separation = otsu(scores.log())
+    one_group = separation <= TWO_GROUPS
     clean = scores.log() <= threshold
-    if separation <= TWO_GROUPS:
+    if one_group:
         clean = scores <= scores.quantile(CLEANEST)
     levels = torch.zeros(found.shape)
     if clean.all():
@@ -189,7 +190,7 @@ def audit_samples(
     else:
         shares = torch.ones(found.shape[1])
     levels[dirty] = total[:, None] * shares
-    if known is not None and separation <= TWO_GROUPS:
+    if known is not None and one_group:
         levels = _with_what_is_missing(levels, known, shares)
     return Audit(scores, levels, asked, separation)
 

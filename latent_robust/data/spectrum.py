@@ -69,12 +69,11 @@ class Spectrum:
         """tau without the noise."""
         return (self.tau.square() - self.noise.square()).clamp_min(0).sqrt()
 
-    def band(self, times: float) -> float | tuple[float, ...]:
-        """So many times the noise, in each channel if it differs between them, to two digits: more
-        of them would only say how exact a forecast is not."""
+    def band(self, times: float) -> tuple[float, ...]:
+        """So many times the noise, one for each channel if it differs between them, to two digits:
+        more of them would only say how exact a forecast is not."""
         noise = [self.level] if self.by_channel is None else self.by_channel.tolist()
-        bands = tuple(max(float(f"{times * level:.2g}"), LEAST_BAND) for level in noise)
-        return bands if len(bands) > 1 else bands[0]
+        return tuple(max(float(f"{times * level:.2g}"), LEAST_BAND) for level in noise)
 
     def distance(self, weighting: Weighting | None, *kind: str) -> float:
         """Forecast of the Fréchet distance between patches of what is sampled, after training with
@@ -109,8 +108,11 @@ class Recommendation:
         """=>  "weight" and "band", 0 and what would be the band if there were a weight where the
         regularizer is better left off."""
         weighting = self.weighting or Weighting("band", 0.0, self.spectrum.band(1.0))
-        bands = list(weighting.bands)
-        return {"weight": weighting.weight, "band": bands if len(bands) > 1 else bands[0]}
+        band = weighting.band
+        return {
+            "weight": weighting.weight,
+            "band": list(band) if isinstance(band, tuple) else band,
+        }
 
     def summary(self) -> str:
         noise = f"noise: {self.noise:.3f} (root mean square; pictures are in [-1, 1])"

@@ -173,8 +173,8 @@ def _gate_curve(run: Run, colour: int) -> Curve:
     band = run.config.get("band")
     if not (_positive(band) or isinstance(band, list)):
         band = Weighting().band  # only read by the preset `band`
-    gate = Weighting(run.config["weighting"], band=band).gate(alpha[:, None], sigma[:, None])
-    return Curve(run.name, s.tolist(), gate.mean(1).tolist(), colour)
+    gate = Weighting(run.config["weighting"], band=band).mean_gate(alpha[:, None], sigma[:, None])
+    return Curve(run.name, s.tolist(), gate.tolist(), colour)
 
 
 def _names(curves: Sequence[Curve]) -> str:

@@ -53,7 +53,7 @@ def test_contamination_may_be_a_list_in_yaml(tmp_path):
         (["--steps", "0"], "`steps` = '0': should be greater than or equal to 1"),
         (["--objective", "robust"], "`objective` = 'robust': should be 'ddpm'"),
         (["--band", "wide"], "`band` = 'wide'"),
-        (["--band", "-1"], "must be > 0"),
+        (["--band", "-1"], "must be > 0, or one such for each channel, or 'auto'"),
         (["--bias-min", "0.5"], "bias_min 0.5 is above bias_max"),
         (["--objective", "ambient"], "needs noise levels"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
