@@ -67,6 +67,12 @@ def add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="default: robust-adversarial, of pairs robust-random, as in training",
     )
     recommend.add_argument(
+        "--attack",
+        choices=("displacement", "gradient"),
+        default="displacement",
+        help="of robust-adversarial (default: displacement)",
+    )
+    recommend.add_argument(
         "--parameterization",
         choices=("epsilon", "v_prediction", "sample", "flow"),
         help="what the network predicts (default: epsilon; of pairs the model's)",
@@ -219,6 +225,7 @@ def _recommend(options: argparse.Namespace) -> int:
             "seed": 0,
             "caption_column": None,
             "max_bad_fraction": BAD_FRACTION,
+            "attack": "displacement",
         }
         for name, usual in as_usual.items():
             if (value := getattr(options, name)) != usual:
@@ -247,7 +254,7 @@ def _recommend_pictures(
     channels = options.channels or CHANNELS
     samples = dirty.sample_tensor(limit=pictures_to_look_at(options.size, channels))
     _say_how_many(samples, dirty, options.data)
-    kind = (options.objective.removeprefix("robust-"), options.parameterization or "epsilon")
+    kind = (_attack(options), options.parameterization or "epsilon")
     train = ["train-pixel", "--size", str(options.size), "--channels", str(channels)]
     if kind[1] != "epsilon":
         train += ["--parameterization", kind[1]]
@@ -279,10 +286,14 @@ def _recommend_pairs(
     )
     samples = of_one_size(dirty, dirty.sample)
     _say_how_many(samples, dirty, options.data)
-    kind = (options.objective.removeprefix("robust-"), components.process.parameterization.value)
+    kind = (_attack(options), components.process.parameterization.value)
     train = ["finetune-latent", "--lora", "--model", options.model]
     train += ["--resolution", str(options.resolution)]
     return recommend_latents(samples, components, kind[0]), kind, train
+
+
+def _attack(options: argparse.Namespace) -> str:
+    return "random" if options.objective == "robust-random" else options.attack
 
 
 def _say_how_many(samples: Tensor, everything: Sized, data: str) -> None:

@@ -110,7 +110,7 @@ def resolve_weighting(
         return {}
     found = recommend(
         dataset.sample_tensor(limit=pictures_to_look_at(config.size, config.channels)),
-        config.attack,
+        config.forecast_attack,
         config.parameterization,
         **given,
     )

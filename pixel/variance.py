@@ -14,7 +14,7 @@ VLB_WEIGHT = 1e-3  # lambda of L_hybrid; the sum over T steps is estimated by T 
 
 class LearnedVariance:
     """denoise() for a network with 2C outputs. Returns the C channels of the mean, and keeps what
-    its first call, the plain denoising pass, said about the variance."""
+    its first call said about the variance of the batch, which comes first there."""
 
     def __init__(self, network: nn.Module, process: NoiseProcess):
         self.network, self.process = network, process
@@ -30,7 +30,7 @@ class LearnedVariance:
     def loss(self, sample: Tensor, t: Tensor) -> Tensor:
         """lambda * T * KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) ) in bits per dimension, the
         decoder's negative log-likelihood at t = 0 taken as that of a Gaussian density."""
-        noisy, prediction, output = self.first
+        noisy, prediction, output = (kept[: len(t)] for kept in self.first)  # then moved ones
         alpha, sigma = self.process(t, sample)
         before = self.process((t - 1).clamp_min(0), sample)
         is_first = (t == 0).reshape(sigma.shape)

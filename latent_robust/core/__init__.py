@@ -5,7 +5,7 @@ from .forecast import forecast_spread
 from .objective import EquivariancePenalty, Loss, Objective, RobustObjective
 from .parameterization import Parameterization
 from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
-from .perturbation import adversarial_perturbation, random_perturbation
+from .perturbation import ATTACKS, adversarial_perturbation, random_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule
 from .registry import LEVELLED, OBJECTIVES, REGULARIZED, make_objective
@@ -13,6 +13,7 @@ from .seeds import derive_generator, derive_seed
 from .weighting import Preset, Weighting
 
 __all__ = [
+    "ATTACKS",
     "LEVELLED",
     "OBJECTIVES",
     "REGULARIZED",

@@ -6,13 +6,14 @@ dy/ds = (y - x0_hat) / s multiplies y by
 
     d ln y / d ln s = s^2 / (tau_e^2 + s^2),        s = sigma / alpha.
 
-A random perturbation looks into all directions alike. The attack does not: it follows the sign of
-g = J^T J w, where J is how far the prediction moves with the noise. The noise that is seen moves by
-f = s^2 / (tau_e^2 + s^2) of it and the clean sample by s (1 - f), so that J = c_sample s (1 - f) +
-c_noise f: for epsilon, and nearly so for v and flow at low noise, the attack finds the directions
-in which there are few data, for `sample` the others. A vector of signs has the share 2 / pi of its
-energy along g, in proportion to g^2, and the rest everywhere; L counts that share. So the attack
-shrinks noise more and structure less than the same weight does at random (not for `sample`).
+A random perturbation looks into all directions alike. An attack does not: it follows the sign of
+g = J^T J w (`gradient`) or J w (`displacement`), where J is how far the prediction moves with the
+noise. The noise that is seen moves by f = s^2 / (tau_e^2 + s^2) of it and the clean sample by
+s (1 - f), so that J = c_sample s (1 - f) + c_noise f: for epsilon, and nearly so for v and flow at
+low noise, an attack finds the directions in which there are few data, for `sample` the others. A
+vector of signs has the share 2 / pi of its energy along g, in proportion to g^2, and the rest
+everywhere; L counts that share. So an attack shrinks noise more and structure less than the same
+weight does at random (not for `sample`), by its gradient more so than along the displacement.
 
 Where each channel has a band of its own, a direction's gate is taken for the mean of its channels'
 gates, by how much of the direction lies in each; exact for directions within one channel.
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .parameterization import Parameterization
+from .perturbation import ATTACKS
 from .weighting import Preset, Weighting
 
 STEPS = 600  # of the integral over ln s; it is exact to 1e-3 there
@@ -35,7 +37,7 @@ ITERATIONS = 5  # the attack depends on the denoiser, which depends on the attac
 def forecast_spread(
     tau: Tensor,
     weighting: Weighting,
-    attack: str = "adversarial",
+    attack: str = "displacement",
     parameterization: Parameterization | str = Parameterization.EPSILON,
     shares: Tensor | None = None,
 ) -> Tensor:
@@ -45,8 +47,8 @@ def forecast_spread(
 
     shares: (D, C), how much of each direction lies in each channel, rows of sum 1; where the
     weighting has a band for each."""
-    if attack not in ("adversarial", "random"):
-        raise ValueError(f"`attack` must be 'adversarial' or 'random', got {attack!r}")
+    if attack not in ATTACKS:
+        raise ValueError(f"`attack` must be one of {', '.join(ATTACKS)}, got {attack!r}")
     if weighting.preset is Preset.PAPER:
         raise ValueError("a forecast is known for the presets `normalized` and `band`")
     variance = tau.double().square().clamp_min(1e-12)
@@ -61,12 +63,13 @@ def forecast_spread(
     alpha = (1 + s.square()).rsqrt()
     c_sample, c_noise = Parameterization(parameterization).coefficients(alpha, s * alpha)
     shrunk = variance.expand(STEPS, -1)
-    for _ in range(ITERATIONS if attack == "adversarial" else 1):
+    for _ in range(1 if attack == "random" else ITERATIONS):
         share = 1.0
-        if attack == "adversarial":
+        if attack != "random":
             follows = s.square() / (shrunk + s.square())
+            moves = (c_sample * s * (1 - follows) + c_noise * follows).square()
             # g^2 along each direction, not so small anywhere that its mean would vanish
-            found = ((c_sample * s * (1 - follows) + c_noise * follows) ** 4).clamp_min(1e-30)
+            found = (moves.square() if attack == "gradient" else moves).clamp_min(1e-30)
             share = 2 / pi * found / found.mean(1, keepdim=True) + (1 - 2 / pi)
         shrunk = variance / (1 + weighting.weight * gate * share)
     rate = s.square() / (shrunk + s.square())

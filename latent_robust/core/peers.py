@@ -79,13 +79,15 @@ class AdversarialDenoising(Objective):
             rows = torch.arange(len(t), device=t.device)
             parameterization = self.process.parameterization
 
-            def without_shift(w: Tensor) -> Tensor:
+            target = parameterization.target(sample, noise, alpha, sigma)
+
+            def error(w: Tensor) -> Tensor:
                 prediction = network(alpha * sample + sigma * (noise + w), t, rows).float()
-                return prediction - parameterization.shift(w, alpha, sigma)
+                return prediction - parameterization.shift(w, alpha, sigma) - target
 
             noise = noise + adversarial_perturbation(
-                without_shift,
-                parameterization.target(sample, noise, alpha, sigma),
+                error,
+                noise,
                 self.radius(sigma, generator),
                 generator,
                 self.attack_steps,

@@ -11,6 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+ATTACKS = {
+    "displacement": "along the displacement that a random perturbation causes; forward passes only",
+    "gradient": "by the gradient of that displacement's size (FGSM), as in the paper",
+    "random": "at random",
+}
+
 
 def random_perturbation(
     like: Tensor, radius: Tensor, generator: torch.Generator | None = None
@@ -24,33 +30,46 @@ def random_perturbation(
 
 
 def adversarial_perturbation(
-    moved: Callable[[Tensor], Tensor],
-    prediction: Tensor,
+    displacement: Callable[[Tensor], Tensor],
+    like: Tensor,
     radius: Tensor,
     generator: torch.Generator | None = None,
     steps: int = 1,
+    *,
+    by_gradient: bool = True,
 ) -> Tensor:
-    """The w within the radius that *displaces* the prediction most: FGSM from a random start
-    (steps = 1), or PGD.
+    """The w within the radius that *displaces* the prediction most, searched for from a random
+    start w0 in steps of the sign of a direction:
 
-    moved: w -> the prediction at noisy + sigma * w; prediction: (B, ...) at w = 0;
+        w = clip(w0 + radius * sign(d), -radius, radius)
+
+    by_gradient: d is the gradient of || displacement ||^2 (FGSM; PGD for more steps), 2 J^T J w0
+    for the Jacobian J of the prediction by the noise. Otherwise d is the displacement itself, J w0,
+    for the price of a forward pass. The clean sample that an optimal denoiser implies is a gradient
+    (of the noisy data's log density; Tweedie's formula, Efron 2011), so J is symmetric, and J w0
+    is J^T w0: both are steps of power iteration toward the directions in which the prediction moves
+    most, the gradient two at a time.
+
+    displacement: w -> prediction at noisy + sigma * w, less that at noisy, float32; like: (B, ...);
     radius: (B, 1 or C, ...).  =>  w (B, ...), detached.
 
-    Maximises || moved(w) - prediction ||^2 and not the residual: the attack looks for the
-    directions that leave the data's manifold. Differentiates for w only; no parameter's `.grad`
-    is touched. The objective is summed in float32: a mean underflows in half precision, and
-    sign(0) = 0 would leave holes in the attack.
+    The displacement is maximised and not the residual: the attack looks for the directions that
+    leave the data's manifold. Differentiates for w only; no parameter's `.grad` is touched. What is
+    differentiated is summed in float32: a mean underflows in half precision, and sign(0) = 0 would
+    leave holes in the attack.
     """
     if steps < 1:
         raise ValueError(f"`steps` must be >= 1, got {steps}")
-    start = prediction.detach().float()
-    w = random_perturbation(start, radius, generator)
+    w = random_perturbation(like, radius, generator)
     step_size = radius if steps == 1 else 2.5 * radius / steps  # Madry et al. 2018
     for _ in range(steps):
-        w.requires_grad_(True)
-        with torch.enable_grad():
-            displacement = (moved(w).float() - start).square().sum()
-            (gradient,) = torch.autograd.grad(displacement, w)
-        # A non-finite gradient is not hidden: the loss at w is non-finite too, and is skipped.
-        w = (w.detach() + step_size * gradient.sign()).clamp(-radius, radius)
+        if by_gradient:
+            w.requires_grad_(True)
+            with torch.enable_grad():
+                (direction,) = torch.autograd.grad(displacement(w).square().sum(), w)
+        else:
+            with torch.no_grad():
+                direction = displacement(w)
+        # What is not finite is not hidden: the loss at w is non-finite too, and is skipped.
+        w = (w.detach() + step_size * direction.sign()).clamp(-radius, radius)
     return w

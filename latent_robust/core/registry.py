@@ -10,7 +10,7 @@ from .weighting import Weighting
 
 OBJECTIVES = {
     "ddpm": "plain denoising",
-    "robust-adversarial": "the regularizer, perturbed in the direction that moves the prediction",
+    "robust-adversarial": "the regularizer, perturbed where it moves the prediction most",
     "robust-random": "the regularizer, perturbed at random",
     "invariance": "the regularizer without its equivariance; a negative control",
     "pseudo-huber": "scheduled pseudo-Huber loss",
@@ -33,13 +33,15 @@ def make_objective(
     *,
     weighting: Weighting | None = None,
     radius: RadiusSchedule | None = None,
+    attack: str = "displacement",
     attack_steps: int = 1,
     fraction: float = 1.0,
     every: int = 1,
     huber_c: float = 0.1,
     gamma: float = 0.1,
 ) -> Objective:
-    """name: a key of OBJECTIVES; what a name does not use is ignored. ValueError otherwise."""
+    """name: a key of OBJECTIVES; attack: of robust-adversarial, a key of ATTACKS; what a name does
+    not use is ignored. ValueError otherwise."""
 
     def penalty(**kind) -> EquivariancePenalty:
         return EquivariancePenalty(process, weighting, radius, attack_steps=attack_steps, **kind)
@@ -48,11 +50,11 @@ def make_objective(
         case "ddpm":
             return Objective(process)
         case "robust-adversarial":
-            return RobustObjective(process, penalty(attack="adversarial"), fraction, every)
+            return RobustObjective(process, penalty(attack=attack), fraction, every)
         case "robust-random":
             return RobustObjective(process, penalty(attack="random"), fraction, every)
         case "invariance":
-            control = penalty(attack="adversarial", equivariant=False)
+            control = penalty(attack="gradient", equivariant=False)
             return RobustObjective(process, control, fraction, every)
         case "pseudo-huber":
             return PseudoHuber(process, huber_c)

@@ -142,7 +142,7 @@ class Recommendation:
 
 def recommend(
     samples: Tensor,
-    attack: str = "adversarial",
+    attack: str = "displacement",
     parameterization: str = "epsilon",
     *,
     weight: float | None = None,

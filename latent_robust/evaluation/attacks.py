@@ -74,7 +74,7 @@ class TrajectoryAttack:
         still = estimates(x)
         w = adversarial_perturbation(
             lambda w: estimates(x + sigma * w) - still,
-            torch.zeros_like(x),
+            x,
             radius,
             start,
             self.iterations,

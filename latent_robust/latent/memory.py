@@ -96,8 +96,9 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
 
 # What of a configuration changes how much a step holds; the rest is seen in the network.
 SETTINGS = (
-    "objective", "weight", "fraction", "every", "attack_steps", "batch_size", "mixed_precision",
-    "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder", "dropout",
+    "objective", "weight", "fraction", "every", "attack", "attack_steps", "batch_size",
+    "mixed_precision", "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder",
+    "dropout",
 )  # fmt: skip
 
 

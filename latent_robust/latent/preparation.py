@@ -113,7 +113,7 @@ def prepare(
     if (given := config.open_weighting) is not None:
         file = None if folder is None else folder / "recommended.json"
         facts = [VERSION, components.identity, components.process.parameterization]
-        facts += [config.attack, given, pairs.fingerprint()]
+        facts += [config.forecast_attack, given, pairs.fingerprint()]
         found = [None]
         if accelerator.is_main_process:  # for all: rounding must not give ranks different weights
             find = partial(_recommend, config, components, pairs, given)
@@ -232,7 +232,7 @@ def _recommend(
     found = recommend_latents(
         of_one_size(pairs, pairs.sample),
         components,
-        config.attack,
+        config.forecast_attack,
         batch=config.batch_size,
         **given,
     )

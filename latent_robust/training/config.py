@@ -95,12 +95,20 @@ class TrainConfig(BaseModel):
     radius_scale: float = Field(1.0, ge=0)
     bias_min: float = Field(8 / 255, ge=0)
     bias_max: float = Field(16 / 255, ge=0)
-    attack_steps: int = Field(1, ge=1, description="1 is FGSM, more is PGD")
+    attack: Literal["displacement", "gradient"] = Field(
+        "displacement",
+        description="of robust-adversarial: along the displacement that a random perturbation "
+        "causes, or by a gradient (FGSM), as in the paper and twice as dear",
+    )
+    attack_steps: int = Field(1, ge=1, description="more than 1: PGD, and its like")
     fraction: float = Field(
         0.125, gt=0, le=1, description="share of the samples that is regularized"
     )
-    every: int = Field(
-        1, ge=1, description="regularize in every so-manieth batch, so many times as many samples"
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="regularize in every so-manieth batch, so many times as many samples (default: "
+        "2, if a batch has so many)",
     )
     late_start: float = Field(
         1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"
@@ -161,6 +169,8 @@ class TrainConfig(BaseModel):
     def _consistent(self):
         if self.bias_min > self.bias_max:
             raise ValueError(f"bias_min {self.bias_min} is above bias_max {self.bias_max}")
+        if self.every is None:
+            self.every = 2 if 2 * self.fraction <= 1 else 1
         check_share(self.fraction, self.every)
         if self.weight == "auto" and self.weighting != "band":
             raise ValueError(f"weighting {self.weighting} needs a number as `weight`, e.g. 0.3")
@@ -201,9 +211,9 @@ class TrainConfig(BaseModel):
         return REGULARIZED & ({*trained, self.judge} if "audited" in trained else trained)
 
     @property
-    def attack(self) -> str:
-        """That of the regularizer, for a forecast of what it does."""
-        return "random" if self.regularized == {"robust-random"} else "adversarial"
+    def forecast_attack(self) -> str:
+        """The attack of all that is regularized, for a forecast of what it does."""
+        return "random" if self.regularized == {"robust-random"} else self.attack
 
     @property
     def open_weighting(self) -> dict[str, float | list[float]] | None:
@@ -233,6 +243,7 @@ class TrainConfig(BaseModel):
             process,
             weighting=None if open_still else Weighting(self.weighting, self.weight, self.band),
             radius=RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max),
+            attack=self.attack,
             attack_steps=self.attack_steps,
             fraction=max(self.fraction, min(least, 1 / self.every)),
             every=self.every,

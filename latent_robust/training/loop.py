@@ -50,7 +50,8 @@ class Task(Protocol):
         """=> denoise(noisy, t, rows) -> prediction, float32."""
 
     def auxiliary_loss(self, denoise: Callable, sample: Tensor, t: Tensor) -> Tensor | None:
-        """A further term, from what `denoise` saw in its first call (learned variance)."""
+        """A further term (learned variance), from what `denoise` saw in its first call: the batch,
+        and after it what the regularizer moved."""
 
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
         """Called with the averaged weights in place, at step 0 as well; draws samples, say."""

@@ -7,6 +7,7 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 from latent_robust.core import (
+    ATTACKS,
     OBJECTIVES,
     EquivariancePenalty,
     NoiseProcess,
@@ -51,7 +52,7 @@ def batch(process, size=8, seed=0):
 
 
 @pytest.mark.parametrize("parameterization", [*VP, "flow"])
-@pytest.mark.parametrize("attack", ["adversarial", "random"])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_ideal_denoiser_of_one_image_is_equivariant(parameterization, attack):
     process = process_of(parameterization)
     image = torch.randn(1, 1, 6, 6)
@@ -155,7 +156,7 @@ def test_each_channel_has_the_minimiser_of_its_own_band(parameterization):
         assert float(minimiser) == pytest.approx(tau_e2 / (tau_e2 + s**2), rel=0.01)
 
 
-@pytest.mark.parametrize("attack", ["adversarial", "random"])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_bands_that_are_alike_are_one_band(attack):
     process = process_of("epsilon")
     sample, t, noise = batch(process)
@@ -355,9 +356,52 @@ def test_ddp_may_attack_another_handle_of_the_same_network():
         calls.append(len(noisy))
         return network(noisy, t, rows)
 
-    objective = Objective(process, EquivariancePenalty(process, attack_steps=3), fraction=0.5)
-    objective(network, *batch(process), attacked=attacked)
-    assert calls == [4, 4, 4]
+    def calls_of(fraction, **attack):
+        calls.clear()
+        objective = Objective(process, EquivariancePenalty(process, **attack), fraction)
+        objective(network, *batch(process), attacked=attacked)
+        return list(calls)
+
+    # Where the batch is looked at in part, its prediction comes after the attack, which then needs
+    # one of its own.
+    assert calls_of(1.0, attack="gradient", attack_steps=3) == [8, 8, 8]
+    assert calls_of(0.5, attack="gradient", attack_steps=3) == [4, 4, 4, 4]
+    assert calls_of(1.0, attack="displacement") == [8]
+    assert calls_of(0.5, attack="displacement") == [4 + 4]
+    assert calls_of(0.5, attack="displacement", attack_steps=2) == [4, 4, 4]
+    assert calls_of(0.5, attack="random") == []
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_some_rows_have_the_penalty_that_they_have_by_themselves(attack):
+    """However the passes are put together."""
+    process, network = process_of("v_prediction"), Network()
+    penalty = EquivariancePenalty(process, Weighting("normalized", 1.0), attack=attack)
+    sample, t, noise = batch(process)
+    loss = Objective(process, penalty, 0.5)(
+        network, sample, t, noise, torch.Generator().manual_seed(2)
+    )
+    generator = torch.Generator().manual_seed(2)
+    rows, factor = choose_rows(torch.ones(8), 4, generator)
+    noisy = process.add_noise(sample, noise, t)[rows]
+    alone = penalty.per_sample(network.layers, noisy, t[rows], network.layers(noisy), generator)
+    torch.testing.assert_close(loss.penalty, factor * alone)
+
+
+def test_a_batch_and_its_perturbed_rows_are_one_pass():
+    process, calls = process_of("epsilon"), []
+
+    def network(noisy, t, rows):
+        calls.append(rows.tolist())
+        return noisy.tanh()
+
+    sample, t, noise = batch(process)
+    loss = Objective(process, EquivariancePenalty(process, attack="random"), 0.25)(
+        network, sample, t, noise
+    )
+    assert [len(rows) for rows in calls] == [8 + 2]
+    assert calls[0][:8] == list(range(8))
+    assert (loss.denoising.shape, loss.penalty.shape) == ((8,), (2,))
 
 
 def test_paper_weighting_is_one_over_the_standard_deviation_of_the_radius():

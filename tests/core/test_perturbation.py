@@ -12,13 +12,15 @@ def network():
     return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 2, 3, padding=1))
 
 
-def attack(network, noisy, steps=1, seed=0):
+def attack(network, noisy, steps=1, seed=0, **kind):
+    still = network(noisy).detach()
     return adversarial_perturbation(
-        lambda w: network(noisy + w),
-        network(noisy),
+        lambda w: network(noisy + w) - still,
+        noisy,
         RADIUS,
         torch.Generator().manual_seed(seed),
         steps,
+        **kind,
     )
 
 
@@ -49,11 +51,54 @@ def test_attack_on_a_linear_network_is_the_sign_of_its_gradient():
     matrix = torch.randn(6, 6)
     x, radius = torch.randn(3, 6), torch.full((3, 1), 0.3)
     w = adversarial_perturbation(
-        lambda w: (x + w) @ matrix.T, x @ matrix.T, radius, torch.Generator().manual_seed(3)
+        lambda w: w @ matrix.T, x, radius, torch.Generator().manual_seed(3)
     )
     start = random_perturbation(x, radius, torch.Generator().manual_seed(3))
     gradient = 2 * start @ matrix.T @ matrix
     assert torch.equal(w, (start + 0.3 * gradient.sign()).clamp(-0.3, 0.3))
+
+
+def test_without_a_gradient_it_goes_along_the_displacement_itself():
+    matrix = torch.randn(6, 6)
+    x, radius = torch.randn(3, 6), torch.full((3, 1), 0.3)
+    w = adversarial_perturbation(
+        lambda w: w @ matrix.T, x, radius, torch.Generator().manual_seed(3), by_gradient=False
+    )
+    start = random_perturbation(x, radius, torch.Generator().manual_seed(3))
+    assert torch.equal(w, (start + 0.3 * (start @ matrix.T).sign()).clamp(-0.3, 0.3))
+
+
+def test_the_displacement_of_an_optimal_denoiser_is_its_vector_jacobian_product():
+    """Why no gradient is needed: the posterior mean of any data has a symmetric Jacobian. A mixture
+    of three points in noise of 1, far from linear."""
+    points = torch.randn(3, 5, dtype=torch.float64)
+
+    def posterior_mean(y):
+        return (-(y[:, None] - points).square().sum(2) / 2).softmax(1) @ points
+
+    y, w = torch.randn(2, 4, 5, dtype=torch.float64)
+    small = 1e-6 * w
+    moved, product = torch.autograd.functional.vjp(posterior_mean, y, w)
+    displacement = (posterior_mean(y + small) - moved) / 1e-6
+    # A difference of first order: an error of 1e-6, and of rounding, 1e-16 / 1e-6.
+    torch.testing.assert_close(displacement, product, atol=1e-5, rtol=1e-4)
+
+
+def test_where_directions_move_fully_or_not_at_all_both_are_the_same():
+    """J a projection, as where noise is far below the structure and far above the rest."""
+    basis, _ = torch.linalg.qr(torch.randn(16, 5, dtype=torch.float64))
+    ways = [
+        adversarial_perturbation(
+            lambda w: w @ (basis @ basis.T).float(),
+            torch.zeros(100, 16),
+            torch.ones(100, 1),
+            torch.Generator().manual_seed(0),
+            by_gradient=by_gradient,
+        )
+        for by_gradient in (True, False)
+    ]
+    # But for the few values so near 0 that rounding decides about their sign.
+    assert (ways[0] != ways[1]).float().mean() < 1e-3
 
 
 def test_attack_leaves_gradients_and_random_state_alone(network):

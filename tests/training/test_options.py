@@ -132,10 +132,16 @@ def test_the_regularizer_comes_in_every_second_step_at_least(batch, accumulation
 
 
 def test_a_setting_that_is_younger_than_a_run_had_its_default(tmp_path):
-    current = {"seed": 0, "every": 1}
+    current = {"seed": 0, "attack_steps": 1}
     compare({"seed": 0}, current, TrainConfig)
-    with pytest.raises(InputError, match="every: 1 in the saved run, 2 now"):
-        compare({"seed": 0}, {**current, "every": 2}, TrainConfig)
+    with pytest.raises(InputError, match="attack_steps: 1 in the saved run, 2 now"):
+        compare({"seed": 0}, {**current, "attack_steps": 2}, TrainConfig)
+
+
+@pytest.mark.parametrize("fraction, every", [(0.125, 2), (0.5, 2), (0.6, 1), (1.0, 1)])
+def test_two_batches_share_a_pass_unless_that_is_more_than_a_batch(fraction, every):
+    assert TrainConfig(fraction=fraction).every == every
+    assert TrainConfig(fraction=fraction, every=1).every == 1
 
 
 @pytest.mark.parametrize(
