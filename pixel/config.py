@@ -40,7 +40,10 @@ class PixelConfig(TrainConfig):
     sampler: Literal["ddim", "ddpm"] = "ddim"
     sampling_steps: int = Field(50, ge=1)
     clip: float | None = Field(
-        None, gt=0, description="keep the sampler's implied clean picture within +-clip"
+        1.0,
+        gt=0,
+        description="keep the sampler's implied clean picture within +-clip, as pictures are; null: "
+        "not (flow: never)",
     )
     stop_at: float | None = Field(
         None,
@@ -85,7 +88,9 @@ class PixelConfig(TrainConfig):
         if self.parameterization == "flow" and (self.learned_variance or self.sampler == "ddpm"):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
         if self.parameterization == "flow" and self.clip is not None:
-            raise ValueError("the sampler of flow cannot clip: leave out `clip`")
+            if "clip" in self.model_fields_set:
+                raise ValueError("the sampler of flow cannot clip: leave out `clip`")
+            self.clip = None
         if self.features is None:
             self.features = ("pixels", "digits") if self.data == "digits" else ("pixels",)
         if self.learned_variance and self.objective in LEVELLED | {"input-perturbation", "at-diff"}:

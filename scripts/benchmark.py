@@ -143,17 +143,17 @@ def demo(out: Path, **settings) -> Trainer:
     return latent(load_demo_pipeline(), StableDiffusion("sd1", 8), data, out, **settings)
 
 
-def stable_diffusion(out: Path, **settings) -> Trainer:
-    """SD 1.x in small: 30 M parameters, latents of 16 x 16."""
+def stable_diffusion(out: Path, size: int = 16, **settings) -> Trainer:
+    """SD 1.x in small: 30 M parameters, latents of size x size."""
     unet = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=size,
         block_out_channels=(64, 128, 256),
         layers_per_block=2,
         down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
         cross_attention_dim=256,
     )
-    data = RandomLatents((4, 16, 16), {"text": (77, 256)})
+    data = RandomLatents((4, size, size), {"text": (77, 256)})
     return latent(bare_stable_diffusion(unet), StableDiffusion("sd1", 8), data, out, **settings)
 
 
@@ -236,6 +236,8 @@ CASES = {
     "pixel U-Net": pixel,
     "SD U-Net of the demo, LoRA": demo,
     "SD U-Net, LoRA": stable_diffusion,
+    "SD U-Net, LoRA, latents of 8 x 8": partial(stable_diffusion, size=8),
+    "SD U-Net, LoRA, latents of 32 x 32": partial(stable_diffusion, size=32),
     "SD U-Net, LoRA, gradient checkpointing": partial(
         stable_diffusion, gradient_checkpointing=True
     ),
