@@ -42,8 +42,8 @@ class PixelConfig(TrainConfig):
     clip: float | None = Field(
         1.0,
         gt=0,
-        description="keep the sampler's implied clean picture within +-clip, as pictures are; null: "
-        "not (flow: never)",
+        description="keep the sampler's implied clean picture within +-clip; null: leave it (flow: "
+        "always)",
     )
     stop_at: float | None = Field(
         None,
