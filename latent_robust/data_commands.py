@@ -225,12 +225,13 @@ def _recommend(options: argparse.Namespace) -> int:
             "seed": 0,
             "caption_column": None,
             "max_bad_fraction": BAD_FRACTION,
-            "attack": "displacement",
         }
         for name, usual in as_usual.items():
             if (value := getattr(options, name)) != usual:
                 told += [f"--{name.replace('_', '-')}", str(value)]
         told += ["--objective", options.objective]
+        if options.objective == "robust-adversarial" and options.attack != "displacement":
+            told += ["--attack", options.attack]
         bands = [f"{band:g}" for band in found.weighting.bands]
         band = bands[0] if len(bands) == 1 else f"[{','.join(bands)}]"
         told += ["--weight", f"{found.weighting.weight:g}", "--band", band]

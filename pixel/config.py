@@ -42,8 +42,8 @@ class PixelConfig(TrainConfig):
     clip: float | None = Field(
         1.0,
         gt=0,
-        description="keep the sampler's implied clean picture within +-clip; null: leave it (flow: "
-        "always)",
+        description="keep the sampler's implied clean picture within +-clip; null: do not, as with "
+        "flow",
     )
     stop_at: float | None = Field(
         None,
@@ -89,7 +89,7 @@ class PixelConfig(TrainConfig):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
         if self.parameterization == "flow" and self.clip is not None:
             if "clip" in self.model_fields_set:
-                raise ValueError("the sampler of flow cannot clip: leave out `clip`")
+                raise ValueError("the sampler of flow cannot clip: leave out `clip`, or null")
             self.clip = None
         if self.features is None:
             self.features = ("pixels", "digits") if self.data == "digits" else ("pixels",)

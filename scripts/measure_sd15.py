@@ -51,7 +51,7 @@ SETTINGS = [
 ]
 OBJECTIVES = [
     {"objective": "ddpm"},
-    {"objective": "robust-adversarial", "fraction": 0.25},  # at least one picture
+    {"objective": "robust-adversarial", "fraction": 0.25, "every": 1},  # one picture at least
 ]
 
 

@@ -7,13 +7,14 @@ dy/ds = (y - x0_hat) / s multiplies y by
     d ln y / d ln s = s^2 / (tau_e^2 + s^2),        s = sigma / alpha.
 
 A random perturbation looks into all directions alike. An attack does not: it follows the sign of
-g = J^T J w (`gradient`) or J w (`displacement`), where J is how far the prediction moves with the
-noise. The noise that is seen moves by f = s^2 / (tau_e^2 + s^2) of it and the clean sample by
-s (1 - f), so that J = c_sample s (1 - f) + c_noise f: for epsilon, and nearly so for v and flow at
-low noise, an attack finds the directions in which there are few data, for `sample` the others. A
-vector of signs has the share 2 / pi of its energy along g, in proportion to g^2, and the rest
-everywhere; L counts that share. So an attack shrinks noise more and structure less than the same
-weight does at random (not for `sample`), by its gradient more so than along the displacement.
+J^T J w (`gradient`), where J is how far the prediction moves with the noise, or of J w, where J is
+how far the implied noise does (`displacement`). The implied noise moves by f = s^2 / (tau_e^2 +
+s^2) of w and the clean sample by s (1 - f), so that J is f, or c_sample s (1 - f) + c_noise f: an
+attack finds the directions in which there are few data; by its gradient, on a network that predicts
+the clean sample, the others. A vector of signs has the share 2 / pi of its energy along its
+direction g, in proportion to g^2, and the rest everywhere; L counts that share. So an attack
+shrinks noise more and structure less than the same weight does at random, by its gradient more so
+than along the displacement.
 
 Where each channel has a band of its own, a direction's gate is taken for the mean of its channels'
 gates, by how much of the direction lies in each; exact for directions within one channel.
@@ -67,9 +68,11 @@ def forecast_spread(
         share = 1.0
         if attack != "random":
             follows = s.square() / (shrunk + s.square())
-            moves = (c_sample * s * (1 - follows) + c_noise * follows).square()
+            found = follows.square()
+            if attack == "gradient":
+                found = (c_sample * s * (1 - follows) + c_noise * follows) ** 4
             # g^2 along each direction, not so small anywhere that its mean would vanish
-            found = (moves.square() if attack == "gradient" else moves).clamp_min(1e-30)
+            found = found.clamp_min(1e-30)
             share = 2 / pi * found / found.mean(1, keepdim=True) + (1 - 2 / pi)
         shrunk = variance / (1 + weighting.weight * gate * share)
     rate = s.square() / (shrunk + s.square())

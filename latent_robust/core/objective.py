@@ -32,9 +32,10 @@ from .weighting import Weighting
 class EquivariancePenalty:
     """weighting * || denoise(noisy + sigma w, t) - prediction - shift(w) ||^2, for any loop.
 
-    attack: ATTACKS, how w is chosen; attack_steps: of the first two, more is PGD and its like;
-    equivariant=False gives the *invariance* of adversarially trained classifiers,
-    shift(w) = 0, which a denoiser must not have (the paper's negative control).
+    attack: "displacement", "gradient" or "random", see perturbation.py; attack_steps: of the first
+    two, more than 1 is PGD and its like; equivariant=False gives the *invariance* of adversarially
+    trained classifiers, shift(w) = 0, which a denoiser must not have (the paper's negative
+    control).
     """
 
     def __init__(
@@ -84,58 +85,69 @@ class EquivariancePenalty:
         generator: torch.Generator | None = None,
         attacked: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """As above, (B,). attacked: the network that the attack differentiates; under
+        """As above, (B,). attacked: the network that the attack asks; under
         DistributedDataParallel the unwrapped one, whose extra passes do not touch the buckets."""
-        moved = self.move(attacked or denoise, noisy, t, prediction, generator)
-        return self.compare(denoise(moved.noisy), prediction, moved)
+        perturbed = self.perturb(attacked or denoise, noisy, t, prediction, generator)
+        return self.compare(denoise(perturbed.noisy), prediction, perturbed)
 
-    def move(
+    def perturb(
         self,
         denoise: Callable[[Tensor], Tensor],
         noisy: Tensor,
         t: Tensor,
         prediction: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Moved:
+    ) -> Perturbed:
         """Chooses w. prediction: at `noisy`; where it is None an attack asks `denoise` for it, if
         it can in one batch with the perturbed input, which then has twice as many rows."""
         alpha, sigma = self.process(t, noisy)
         radius = self.radius(sigma, generator) * self.weighting.reach(alpha, sigma)
+        parameterization = self.process.parameterization
 
-        def moved(w: Tensor) -> Tensor:
+        def seen(w: Tensor) -> Tensor:
             return (noisy + sigma * w).to(noisy.dtype)  # what the network was given, it gets again
 
         def displacement(w: Tensor) -> Tensor:
-            if still is None:
-                at_moved, at_noisy = denoise(torch.cat([moved(w), noisy])).float().chunk(2)
-                return at_moved - at_noisy
-            return denoise(moved(w)).float() - still
+            return denoise(seen(w)).float() - still
 
-        by_gradient = self.attack == "gradient"
-        still = None if prediction is None else prediction.detach().float()
+        def noise_displacement(w: Tensor) -> Tensor:
+            if still is None:
+                at_seen, at_noisy = denoise(torch.cat([seen(w), noisy])).float().chunk(2)
+                moved = at_seen - at_noisy
+            else:
+                moved = displacement(w)
+            return parameterization.to_noise(sigma * w, moved, alpha, sigma)
+
         if self.attack == "random":
             w = random_perturbation(noisy, radius, generator)
         else:
-            if still is None and (by_gradient or self.attack_steps > 1):
+            gradient = self.attack == "gradient"
+            still = None if prediction is None else prediction.detach().float()
+            if still is None and (gradient or self.attack_steps > 1):
                 with torch.no_grad():
                     still = denoise(noisy).float()
             w = adversarial_perturbation(
-                displacement, noisy, radius, generator, self.attack_steps, by_gradient=by_gradient
+                displacement if gradient else noise_displacement,
+                noisy,
+                radius,
+                generator,
+                self.attack_steps,
+                by_gradient=gradient,
             )
-        shift = self.process.parameterization.shift(w, alpha, sigma) if self.equivariant else 0.0
-        return Moved(moved(w), shift, self.weighting(w, radius, alpha, sigma))
+        shift = parameterization.shift(w, alpha, sigma) if self.equivariant else 0.0
+        return Perturbed(seen(w), shift, self.weighting(w, radius, alpha, sigma))
 
     @staticmethod
-    def compare(at_moved: Tensor, prediction: Tensor, moved: Moved) -> Tensor:
-        """weighting * || at_moved - prediction - shift ||^2.  =>  (B,)."""
-        residual = at_moved.float() - prediction.float() - moved.shift
-        return moved.weighting * residual.square().flatten(1).mean(1)
+    def compare(at_perturbed: Tensor, prediction: Tensor, perturbed: Perturbed) -> Tensor:
+        """weighting * || at_perturbed - prediction - shift ||^2.  =>  (B,)."""
+        residual = at_perturbed.float() - prediction.float() - perturbed.shift
+        return perturbed.weighting * residual.square().flatten(1).mean(1)
 
 
 @dataclass
-class Moved:
-    """The same samples at noise + w: what the network sees, (B, ...); what its prediction must have
-    moved by; the weighting, (B,)."""
+class Perturbed:
+    """Samples at noise + w. noisy: what the network sees, (B, ...); shift: how its prediction must
+    have moved, like it; weighting: (B,)."""
 
     noisy: Tensor
     shift: Tensor | float
@@ -204,17 +216,17 @@ class Objective:
         if self.penalty is None or not regularize or not count:
             prediction, penalty = denoise(noisy, t, _rows(t)), sample.new_zeros(0)
         elif count == len(t):
-            prediction, penalty = self._in_turn(denoise, attacked, noisy, t, generator)
+            prediction, penalty = self._whole_batch(denoise, attacked, noisy, t, generator)
         else:
             gate = self.penalty.weighting.mean_gate(alpha, sigma)
             rows, share = choose_rows(gate, count, generator)
-            prediction, penalty = self._at_once(denoise, attacked, noisy, t, rows, generator)
+            prediction, penalty = self._some_rows(denoise, attacked, noisy, t, rows, generator)
             factor = factor * share
         denoising = self.denoising(prediction.float(), noisy, sample, noise, alpha, sigma, levels)
         return Loss(denoising, factor * penalty)
 
-    def _in_turn(self, denoise, attacked, noisy, t, generator) -> tuple[Tensor, Tensor]:
-        """The penalty of all rows, branch after branch, with the same dropout masks."""
+    def _whole_batch(self, denoise, attacked, noisy, t, generator) -> tuple[Tensor, Tensor]:
+        """=>  prediction; penalty of all rows, branch after branch, with the same dropout masks."""
         replayed = shared_dropout(denoise, noisy.device)
         attacked = shared_dropout(attacked, noisy.device)
         rows = _rows(t)
@@ -228,20 +240,23 @@ class Objective:
             attacked=lambda x: attacked(x, t, rows),
         )
 
-    def _at_once(self, denoise, attacked, noisy, t, rows, generator) -> tuple[Tensor, Tensor]:
-        """The penalty of some rows, whose second branch goes through the network with the batch: by
-        themselves a few take almost as long as many."""
+    def _some_rows(self, denoise, attacked, noisy, t, rows, generator) -> tuple[Tensor, Tensor]:
+        """=>  prediction; penalty of some rows, whose second branch goes through the network in one
+        pass with the batch: by themselves a few take almost as long as many."""
 
         def of_rows(x: Tensor) -> Tensor:
             again = rows.repeat(len(x) // len(rows))
             return attacked(x, t[again], again)
 
-        moved = self.penalty.move(of_rows, noisy[rows], t[rows], generator=generator)
+        perturbed = self.penalty.perturb(of_rows, noisy[rows], t[rows], generator=generator)
+        # Before torch 2.10 autocast remembers weights that were cast under no_grad, without their
+        # gradient (pytorch#165068), for all of the context that the caller may have opened.
+        torch.clear_autocast_cache()
         both = torch.cat([_rows(t), rows])
-        prediction, at_moved = denoise(torch.cat([noisy, moved.noisy]), t[both], both).split(
-            [len(t), len(rows)]
-        )
-        return prediction, self.penalty.compare(at_moved, prediction[rows], moved)
+        prediction, at_perturbed = denoise(
+            torch.cat([noisy, perturbed.noisy]), t[both], both
+        ).split([len(t), len(rows)])
+        return prediction, self.penalty.compare(at_perturbed, prediction[rows], perturbed)
 
     def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
         """=>  noisy (B, ...). Peers override this, or `denoising`, or both."""

@@ -49,6 +49,13 @@ class Parameterization(StrEnum):
         c_sample, c_noise = self.coefficients(alpha, sigma)
         return (c_noise * noisy - sigma * prediction) / (alpha * c_noise - sigma * c_sample)
 
+    def to_noise(self, noisy: Tensor, prediction: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The noise that a prediction implies, likewise. Infinite at sigma = 0 for `sample`."""
+        if self is Parameterization.EPSILON:
+            return prediction  # at alpha = 0 as well
+        c_sample, c_noise = self.coefficients(alpha, sigma)
+        return (alpha * prediction - c_sample * noisy) / (alpha * c_noise - sigma * c_sample)
+
     def sample_gain(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """d prediction / d sample at fixed noisy: turns an error of the sample into one of the
         prediction. -alpha/sigma (epsilon), -1/sigma (v, flow at alpha + sigma = 1), 1 (sample)."""

@@ -78,7 +78,6 @@ class AdversarialDenoising(Objective):
             network = attacked or denoise
             rows = torch.arange(len(t), device=t.device)
             parameterization = self.process.parameterization
-
             target = parameterization.target(sample, noise, alpha, sigma)
 
             def error(w: Tensor) -> Tensor:

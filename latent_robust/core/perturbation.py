@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ATTACKS = {
-    "displacement": "along the displacement that a random perturbation causes; forward passes only",
+    "displacement": "along the displacement that a random perturbation causes, by forward passes",
     "gradient": "by the gradient of that displacement's size (FGSM), as in the paper",
     "random": "at random",
 }
@@ -43,20 +43,21 @@ def adversarial_perturbation(
 
         w = clip(w0 + radius * sign(d), -radius, radius)
 
-    by_gradient: d is the gradient of || displacement ||^2 (FGSM; PGD for more steps), 2 J^T J w0
-    for the Jacobian J of the prediction by the noise. Otherwise d is the displacement itself, J w0,
-    for the price of a forward pass. The clean sample that an optimal denoiser implies is a gradient
-    (of the noisy data's log density; Tweedie's formula, Efron 2011), so J is symmetric, and J w0
-    is J^T w0: both are steps of power iteration toward the directions in which the prediction moves
-    most, the gradient two at a time.
+    by_gradient: d is the gradient of || displacement(w0) ||^2 (FGSM; PGD for more steps), 2 J^T J
+    w0 for the Jacobian J of the prediction by the noise. Otherwise d is the displacement itself,
+    J w0, for the price of forward passes; to be given that of the *implied noise*, where other
+    parameterizations are trained. An optimal denoiser's is sigma times the gradient of a function
+    of its input (- log density of noisy data; Tweedie's formula, Efron 2011), so J is symmetric and
+    J w0 = J^T w0; for Gaussian data it has eigenvalues in [0, 1], 1 where there are no data. So
+    both are steps of power iteration toward the directions that leave the data's manifold, the
+    gradient two at a time.
 
     displacement: w -> prediction at noisy + sigma * w, less that at noisy, float32; like: (B, ...);
     radius: (B, 1 or C, ...).  =>  w (B, ...), detached.
 
-    The displacement is maximised and not the residual: the attack looks for the directions that
-    leave the data's manifold. Differentiates for w only; no parameter's `.grad` is touched. What is
-    differentiated is summed in float32: a mean underflows in half precision, and sign(0) = 0 would
-    leave holes in the attack.
+    The displacement is maximised and not the residual. Differentiates for w only; no parameter's
+    `.grad` is touched. What is differentiated is summed in float32: a mean underflows in half
+    precision, and sign(0) = 0 would leave holes in the attack.
     """
     if steps < 1:
         raise ValueError(f"`steps` must be >= 1, got {steps}")
@@ -70,6 +71,8 @@ def adversarial_perturbation(
         else:
             with torch.no_grad():
                 direction = displacement(w)
+            # Of two outputs in half precision many a difference is 0: further along w itself, then.
+            direction = torch.where(direction == 0, w, direction)
         # What is not finite is not hidden: the loss at w is non-finite too, and is skipped.
         w = (w.detach() + step_size * direction.sign()).clamp(-radius, radius)
     return w

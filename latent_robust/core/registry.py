@@ -40,8 +40,8 @@ def make_objective(
     huber_c: float = 0.1,
     gamma: float = 0.1,
 ) -> Objective:
-    """name: a key of OBJECTIVES; attack: of robust-adversarial, a key of ATTACKS; what a name does
-    not use is ignored. ValueError otherwise."""
+    """name: a key of OBJECTIVES; attack: of robust-adversarial and invariance, a key of ATTACKS;
+    what a name does not use is ignored. ValueError otherwise."""
 
     def penalty(**kind) -> EquivariancePenalty:
         return EquivariancePenalty(process, weighting, radius, attack_steps=attack_steps, **kind)
@@ -54,7 +54,7 @@ def make_objective(
         case "robust-random":
             return RobustObjective(process, penalty(attack="random"), fraction, every)
         case "invariance":
-            control = penalty(attack="gradient", equivariant=False)
+            control = penalty(attack=attack, equivariant=False)
             return RobustObjective(process, control, fraction, every)
         case "pseudo-huber":
             return PseudoHuber(process, huber_c)

@@ -15,7 +15,7 @@ def check_share(fraction: float, every: int) -> None:
     if every < 1 or every * fraction > 1:
         raise ValueError(
             f"`every` must lie between 1 and 1 / fraction, got {every} with fraction {fraction}: "
-            "a batch has no more samples than all"
+            "a batch has no more samples than all; 1 always goes"
         )
 
 
@@ -25,18 +25,19 @@ def rows_in_turn(
     """How many rows of a batch the penalty looks at in turn 0, 1, ..., and the factor that makes
     the sum over the turns what it would be if each of them looked at `fraction * batch` rows.
 
-    Every `every`-th turn looks at `every` times as many: the passes of a network that is small take
-    almost as long for two rows as for eight, so fewer and fuller ones cost less. Where that is not
-    a whole number some of these turns look at one row more than others, which may be at none.
-    Without a turn it is the most that there is, with factor 1.  =>  count, factor.
+    Every `every`-th turn looks at `every` times as many: the attack's pass takes almost as long for
+    two rows as for eight, so fewer and fuller ones cost less. Where that is not a whole number some
+    of these turns look at one row more than others, which may be at none. Without a turn it is the
+    most that there is, with factor 1.  =>  count, factor.
     """
     share = round(fraction * batch, 9)  # 0.07 * 100 is not 7
     if turn is None:
-        return ceil(every * share), 1.0
+        return ceil(round(every * share, 6)), 1.0
     passed, rest = divmod(turn + 1, every)
     if rest:
         return 0, 0.0
-    count = floor(passed * every * share) - floor((passed - 1) * every * share)
+    portion = round(every * share, 6)  # nor is 3 * (4 / 3) 4
+    count = floor(passed * portion) - floor((passed - 1) * portion)
     return count, count / share
 
 

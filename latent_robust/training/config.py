@@ -98,7 +98,7 @@ class TrainConfig(BaseModel):
     attack: Literal["displacement", "gradient"] = Field(
         "displacement",
         description="of robust-adversarial: along the displacement that a random perturbation "
-        "causes, or by a gradient (FGSM), as in the paper and twice as dear",
+        "causes, or by a gradient (FGSM), as in the paper, which costs more",
     )
     attack_steps: int = Field(1, ge=1, description="more than 1: PGD, and its like")
     fraction: float = Field(
@@ -108,7 +108,7 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         description="regularize in every so-manieth batch, so many times as many samples (default: "
-        "2, if a batch has so many)",
+        "2, or 1 where fraction is above a half)",
     )
     late_start: float = Field(
         1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"

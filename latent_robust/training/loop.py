@@ -78,7 +78,9 @@ class Trainer:
         if config.drop_noisy:
             self.groups = without_noisy(task.groups, levels)
         self.step = 0
-        self.bad_steps = 0
+        self.bad_steps = self.good_steps = 0  # in a row
+        # So many steps may lie between two with the regularizer, which alone may be what is bad.
+        self.recovered_after = max(2, config.every)
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
         self.optimizer = make_optimizer(config, self.parameters, accelerator.device)
@@ -165,7 +167,9 @@ class Trainer:
         row["learning_rate"] = self.schedule.get_last_lr()[0]
         if self._finite(row):
             self.optimizer.step()
-            self.bad_steps = 0
+            self.good_steps += 1
+            if self.good_steps >= self.recovered_after:
+                self.bad_steps = 0
             if self.ema is not None:
                 self.ema.step(self.parameters)
         else:
@@ -185,7 +189,7 @@ class Trainer:
         noise = torch.randn(sample.shape, generator=generator, device=device)
         denoise = self.task.denoiser(self.network, conditions)
         attacked = self.task.denoiser(self.plain_network, conditions)
-        if config.compile:
+        if config.compile and config.attack == "gradient":
             attacked = without_weight_gradients(attacked, self.parameters)
         regularize = self.step >= (1 - config.late_start) * config.steps
         loss = self.objective(
@@ -223,7 +227,7 @@ class Trainer:
         culprits = [
             i.tolist() for r, i in zip(rows, indices, strict=True) if not r["loss"].isfinite()
         ]
-        self.bad_steps += 1
+        self.bad_steps, self.good_steps = self.bad_steps + 1, 0
         if self.accelerator.scaler:
             self.optimizer.step()  # skipped by the scaler, which must learn of it
         logger.warning(
@@ -234,10 +238,10 @@ class Trainer:
         )
         if self.bad_steps >= MAX_BAD_STEPS:
             raise Diverged(
-                f"{self.bad_steps} steps in a row had a non-finite loss or gradient (last: "
-                f"{self.step}). The last good checkpoint is in {self.out / 'checkpoints'}. Look at "
-                "the samples named above, or start again with a lower --learning-rate and another "
-                "--out"
+                f"{self.bad_steps} steps in close succession had a non-finite loss or gradient "
+                f"(last: {self.step}). The last good checkpoint is in {self.out / 'checkpoints'}. "
+                "Look at the samples named above, or start again with a lower --learning-rate and "
+                "another --out"
             )
 
     # ------------------------------------------------------------------ state

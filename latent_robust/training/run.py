@@ -261,7 +261,8 @@ def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict
 def binding(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a run and its continuation must share. The regularizer's are none where it
     is not used: it may come with a `beside` that is added later."""
-    unused = set() if settings.get("objective") in REGULARIZED else {"weight", "band"}
+    regularizer = {"weight", "band", "attack", "every"}
+    unused = set() if settings.get("objective") in REGULARIZED else regularizer
     return {key: value for key, value in settings.items() if key not in FREE | unused}
 
 

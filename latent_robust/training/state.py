@@ -70,15 +70,20 @@ def network_buffers(network: torch.nn.Module) -> dict[str, Tensor]:
     return {name: b for name, b in network.named_buffers() if name in state}
 
 
+# Of settings whose default is not what was done before there was a choice.
+BEFORE = {"attack": "gradient", "every": 1}
+
+
 def compare(saved: dict, current: dict, config_class: type[BaseModel]) -> None:
     """Raises InputError that lists the differences, if there are any.
 
-    A setting that is younger than what was saved had its default then."""
+    A setting that is younger than what was saved had its default then, or what stood for it."""
     younger = {
         name: field.get_default(call_default_factory=True)
         for name, field in config_class.model_fields.items()
         if name in current and name not in saved
     }
+    younger.update({name: was for name, was in BEFORE.items() if name in younger})
     saved = {**to_jsonable_python(younger), **saved}
     differences = [
         f"  {key}: {saved.get(key)!r} in the saved run, {current.get(key)!r} now"

@@ -54,13 +54,21 @@ def test_one_noise_direction_of_three_sees_about_the_threefold_weight():
     assert low < noise < high
 
 
-def test_the_attack_on_a_sample_predictor_finds_structure():
+def test_by_its_gradient_the_attack_on_a_sample_predictor_finds_structure():
     """Its prediction moves with the noise where there are data, that of epsilon where not."""
     epsilon, sample = (
         forecast_spread(TAU, Weighting(), "gradient", kind) for kind in ("epsilon", "sample")
     )
     assert sample[0] < epsilon[0]
     assert sample[-1] > epsilon[-1]
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "flow", "sample"])
+def test_along_the_displacement_of_the_noise_all_parameterizations_are_one(kind):
+    epsilon, other = (
+        forecast_spread(TAU, Weighting(), "displacement", name) for name in ("epsilon", kind)
+    )
+    torch.testing.assert_close(other, epsilon)
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "flow"])

@@ -84,6 +84,14 @@ def test_the_displacement_of_an_optimal_denoiser_is_its_vector_jacobian_product(
     torch.testing.assert_close(displacement, product, atol=1e-5, rtol=1e-4)
 
 
+def test_what_half_precision_does_not_see_goes_along_with_w():
+    x, radius = torch.zeros(3, 6), torch.full((3, 1), 0.3)
+    w = adversarial_perturbation(
+        torch.zeros_like, x, radius, torch.Generator().manual_seed(3), by_gradient=False
+    )
+    assert torch.equal(w, 0.3 * w.sign())
+
+
 def test_where_directions_move_fully_or_not_at_all_both_are_the_same():
     """J a projection, as where noise is far below the structure and far above the rest."""
     basis, _ = torch.linalg.qr(torch.randn(16, 5, dtype=torch.float64))

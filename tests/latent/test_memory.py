@@ -72,12 +72,18 @@ def real_peak(components: Components, config: LatentConfig) -> int:
     return watch.peak - sum(p.nbytes for p in trained)
 
 
+@pytest.mark.parametrize("size, attack", [(2, "gradient"), (8, "gradient"), (8, "displacement")])
 @pytest.mark.parametrize("name", ["sd1", "sd3", "flux"])
-def test_a_real_step_takes_what_was_estimated(name):
+def test_a_real_step_takes_what_was_estimated(name, size, attack):
     """The same operations on the same shapes. 1 %: looking up alpha and sigma is not estimated."""
     components = components_of(name)
     config = LatentConfig(
-        full=True, weight=3, band=0.5, objective="robust-adversarial", batch_size=2
+        full=True,
+        weight=3,
+        band=0.5,
+        objective="robust-adversarial",
+        batch_size=size,
+        attack=attack,
     )
     estimated = estimate_memory(components, config, item_of(components)).step
     assert estimated == pytest.approx(real_peak(components, config), rel=0.01)

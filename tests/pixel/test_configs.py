@@ -112,6 +112,7 @@ def test_settings_that_the_paper_states(path):
     assert config.features == ("inception",)
     if config.objective != "ddpm":
         assert (config.weighting, config.weight, config.fraction) == ("paper", 0.3, 1.0)
+        assert config.attack == "gradient" or config.objective == "robust-random"
 
 
 def test_digits_is_what_train_pixel_does_without_arguments():

@@ -35,15 +35,17 @@ def assert_same_state(a, b):
     assert a.trainer["step"] == b.trainer["step"]
 
 
+@pytest.mark.parametrize("how", [{}, {"fraction": 0.2, "every": 2}])
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path, accumulation):
-    whole = make_trainer(tmp_path / "whole", gradient_accumulation=accumulation)
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, accumulation, how):
+    settings = {"gradient_accumulation": accumulation, **how}
+    whole = make_trainer(tmp_path / "whole", **settings)
     assert whole.train()
-    first = make_trainer(tmp_path / "parts", gradient_accumulation=accumulation, checkpoint_every=7)
+    first = make_trainer(tmp_path / "parts", checkpoint_every=7, **settings)
     first.config = first.config.model_copy(update={"steps": 7})  # leaves the schedule as it is
     first.train()
     torch.manual_seed(999)  # whatever ran in between
-    second = make_trainer(tmp_path / "parts", gradient_accumulation=accumulation, resume="auto")
+    second = make_trainer(tmp_path / "parts", resume="auto", **settings)
     assert second.step == 7
     assert second.train()
     assert_same_state(capture(whole), capture(second))
@@ -125,8 +127,24 @@ def test_bad_samples_skip_their_step_and_are_named(tmp_path, caplog):
 
 def test_several_bad_steps_in_a_row_stop_at_the_last_good_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path, dataset=Points(bad=range(37)))
-    with pytest.raises(Diverged, match=rf"{MAX_BAD_STEPS} steps in a row.*checkpoints"):
+    with pytest.raises(Diverged, match=rf"{MAX_BAD_STEPS} steps in close .*checkpoints"):
         trainer.train()
+
+
+def test_a_bad_penalty_stops_it_as_well_though_it_comes_in_every_second_step(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, fraction=0.4, every=2, steps=40)
+    compare = trainer.objective.penalty.compare
+    nan = float("nan")
+    monkeypatch.setattr(trainer.objective.penalty, "compare", lambda *args: nan * compare(*args))
+    with pytest.raises(Diverged):
+        trainer.train()
+    assert trainer.step == 2 * MAX_BAD_STEPS - 1
+
+
+def test_bad_steps_far_from_each_other_do_not_stop_it(tmp_path):
+    """One in each epoch of twelve steps."""
+    trainer = make_trainer(tmp_path, dataset=Points(count=60, bad=[7]), steps=100)
+    assert trainer.train()
 
 
 def test_clipping_really_clips(tmp_path):
@@ -195,7 +213,9 @@ def test_a_compiled_network_trains_as_an_eager_one(tmp_path, monkeypatch):
     weights = []
     for compiled in (False, True):
         torch.compiler.reset()
-        trainer = make_trainer(tmp_path / str(compiled), compile=compiled, steps=3)
+        trainer = make_trainer(
+            tmp_path / str(compiled), compile=compiled, attack="gradient", steps=3
+        )
         trainer.train()
         weights.append([p.detach().clone() for p in trainer.parameters])
     assert len(wanted) == 6

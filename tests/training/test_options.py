@@ -132,10 +132,12 @@ def test_the_regularizer_comes_in_every_second_step_at_least(batch, accumulation
 
 
 def test_a_setting_that_is_younger_than_a_run_had_its_default(tmp_path):
-    current = {"seed": 0, "attack_steps": 1}
+    current = {"seed": 0, "attack_steps": 1, "every": 1, "attack": "gradient"}
     compare({"seed": 0}, current, TrainConfig)
-    with pytest.raises(InputError, match="attack_steps: 1 in the saved run, 2 now"):
-        compare({"seed": 0}, {**current, "attack_steps": 2}, TrainConfig)
+    with pytest.raises(InputError, match="every: 1 in the saved run, 2 now"):
+        compare({"seed": 0}, {**current, "every": 2}, TrainConfig)
+    with pytest.raises(InputError, match="attack: 'gradient' in the saved run, 'displacement' now"):
+        compare({"seed": 0}, {**current, "attack": "displacement"}, TrainConfig)
 
 
 @pytest.mark.parametrize("fraction, every", [(0.125, 2), (0.5, 2), (0.6, 1), (1.0, 1)])
