@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -71,8 +70,9 @@ class Weighting:
             return torch.ones_like(sigma)
         band = self.band
         if isinstance(band, tuple):
-            column = (-1, *[1] * (sigma.ndim - 2))
-            band = _on_device(band, sigma.dtype, sigma.device).view(column)
+            # Filled on the device: a copy to it would make the host wait.
+            values = torch.cat([sigma.new_full((1,), value) for value in band])
+            band = values.view(-1, *[1] * (sigma.ndim - 2))
         return (band * alpha / sigma.clamp_min(1e-12)).square().clamp_max(1)
 
     def mean_gate(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -115,9 +115,3 @@ class Weighting:
         # A radius of exactly 0 means w = 0 and a residual of 0: the floor keeps 0 / 0 at 0.
         mean_square = w.square().flatten(1).mean(1).clamp_min(1e-20)
         return self.weight * self.mean_gate(alpha, sigma) / mean_square
-
-
-@lru_cache(maxsize=16)
-def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copied there once, not in each step."""
-    return torch.tensor(values, dtype=dtype, device=device)

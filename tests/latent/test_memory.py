@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latent_robust.core import Weighting
 from latent_robust.errors import InputError
 from latent_robust.latent import memory
 from latent_robust.latent.components import Components
@@ -154,6 +155,15 @@ def test_estimating_leaves_no_trace():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_nothing_fake_is_left_in_a_band_for_each_channel():
+    """The estimate runs the very objective on tensors without values."""
+    components = components_of()
+    bands = [0.11, 0.12, 0.13, 0.14]
+    estimate(components, objective="robust-random", band=bands)
+    gate = Weighting("band", 3.0, bands).gate(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    torch.testing.assert_close(gate.flatten(), torch.tensor(bands).square())
 
 
 def test_an_estimate_is_remembered_for_the_same_step_only(tmp_path, monkeypatch):
