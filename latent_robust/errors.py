@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """Several training steps in a row had a non-finite loss or gradient. Exit code 1."""
+    """Several training steps in close succession had a non-finite loss or gradient. Exit code 1."""
 
 
 def refuse_options(options: argparse.Namespace, names: Iterable[str], why: str) -> None:

@@ -58,7 +58,7 @@ class PixelTask:
             )
 
     def draw(self, network: nn.Module, count: int) -> Tensor:
-        """=>  (count, C, H, W), not clamped; always the same noise for the same seed."""
+        """=>  (count, C, H, W); always the same noise for the same seed."""
         return draw_samples(
             network,
             sampling_scheduler(self.scheduler, self.config.sampler),

@@ -189,7 +189,7 @@ class Trainer:
         noise = torch.randn(sample.shape, generator=generator, device=device)
         denoise = self.task.denoiser(self.network, conditions)
         attacked = self.task.denoiser(self.plain_network, conditions)
-        if config.compile and config.attack == "gradient":
+        if config.compile:
             attacked = without_weight_gradients(attacked, self.parameters)
         regularize = self.step >= (1 - config.late_start) * config.steps
         loss = self.objective(

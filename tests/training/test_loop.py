@@ -127,7 +127,7 @@ def test_bad_samples_skip_their_step_and_are_named(tmp_path, caplog):
 
 def test_several_bad_steps_in_a_row_stop_at_the_last_good_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path, dataset=Points(bad=range(37)))
-    with pytest.raises(Diverged, match=rf"{MAX_BAD_STEPS} steps in close .*checkpoints"):
+    with pytest.raises(Diverged, match=rf"{MAX_BAD_STEPS} steps in close succession.*checkpoints"):
         trainer.train()
 
 
