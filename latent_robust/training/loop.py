@@ -3,7 +3,6 @@ the network answers; the objective says what is minimised; everything else happe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,18 +17,15 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from latent_robust.core import NoiseProcess, Objective, derive_generator, derive_seed
-from latent_robust.errors import Diverged
 
 from .batches import StepBatches, loader, without_noisy
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .log import RunLog
+from .nonfinite import BadSteps
 from .optimizer import make_optimizer
 from .signals import StopRequest
 from .state import capture
-
-logger = logging.getLogger(__name__)
-MAX_BAD_STEPS = 5
 
 
 class Task(Protocol):
@@ -78,9 +74,6 @@ class Trainer:
         if config.drop_noisy:
             self.groups = without_noisy(task.groups, levels)
         self.step = 0
-        self.bad_steps = self.good_steps = 0  # in a row
-        # So many steps may lie between two with the regularizer, which alone may be what is bad.
-        self.recovered_after = max(2, config.every)
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
         self.optimizer = make_optimizer(config, self.parameters, accelerator.device)
@@ -94,6 +87,8 @@ class Trainer:
             task.network.compile()  # in place: names and types stay as they are
         self.network, self.optimizer = accelerator.prepare(task.network, self.optimizer)
         self.plain_network = accelerator.unwrap_model(self.network)
+        # So many steps may lie between two with the regularizer, which alone may be what is bad.
+        self.bad_steps = BadSteps(self.optimizer, accelerator, out, max(2, config.every))
         self.ema = (
             EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
             if config.ema_decay
@@ -121,7 +116,10 @@ class Trainer:
                 log.add(row, samples)
                 progress.update()
                 done, stopping = self.step == config.steps, stop.agreed(self.accelerator)
-                if self.step % config.log_every == 0 or done:
+                written = self.step % config.log_every == 0 or done
+                if written or self._due() or stopping:
+                    self.bad_steps.settle()
+                if written:
                     progress.set_postfix(log.write(self.step))
                 if self._due() or stopping:
                     self.save()
@@ -165,15 +163,11 @@ class Trainer:
             self.parameters, self.config.max_gradient_norm
         )
         row["learning_rate"] = self.schedule.get_last_lr()[0]
-        if self._finite(row):
+        losses = [r["loss"] for r in rows]
+        if not self.bad_steps.leave_out(self.step, losses, row["gradient_norm"], indices):
             self.optimizer.step()
-            self.good_steps += 1
-            if self.good_steps >= self.recovered_after:
-                self.bad_steps = 0
             if self.ema is not None:
                 self.ema.step(self.parameters)
-        else:
-            self._skip(rows, indices)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return row
@@ -212,37 +206,6 @@ class Trainer:
         if self.objective.penalty is not None and regularize:
             row["penalty"] = loss.penalty.detach().sum() / max(1, loss.penalty.numel())
         return row
-
-    # ------------------------------------------------------------------ non-finite steps
-
-    def _finite(self, row: dict[str, Tensor | float]) -> bool:
-        """The same answer on all ranks. Under fp16 an infinite gradient is the scaler's business:
-        it skips the step itself while it looks for its scale."""
-        watched = [row["loss"]] if self.accelerator.scaler else [row["loss"], row["gradient_norm"]]
-        bad = ~torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in watched]).isfinite()
-        bad = bad.any().to(self.accelerator.device, torch.float32)
-        return self.accelerator.reduce(bad, "sum").item() == 0
-
-    def _skip(self, rows: list[dict[str, Tensor]], indices: list[Tensor]) -> None:
-        culprits = [
-            i.tolist() for r, i in zip(rows, indices, strict=True) if not r["loss"].isfinite()
-        ]
-        self.bad_steps, self.good_steps = self.bad_steps + 1, 0
-        if self.accelerator.scaler:
-            self.optimizer.step()  # skipped by the scaler, which must learn of it
-        logger.warning(
-            "step %d skipped: non-finite loss or gradient; indices of its samples (names: "
-            "manifest.jsonl): %s",
-            self.step,
-            culprits or [i.tolist() for i in indices],
-        )
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise Diverged(
-                f"{self.bad_steps} steps in close succession had a non-finite loss or gradient "
-                f"(last: {self.step}). The last good checkpoint is in {self.out / 'checkpoints'}. "
-                "Look at the samples named above, or start again with a lower --learning-rate and "
-                "another --out"
-            )
 
     # ------------------------------------------------------------------ state
 

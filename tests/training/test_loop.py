@@ -15,7 +15,8 @@ from torch import nn
 
 from latent_robust.errors import Diverged, InputError
 from latent_robust.training.checkpoint import list_checkpoints, load_checkpoint, load_latest
-from latent_robust.training.loop import MAX_BAD_STEPS, without_weight_gradients
+from latent_robust.training.loop import without_weight_gradients
+from latent_robust.training.nonfinite import MAX_BAD_STEPS
 from latent_robust.training.state import capture
 
 TINY = Path(__file__).with_name("tiny.py")
@@ -123,6 +124,32 @@ def test_bad_samples_skip_their_step_and_are_named(tmp_path, caplog):
     skipped = [r.message for r in caplog.records if "skipped" in r.message]
     assert len(skipped) == 1  # 12 steps of 5 are one epoch of 60
     assert "7" in skipped[0]
+
+
+def test_a_device_that_is_not_asked_at_each_step_trains_the_same(tmp_path, caplog):
+    """Nor is a bad step forgotten that is heard of when the log is written, or a checkpoint."""
+    states, heard = [], []
+    for at_once in (True, False):
+        caplog.clear()
+        dataset = Points(count=60, bad=[7])
+        trainer = make_trainer(tmp_path / str(at_once), dataset=dataset, steps=24, log_every=100)
+        trainer.bad_steps.at_once = at_once
+        assert trainer.train()
+        states.append(capture(trainer))
+        heard.append([r.message for r in caplog.records if "skipped" in r.message])
+    assert_same_state(*states)
+    assert heard[0] == heard[1]
+    assert len(heard[0]) == 2
+
+
+def test_a_bad_step_leaves_weights_and_moments_as_they_were(tmp_path):
+    trainer = make_trainer(tmp_path, dataset=Points(bad=range(37)), warmup=0)
+    trainer.network.train()
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer.train_step(trainer.batches())
+    assert all(torch.equal(p, b) for p, b in zip(trainer.parameters, before, strict=True))
+    for moments in trainer.optimizer.optimizer.state.values():
+        assert not any(moment.any() for moment in moments.values())  # its count of steps as well
 
 
 def test_several_bad_steps_in_a_row_stop_at_the_last_good_checkpoint(tmp_path):
