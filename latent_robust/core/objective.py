@@ -107,32 +107,20 @@ class EquivariancePenalty:
         def seen(w: Tensor) -> Tensor:
             return (noisy + sigma * w).to(noisy.dtype)  # what the network was given, it gets again
 
-        def displacement(w: Tensor) -> Tensor:
-            return denoise(seen(w)).float() - still
-
-        def noise_displacement(w: Tensor) -> Tensor:
-            if still is None:
-                at_seen, at_noisy = denoise(torch.cat([seen(w), noisy])).float().chunk(2)
-                moved = at_seen - at_noisy
-            else:
-                moved = displacement(w)
-            return parameterization.to_noise(sigma * w, moved, alpha, sigma)
-
         if self.attack == "random":
             w = random_perturbation(noisy, radius, generator)
         else:
-            gradient = self.attack == "gradient"
-            still = None if prediction is None else prediction.detach().float()
-            if still is None and (gradient or self.attack_steps > 1):
-                with torch.no_grad():
-                    still = denoise(noisy).float()
+            by_gradient = self.attack == "gradient"
+            once = not by_gradient and self.attack_steps == 1
+            to_noise = parameterization.to_noise
+            moved_at = _displacement(denoise, noisy, prediction, once)
+
+            def displacement(w: Tensor) -> Tensor:
+                moved = moved_at(seen(w))
+                return moved if by_gradient else to_noise(sigma * w, moved, alpha, sigma)
+
             w = adversarial_perturbation(
-                displacement if gradient else noise_displacement,
-                noisy,
-                radius,
-                generator,
-                self.attack_steps,
-                by_gradient=gradient,
+                displacement, noisy, radius, generator, self.attack_steps, by_gradient=by_gradient
             )
         shift = parameterization.shift(w, alpha, sigma) if self.equivariant else 0.0
         return Perturbed(seen(w), shift, self.weighting(w, radius, alpha, sigma))
@@ -142,6 +130,25 @@ class EquivariancePenalty:
         """weighting * || at_perturbed - prediction - shift ||^2.  =>  (B,)."""
         residual = at_perturbed.float() - prediction.float() - perturbed.shift
         return perturbed.weighting * residual.square().flatten(1).mean(1)
+
+
+def _displacement(
+    denoise: Callable[[Tensor], Tensor], noisy: Tensor, prediction: Tensor | None, once: bool
+) -> Callable[[Tensor], Tensor]:
+    """x -> the prediction at x less that at `noisy`, float32. prediction: at `noisy`, where it is
+    there; once: that function is called once, without gradient: both in one batch, then."""
+    if prediction is None and once:
+
+        def both(x: Tensor) -> Tensor:
+            at_x, at_noisy = denoise(torch.cat([x, noisy])).float().chunk(2)
+            return at_x - at_noisy
+
+        return both
+    if prediction is None:
+        with torch.no_grad():
+            prediction = denoise(noisy)
+    still = prediction.detach().float()
+    return lambda x: denoise(x).float() - still
 
 
 @dataclass
@@ -214,7 +221,7 @@ class Objective:
         count, factor = rows_in_turn(len(t), self.fraction, self.every, turn)
         attacked = attacked or denoise
         if self.penalty is None or not regularize or not count:
-            prediction, penalty = denoise(noisy, t, _rows(t)), sample.new_zeros(0)
+            prediction, penalty = denoise(noisy, t, all_rows(t)), sample.new_zeros(0)
         elif count == len(t):
             prediction, penalty = self._whole_batch(denoise, attacked, noisy, t, generator)
         else:
@@ -229,7 +236,7 @@ class Objective:
         """=>  prediction; penalty of all rows, branch after branch, with the same dropout masks."""
         replayed = shared_dropout(denoise, noisy.device)
         attacked = shared_dropout(attacked, noisy.device)
-        rows = _rows(t)
+        rows = all_rows(t)
         prediction = denoise(noisy, t, rows)
         return prediction, self.penalty.per_sample(
             lambda x: replayed(x, t, rows),
@@ -252,7 +259,7 @@ class Objective:
         # Before torch 2.10 autocast remembers weights that were cast under no_grad, without their
         # gradient (pytorch#165068), for all of the context that the caller may have opened.
         torch.clear_autocast_cache()
-        both = torch.cat([_rows(t), rows])
+        both = torch.cat([all_rows(t), rows])
         prediction, at_perturbed = denoise(
             torch.cat([noisy, perturbed.noisy]), t[both], both
         ).split([len(t), len(rows)])
@@ -268,7 +275,7 @@ class Objective:
         return (prediction - target).square().flatten(1).mean(1)
 
 
-def _rows(t: Tensor) -> Tensor:
+def all_rows(t: Tensor) -> Tensor:
     """Those of a whole batch."""
     return torch.arange(len(t), device=t.device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .objective import Loss, Objective
+from .objective import Loss, Objective, all_rows
 from .perturbation import adversarial_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule
@@ -76,12 +76,11 @@ class AdversarialDenoising(Objective):
         if regularize:
             alpha, sigma = self.process(t, sample)
             network = attacked or denoise
-            rows = torch.arange(len(t), device=t.device)
             parameterization = self.process.parameterization
             target = parameterization.target(sample, noise, alpha, sigma)
 
             def error(w: Tensor) -> Tensor:
-                prediction = network(alpha * sample + sigma * (noise + w), t, rows).float()
+                prediction = network(alpha * sample + sigma * (noise + w), t, all_rows(t)).float()
                 return prediction - parameterization.shift(w, alpha, sigma) - target
 
             noise = noise + adversarial_perturbation(

@@ -16,6 +16,7 @@ ATTACKS = {
     "gradient": "by the gradient of that displacement's size (FGSM), as in the paper",
     "random": "at random",
 }
+ADVERSARIAL = tuple(name for name in ATTACKS if name != "random")
 
 
 def random_perturbation(

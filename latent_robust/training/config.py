@@ -25,6 +25,7 @@ from latent_robust.core import (
     Weighting,
     make_objective,
 )
+from latent_robust.core.perturbation import ADVERSARIAL
 from latent_robust.core.rows import check_share
 from latent_robust.errors import InputError
 
@@ -95,7 +96,7 @@ class TrainConfig(BaseModel):
     radius_scale: float = Field(1.0, ge=0)
     bias_min: float = Field(8 / 255, ge=0)
     bias_max: float = Field(16 / 255, ge=0)
-    attack: Literal["displacement", "gradient"] = Field(
+    attack: Literal[ADVERSARIAL] = Field(
         "displacement",
         description="of robust-adversarial: along the displacement that a random perturbation "
         "causes, or by a gradient (FGSM), as in the paper, which costs more",
