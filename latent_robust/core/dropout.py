@@ -9,16 +9,19 @@ from torch import Tensor
 
 
 def shared_dropout(denoise: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """`denoise`, every call of which starts from today's random state and leaves it untouched.
+    """`denoise`, of which every call draws the dropout masks of the first one.
 
-    Two calls then draw the same dropout masks (for inputs of one shape). Without this, two forward
-    passes of a network with dropout differ by far more than the displacement under study. To be
-    made anew in every training step, before the step's first forward pass: what is made once
-    replays the same masks for ever.
+    (For inputs of one shape.) Without this, two forward passes of a network with dropout differ by
+    far more than the displacement under study. To be made anew in every training step: what is made
+    once replays the same masks for ever. Only the first call moves the random state on.
     """
-    at_first = _random_state(device)
+    at_first = None
 
     def replayed(*args, **kwargs) -> Tensor:
+        nonlocal at_first
+        if at_first is None:
+            at_first = _random_state(device)
+            return denoise(*args, **kwargs)
         untouched = _random_state(device)
         _set_random_state(at_first, device)
         try:

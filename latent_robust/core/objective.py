@@ -24,7 +24,7 @@ from torch import Tensor
 from .dropout import shared_dropout
 from .perturbation import ATTACKS, adversarial_perturbation, random_perturbation
 from .process import NoiseProcess
-from .radius import RadiusSchedule
+from .radius import RadiusSchedule, unit_sigma
 from .rows import check_share, choose_rows, rows_in_turn
 from .weighting import Weighting
 
@@ -101,7 +101,8 @@ class EquivariancePenalty:
         """Chooses w. prediction: at `noisy`; where it is None an attack asks `denoise` for it, if
         it can in one batch with the perturbed input, which then has twice as many rows."""
         alpha, sigma = self.process(t, noisy)
-        radius = self.radius(sigma, generator) * self.weighting.reach(alpha, sigma)
+        radius = self.radius(unit_sigma(alpha, sigma), generator)
+        radius = radius * self.weighting.reach(alpha, sigma)
         parameterization = self.process.parameterization
 
         def seen(w: Tensor) -> Tensor:
@@ -127,7 +128,13 @@ class EquivariancePenalty:
 
     @staticmethod
     def compare(at_perturbed: Tensor, prediction: Tensor, perturbed: Perturbed) -> Tensor:
-        """weighting * || at_perturbed - prediction - shift ||^2.  =>  (B,)."""
+        """weighting * || at_perturbed - prediction - shift ||^2.  =>  (B,). ValueError if only one
+        of the branches has a gradient."""
+        if at_perturbed.requires_grad and not prediction.requires_grad:
+            raise ValueError(
+                "`prediction` has no gradient: do not detach it, nor make it under no_grad; the "
+                "gradient must flow through both branches, or training diverges"
+            )
         residual = at_perturbed.float() - prediction.float() - perturbed.shift
         return perturbed.weighting * residual.square().flatten(1).mean(1)
 
@@ -234,17 +241,16 @@ class Objective:
 
     def _whole_batch(self, denoise, attacked, noisy, t, generator) -> tuple[Tensor, Tensor]:
         """=>  prediction; penalty of all rows, branch after branch, with the same dropout masks."""
-        replayed = shared_dropout(denoise, noisy.device)
-        attacked = shared_dropout(attacked, noisy.device)
         rows = all_rows(t)
-        prediction = denoise(noisy, t, rows)
+        replayed = shared_dropout(lambda network, x: network(x, t, rows), noisy.device)
+        prediction = replayed(denoise, noisy)
         return prediction, self.penalty.per_sample(
-            lambda x: replayed(x, t, rows),
+            lambda x: replayed(denoise, x),
             noisy,
             t,
             prediction,
             generator,
-            attacked=lambda x: attacked(x, t, rows),
+            attacked=lambda x: replayed(attacked, x),
         )
 
     def _some_rows(self, denoise, attacked, noisy, t, rows, generator) -> tuple[Tensor, Tensor]:
@@ -256,9 +262,6 @@ class Objective:
             return attacked(x, t[again], again)
 
         perturbed = self.penalty.perturb(of_rows, noisy[rows], t[rows], generator=generator)
-        # Before torch 2.10 autocast remembers weights that were cast under no_grad, without their
-        # gradient (pytorch#165068), for all of the context that the caller may have opened.
-        torch.clear_autocast_cache()
         both = torch.cat([all_rows(t), rows])
         prediction, at_perturbed = denoise(
             torch.cat([noisy, perturbed.noisy]), t[both], both

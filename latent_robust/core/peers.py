@@ -8,7 +8,7 @@ from torch import Tensor
 from .objective import Loss, Objective, all_rows
 from .perturbation import adversarial_perturbation
 from .process import NoiseProcess
-from .radius import RadiusSchedule
+from .radius import RadiusSchedule, unit_sigma
 
 
 class PseudoHuber(Objective):
@@ -86,7 +86,7 @@ class AdversarialDenoising(Objective):
             noise = noise + adversarial_perturbation(
                 error,
                 noise,
-                self.radius(sigma, generator),
+                self.radius(unit_sigma(alpha, sigma), generator),
                 generator,
                 self.attack_steps,
             )

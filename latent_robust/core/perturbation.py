@@ -72,6 +72,9 @@ def adversarial_perturbation(
         else:
             with torch.no_grad():
                 direction = displacement(w)
+            # Before torch 2.10 autocast remembers weights that were cast under no_grad, without
+            # gradient (pytorch#165068), for all of the context that the caller may have opened.
+            torch.clear_autocast_cache()
             # Of two outputs in half precision many a difference is 0: further along w itself, then.
             direction = torch.where(direction == 0, w, direction)
         # What is not finite is not hidden: the loss at w is non-finite too, and is skipped.

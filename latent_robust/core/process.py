@@ -124,4 +124,4 @@ class NoiseProcess:
         """Uniform over `times`.  =>  (batch,), on the generator's device."""
         device = generator.device if generator is not None else self.times.device
         index = torch.randint(len(self.times), (batch,), generator=generator, device=device)
-        return self.times.to(device)[index]
+        return self.times.to(device, non_blocking=True)[index]

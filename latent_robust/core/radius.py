@@ -22,7 +22,7 @@ class RadiusSchedule:
     bias_max: float = 16 / 255
 
     def __post_init__(self):
-        if self.rho < 0 or self.scale < 0:
+        if not (self.rho >= 0 and self.scale >= 0):  # nor NaN
             raise ValueError(f"`rho` and `scale` must be >= 0, got {self.rho} and {self.scale}")
         if not 0 <= self.bias_min <= self.bias_max:
             raise ValueError(
@@ -36,3 +36,10 @@ class RadiusSchedule:
         u = torch.rand(sigma.shape, generator=generator, device=sigma.device, dtype=sigma.dtype)
         bias = self.bias_min + (self.bias_max - self.bias_min) * u
         return self.scale * sigma**self.rho + bias
+
+
+def unit_sigma(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """sigma, in [0, 1], of the process that scales its samples so that alpha^2 + sigma^2 <= 1, as
+    all but variance-exploding ones do: there sigma / sqrt(alpha^2 + sigma^2)."""
+    size = (alpha.square() + sigma.square()).sqrt()
+    return torch.where(size > 1.001, sigma / size, sigma)  # rounding is no reason to rescale

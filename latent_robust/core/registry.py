@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .objective import EquivariancePenalty, Objective, RobustObjective
 from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
+from .perturbation import ADVERSARIAL
 from .process import NoiseProcess
 from .radius import RadiusSchedule
 from .weighting import Weighting
@@ -40,8 +41,13 @@ def make_objective(
     huber_c: float = 0.1,
     gamma: float = 0.1,
 ) -> Objective:
-    """name: a key of OBJECTIVES; attack: of robust-adversarial and invariance, a key of ATTACKS;
+    """name: a key of OBJECTIVES; attack: of robust-adversarial and invariance, one of ADVERSARIAL;
     what a name does not use is ignored. ValueError otherwise."""
+    if attack not in ADVERSARIAL:
+        raise ValueError(
+            f"`attack` must be one of {', '.join(ADVERSARIAL)}, got {attack!r}; a random one is "
+            "the objective robust-random"
+        )
 
     def penalty(**kind) -> EquivariancePenalty:
         return EquivariancePenalty(process, weighting, radius, attack_steps=attack_steps, **kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ class Preset(StrEnum):
     PAPER = "paper"
     NORMALIZED = "normalized"
     BAND = "band"
+
+    @classmethod
+    def _missing_(cls, value):
+        raise ValueError(f"`preset` must be one of {', '.join(cls)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,15 @@ class Weighting:
             object.__setattr__(
                 self, "band", self.band[0] if len(self.band) == 1 else tuple(self.band)
             )
-        if self.weight < 0:
+        if not self.weight >= 0:  # nor NaN
             raise ValueError(
                 f"`weight` must be >= 0, got {self.weight}; use 0 to switch the regularizer off"
             )
-        if isinstance(self.band, str) or not self.bands or min(self.bands) <= 0:
+        numbers = all(isinstance(band, Real) and band > 0 for band in self.bands)
+        if not self.bands or not numbers:
             raise ValueError(
-                f"`band` must be > 0, got {self.band}; it is a noise level in units of the data"
+                f"`band` must be a number > 0, or a list of one for each channel, got {self.band}; "
+                "it is a noise level in units of the data"
             )
 
     def __str__(self) -> str:

@@ -65,10 +65,10 @@ class LatentTask:
             text = ["" if empty else self.captions[index] for index, empty in rows]
         else:
             text = {
-                key: self._condition(value.to(device), key, dropped, generator)
+                key: self._condition(value.to(device, non_blocking=True), key, dropped, generator)
                 for key, value in batch["text"].items()
             }
-        return mean + std * noise, (text, batch["size"].to(device))
+        return mean + std * noise, (text, batch["size"].to(device, non_blocking=True))
 
     def _condition(self, value: Tensor, key: str, dropped: Tensor, generator) -> Tensor:
         """value: (B, ..., width), one of the text conditions."""
@@ -79,7 +79,7 @@ class LatentTask:
             scale = self.config.caption_noise / value.shape[-1] ** 0.5
             noise = torch.randn(value.shape, generator=generator, device=value.device)
             value = value + (scale * noise).to(value.dtype)
-        empty = self.dataset.empty_text[key].to(value)
+        empty = self.dataset.empty_text[key].to(value, non_blocking=True)
         return torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), empty, value)
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -91,7 +91,7 @@ class LatentTask:
             return self.process.draw_times(batch, generator)
         u = torch.randn(batch, generator=generator, device=generator.device).sigmoid()
         rank = (u * len(times)).long().clamp_max(len(times) - 1)
-        return times.to(generator.device)[rank]
+        return times.to(generator.device, non_blocking=True)[rank]
 
     def denoiser(self, network: nn.Module, conditions: Any) -> Callable[..., Tensor]:
         text, sizes = conditions

@@ -17,6 +17,7 @@ from latent_robust.core import (
     RobustObjective,
     Weighting,
     make_objective,
+    shared_dropout,
 )
 from latent_robust.core.rows import choose_rows, rows_in_turn
 
@@ -348,6 +349,59 @@ def test_branches_share_dropout_masks():
     assert loss.penalty.max() < 100
 
 
+def test_masks_are_new_in_every_step_though_nothing_else_is_drawn():
+    """Noise and perturbations may come from generators of their own."""
+    drop, ones = torch.nn.Dropout(0.5), torch.ones(1000)
+    torch.manual_seed(0)
+    steps = [shared_dropout(drop, ones.device) for _ in range(3)]
+    masks = [[denoise(ones), denoise(ones)] for denoise in steps]
+    assert all(torch.equal(first, second) for first, second in masks)
+    assert not torch.equal(masks[0][0], masks[1][0])
+    assert not torch.equal(masks[1][0], masks[2][0])
+
+
+def test_a_detached_prediction_is_refused():
+    process, network = process_of("epsilon"), Network()
+    sample, t, noise = batch(process)
+    noisy, rows = process.add_noise(sample, noise, t), torch.arange(len(t))
+    penalty = EquivariancePenalty(process)
+    with pytest.raises(ValueError, match="do not detach it"):
+        penalty(lambda x: network(x, t, rows), noisy, t, network(noisy, t, rows).detach())
+    with torch.no_grad():  # to look at it is allowed
+        assert penalty(lambda x: network(x, t, rows), noisy, t, network(noisy, t, rows)) > 0
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_variance_exploding_process_has_the_radius_of_its_variance_preserving_twin(attack):
+    """sigma of EDM goes to 80; the noise that is moved is the same noise."""
+    times = torch.tensor([0.01, 0.5, 5.0, 80.0])
+    exploding = NoiseProcess(lambda t: (torch.ones_like(t), t), "sample", times)
+    preserving = NoiseProcess(
+        lambda t: (1 / (1 + t.square()).sqrt(), t / (1 + t.square()).sqrt()), "sample", times
+    )
+
+    def perturbed(process):
+        alpha, _ = process(times, torch.empty(4, 1))
+
+        def denoise(noisy):
+            return torch.tanh(noisy / alpha.repeat(len(noisy) // 4, 1)) / 2
+
+        noisy = alpha * torch.linspace(-1, 1, 20).view(4, 5)
+        penalty = EquivariancePenalty(process, attack=attack)
+        generator = torch.Generator().manual_seed(0)
+        return penalty.perturb(denoise, noisy, times, generator=generator).noisy / alpha
+
+    # The same but for float32 rounding, of numbers up to a hundred.
+    torch.testing.assert_close(perturbed(exploding), perturbed(preserving), rtol=1e-4, atol=1e-4)
+
+
+def test_names_that_are_none_are_answered_with_those_that_are():
+    with pytest.raises(ValueError, match="paper, normalized, band"):
+        Weighting("bend")
+    with pytest.raises(ValueError, match=r"displacement, gradient, got 'random'; .* robust-random"):
+        make_objective("robust-adversarial", process_of("epsilon"), attack="random")
+
+
 def test_ddp_may_attack_another_handle_of_the_same_network():
     process, network = process_of("epsilon"), Network()
     calls = []
@@ -491,7 +545,17 @@ def test_unknown_objective_lists_the_known_ones():
         make_objective("robust", process_of("epsilon"))
 
 
-@pytest.mark.parametrize("wrong", [{"weight": -1}, {"band": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weight": -1},
+        {"weight": float("nan")},
+        {"band": 0},
+        {"band": float("nan")},
+        {"band": []},
+        {"band": torch.ones(2)},
+    ],
+)
 def test_impossible_weightings_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         Weighting(**wrong)

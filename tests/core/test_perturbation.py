@@ -130,7 +130,12 @@ def test_radius_follows_the_noise_level_and_never_vanishes():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"bias_min": 0.2, "bias_max": 0.1}, {"rho": -1}, {"scale": 0, "bias_min": 0, "bias_max": 0}],
+    [
+        {"bias_min": 0.2, "bias_max": 0.1},
+        {"rho": -1},
+        {"rho": float("nan")},
+        {"scale": 0, "bias_min": 0, "bias_max": 0},
+    ],
 )
 def test_impossible_radii_are_refused(wrong):
     with pytest.raises(ValueError, match=r"got|radius of 0"):
