@@ -168,8 +168,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.bias_min > self.bias_max:
-            raise ValueError(f"bias_min {self.bias_min} is above bias_max {self.bias_max}")
+        self._radius()
         if self.every is None:
             self.every = 2 if 2 * self.fraction <= 1 else 1
         check_share(self.fraction, self.every)
@@ -197,6 +196,9 @@ class TrainConfig(BaseModel):
                 "between batches of different size; use fraction 1, --every so large that a whole "
                 "batch is regularized at a time, or dropout 0"
             )
+
+    def _radius(self) -> RadiusSchedule:
+        return RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max)
 
     def check_bands(self, channels: int) -> None:
         """InputError unless there is one band, or one for each channel."""
@@ -243,7 +245,7 @@ class TrainConfig(BaseModel):
             self.objective,
             process,
             weighting=None if open_still else Weighting(self.weighting, self.weight, self.band),
-            radius=RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max),
+            radius=self._radius(),
             attack=self.attack,
             attack_steps=self.attack_steps,
             fraction=max(self.fraction, min(least, 1 / self.every)),

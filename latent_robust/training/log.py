@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -33,26 +34,29 @@ class RunLog:
         self.samples += samples
 
     def write(self, step: int) -> dict[str, str]:
-        """Writes the means since the last write.  =>  what a progress bar shows."""
-        means = {
-            key: torch.stack([torch.as_tensor(r[key], dtype=torch.float32) for r in self.rows])
-            .mean()
-            .item()
-            for key in self.rows[0]
-        }
+        """Writes the means since the last write, of what is finite: one bad step should not hide
+        the others.  =>  what a progress bar shows."""
+        means: dict[str, float | None] = {}
+        for key in self.rows[0]:
+            values = torch.stack([torch.as_tensor(r[key], dtype=torch.float32) for r in self.rows])
+            mean = values[values.isfinite()].mean().item()
+            means[key] = mean if math.isfinite(mean) else None
         now = time.perf_counter()
         means["samples_per_second"] = self.samples / (now - self.since)
         self.rows, self.samples, self.since = [], 0, now
         if self.accelerator.is_main_process:
             append_row(self.path.parent, {"step": step, **means})
-            self.accelerator.log(means, step=step)
-        shown = {"loss": f"{means['loss']:.4f}", "samples/s": f"{means['samples_per_second']:.0f}"}
-        if "penalty" in means:
-            shown["penalty"] = f"{means['penalty']:.4f}"
-        return shown
+            known = {key: mean for key, mean in means.items() if mean is not None}
+            self.accelerator.log(known, step=step)
+        shown = {key: _short(means[key]) for key in ("loss", "penalty") if key in means}
+        return {**shown, "samples/s": f"{means['samples_per_second']:.0f}"}
 
 
-def append_row(out: Path, row: dict[str, float]) -> None:
+def _short(mean: float | None) -> str:
+    return "not finite" if mean is None else f"{mean:.4f}"
+
+
+def append_row(out: Path, row: dict[str, float | None]) -> None:
     """Add a row, its `step` among it, to the log of the run in `out`."""
     path = out / "log.jsonl"
     with writing(path), open(path, "a", encoding="utf-8") as file:

@@ -181,6 +181,9 @@ class Trainer:
         sample, conditions = self.task.prepare(batch, generator)
         t = self.task.draw_times(len(sample), generator).to(device)
         noise = torch.randn(sample.shape, generator=generator, device=device)
+        levels = self.levels
+        if levels is not None:
+            levels = levels[batch["index"]].to(device, non_blocking=True)
         denoise = self.task.denoiser(self.network, conditions)
         attacked = self.task.denoiser(self.plain_network, conditions)
         if config.compile:
@@ -192,7 +195,7 @@ class Trainer:
             t,
             noise,
             derive_generator(*where, "perturbation", device=device),
-            levels=None if self.levels is None else self.levels[batch["index"]].to(device),
+            levels=levels,
             attacked=attacked,
             regularize=regularize,
             turn=self.step * config.gradient_accumulation + micro,

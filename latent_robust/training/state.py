@@ -50,7 +50,13 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     position = {name: i for i, name in enumerate(trainer.names)}
     state = {position[name]: m for name, m in checkpoint.optimizer["state"].items()}
     trainer.optimizer.optimizer.load_state_dict({**checkpoint.optimizer, "state": state})
-    trainer.schedule.load_state_dict({**checkpoint.trainer["schedule"], "lr_lambdas": [None]})
+    schedule = trainer.schedule
+    schedule.load_state_dict({**checkpoint.trainer["schedule"], "lr_lambdas": [None]})
+    # A run that goes on for longer has other rates than those that were saved.
+    (rate,) = schedule.lr_lambdas
+    schedule._last_lr = [base * rate(schedule.last_epoch) for base in schedule.base_lrs]
+    for group, value in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = value
     if trainer.accelerator.scaler and checkpoint.trainer["scaler"]:
         trainer.accelerator.scaler.load_state_dict(checkpoint.trainer["scaler"])
     trainer.step = checkpoint.trainer["step"]

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from tiny import Points, make_trainer
 from torch import nn
 
@@ -140,6 +142,58 @@ def test_a_device_that_is_not_asked_at_each_step_trains_the_same(tmp_path, caplo
     assert_same_state(*states)
     assert heard[0] == heard[1]
     assert len(heard[0]) == 2
+
+
+def test_one_bad_step_does_not_hide_the_others_from_the_log(tmp_path):
+    trainer = make_trainer(tmp_path, dataset=Points(count=60, bad=[7]), log_every=12)
+    trainer.train()
+    (row,) = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert all(math.isfinite(value) for value in row.values())
+
+
+def test_the_log_is_json_though_nothing_is_finite(tmp_path):
+    with pytest.raises(Diverged):
+        make_trainer(tmp_path, dataset=Points(bad=range(37)), log_every=1).train()
+    refused = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
+    rows = [json.loads(line, **refused) for line in (tmp_path / "log.jsonl").open()]
+    assert len(rows) == MAX_BAD_STEPS - 1
+    assert all(row["loss"] is None for row in rows)
+
+
+def test_samples_of_another_process_are_not_named(tmp_path, monkeypatch, caplog):
+    """Where only its loss is bad, and where it is the gradient of all of them."""
+    trainer = make_trainer(tmp_path, dataset=Points())
+    bad = torch.tensor([1.0, 1.0])
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda value, how: value + bad)
+    trainer.network.train()
+    trainer.train_step(trainer.batches())
+    assert not caplog.records
+    bad[0] = 0
+    trainer.train_step(trainer.batches())
+    assert "skipped" in caplog.records[0].message
+
+
+def test_gradients_that_fp16_cannot_scale_are_the_end(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, steps=100)
+    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.parameters[0].register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(Diverged, match="fp16"):
+        trainer.train()
+    assert 30 < trainer.step < 40  # from 2^16 to less than 2^-16 by halves
+
+
+def test_a_run_that_goes_on_for_longer_has_the_rates_of_the_longer_run(tmp_path):
+    whole = make_trainer(tmp_path / "whole", steps=24)
+    whole.train()
+    make_trainer(tmp_path / "parts", steps=12).train()
+    make_trainer(tmp_path / "parts", steps=24, resume="auto").train()
+
+    def rates(run):
+        rows = map(json.loads, (tmp_path / run / "log.jsonl").open())
+        return [row["learning_rate"] for row in rows][12:]
+
+    assert rates("parts") == rates("whole")
 
 
 def test_a_bad_step_leaves_weights_and_moments_as_they_were(tmp_path):

@@ -54,7 +54,7 @@ def test_contamination_may_be_a_list_in_yaml(tmp_path):
         (["--objective", "robust"], "`objective` = 'robust': should be 'ddpm'"),
         (["--band", "wide"], "`band` = 'wide'"),
         (["--band", "-1"], "must be > 0, or one such for each channel, or 'auto'"),
-        (["--bias-min", "0.5"], "bias_min 0.5 is above bias_max"),
+        (["--bias-min", "0.5"], "need 0 <= bias_min <= bias_max, got 0.5"),
         (["--objective", "ambient"], "needs noise levels"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
         (["--steps"], "expected one argument"),
