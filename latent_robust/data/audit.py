@@ -164,9 +164,6 @@ def audit_samples(
     asked = max(NOISES, key=lambda s: otsu(energies(tried, s).mean(1).log())[1])
     found = energies(torch.ones(count, dtype=torch.bool), asked)
     scores = found.mean(1)
-    if not scores.isfinite().all():
-        raise InputError("the judge's answers are not finite: it has diverged, choose another")
-
     threshold, separation = otsu(scores.log())
     one_group = separation <= TWO_GROUPS
     clean = scores.log() <= threshold
@@ -245,6 +242,8 @@ def _energies(
         prediction = denoise(noisy, t)
         estimate = process.parameterization.to_sample(noisy, prediction.float(), alpha, sigma)
         total += (seen - estimate).square().flatten(2).cpu().double().mean(2)
+    if not total.isfinite().all():
+        raise InputError("the judge's answers are not finite: it has diverged, choose another")
     return (total / DRAWS).clamp_min(LEAST)
 
 

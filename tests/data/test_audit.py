@@ -54,6 +54,21 @@ def test_two_groups_are_told_apart_and_the_noise_is_measured():
     assert found.levels[20:].median() == pytest.approx(0.4, rel=0.03)
 
 
+def test_a_judge_that_is_not_finite_at_some_noise_is_refused():
+    """Also where levels are measured, at more noise than the scores were taken at."""
+    samples = noisy_samples(torch.tensor([0.0] * 20 + [0.3] * 180))
+    denoise = knows_zero(EPSILON)
+
+    def breaks(noisy, t):
+        alpha, sigma = EPSILON(t, noisy)
+        here = (sigma / alpha > 0.5) & (sigma / alpha < 0.7)
+        return torch.where(here, torch.nan, denoise(noisy, t))
+
+    assert 0.5 < 2 * audit(samples).levels[20:].median() < 0.7
+    with pytest.raises(InputError, match="not finite"):
+        audit_samples(lambda indices: (samples[indices], breaks), EPSILON, [range(len(samples))])
+
+
 def test_levels_that_differ_are_ordered_and_measured():
     truth = torch.linspace(0, 0.3, 200)
     found = audit(noisy_samples(truth))
