@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -23,12 +24,15 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import yaml
+
+from latent_robust.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "RESULTS.md"
@@ -75,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         if not options.render:
             failed += bench.run_table(name, options.jobs)
         if results == ROOT / "results":
-            render(name, markdown(table, finished(bench.file(name))))
+            render(name, markdown(table, bench.current(name)))
             if "figure" in table:
                 draw_figure(name, table)
     if options.table == "all":
@@ -128,6 +132,11 @@ class Job:
         )
 
 
+def jobs_of(table: str) -> list[Job]:
+    rows = read_table(table)["rows"]
+    return [Job(table, row, seed) for row in rows for seed in row.get("seeds", [0])]
+
+
 @dataclass(frozen=True)
 class Bench:
     """results: where the numbers go. Runs stay beside numbers that are not the project's own."""
@@ -143,17 +152,22 @@ class Bench:
     def file(self, table: str) -> Path:
         return self.results / f"{table}.json"
 
+    def current(self, name: str) -> dict[tuple[str, int], dict]:
+        """What is finished of a table as it is now; what was made with other settings is named."""
+        have = finished(self.file(name))
+        settings = {(job.row["name"], job.seed): job.settings for job in jobs_of(name)}
+        for (row, seed), entry in have.items():
+            if settings.get((row, seed)) != entry["settings"]:
+                print(f"{name}: left out, as the table has other settings now: {row}, seed {seed}")
+        return {key: e for key, e in have.items() if settings.get(key) == e["settings"]}
+
     def run_table(self, name: str, jobs: int) -> int:
         """Runs what is not there yet, or was made with other settings.  =>  how many failed."""
-        rows, have = read_table(name)["rows"], finished(self.file(name))
+        wanted, have = jobs_of(name), self.current(name)
         if self.quick:
-            rows, have = [{**row, "seeds": [0]} for row in one_of_each_kind(rows)], {}
-        wanted = [Job(name, row, seed) for row in rows for seed in row.get("seeds", [0])]
-        todo = [
-            job
-            for job in wanted
-            if have.get((job.row["name"], job.seed), {}).get("settings") != job.settings
-        ]
+            rows = one_of_each_kind(read_table(name)["rows"])
+            wanted, have = [Job(name, row, 0) for row in rows], {}
+        todo = [job for job in wanted if (job.row["name"], job.seed) not in have]
         bases = {
             job.base.folder: job.base for job in todo if job.base and not self._stands(job.base)
         }
@@ -180,6 +194,10 @@ class Bench:
         return failed
 
     def run(self, job: Job) -> dict | None:
+        with locked(self.runs / job.folder):
+            return self._run(job)
+
+    def _run(self, job: Job) -> dict | None:
         print(f"{job.table}: {job.row['name']}, seed {job.seed}", flush=True)
         out = self.runs / job.folder
         out.mkdir(parents=True, exist_ok=True)
@@ -234,12 +252,21 @@ class Bench:
 
     def record(self, job: Job, saved: dict) -> None:
         file = self.file(job.table)
-        entries = finished(file)
         entry = {"row": job.row["name"], "seed": job.seed, "settings": job.settings, **saved}
-        entries[job.row["name"], job.seed] = entry
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
+        with locked(self.runs / job.table):  # other processes may run other rows
+            entries = finished(file)
+            entries[job.row["name"], job.seed] = entry
+            write_atomically(file, json.dumps(list(entries.values()), indent=1) + "\n")
         print(f"  done: {job.row['name']}, seed {job.seed}", flush=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits for any other process that is at work on this folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def one_of_each_kind(rows: list[dict]) -> list[dict]:
