@@ -10,7 +10,8 @@ are told apart by Otsu's threshold on their logarithm; a score becomes a noise l
 with the lowest scores, to which noise of known strength was added; for each channel apart, since an
 encoder hands on more of a picture's noise in some of its channels than in others. Where the scores
 form one group and the levels do not add up to the noise that the data are known to have, the
-samples that were compared with have what is missing: nothing is clean.
+samples that were compared with have what is missing: nothing is clean. Where they form one group
+and the data are known to have no noise, nothing is noisy.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def audit_samples(
     """look(indices): samples (B, C, ...) and denoise(noisy, t) => prediction, conditions bound;
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
     once); known: root mean square over all samples of the white noise in them, if it is known, as
-    `measure_spectrum` finds it.
+    `measure_spectrum` finds it; 0 if there is none.
 
     InputError if the model's answers are not finite.
 
@@ -170,7 +171,7 @@ def audit_samples(
     if one_group:
         clean = scores <= scores.quantile(CLEANEST)
     levels = torch.zeros(found.shape)
-    if clean.all():
+    if clean.all() or (one_group and known == 0):
         return Audit(scores, levels, asked, separation)
     dirty = ~clean
     cleans = clean.nonzero().flatten()
@@ -199,7 +200,7 @@ def audit_pictures(
     _, channels, size, _ = pictures.sample_tensor(limit=1).shape
     few = pictures.sample_tensor(limit=pictures_to_look_at(size, channels))
     noise = measure_spectrum(few).level
-    known = noise if noise >= CLEAN else None
+    known = noise if noise >= CLEAN else 0.0
     return audit_samples(look, process, [range(len(pictures))], known=known, seed=seed)
 
 

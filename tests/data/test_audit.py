@@ -79,6 +79,14 @@ def test_levels_that_differ_are_ordered_and_measured():
     assert torch.allclose(found.levels[known, 0], truth[known], rtol=0.2, atol=0.02)
 
 
+def test_one_group_without_noise_is_clean():
+    """Some samples are always the strangest; two groups speak for themselves."""
+    strange = torch.linspace(0.1, 0.3, 200)
+    assert not audit(noisy_samples(strange), known=0.0).levels.any()
+    assert audit(noisy_samples(strange)).levels.any()
+    assert audit(noisy_samples(torch.tensor([0.0] * 20 + [0.4] * 180)), known=0.0).levels.any()
+
+
 def test_where_nothing_is_clean_the_known_noise_says_so():
     samples = noisy_samples(torch.full((200,), 0.4))
     assert (audit(samples).levels == 0).any()
