@@ -2,7 +2,7 @@
 """What robustness costs: a robust training step beside a plain one, in one process.
 
     python scripts/benchmark.py            # writes results/benchmark.json and README.md's table
-    python scripts/benchmark.py --cases "pixel U-Net"       # one of them
+    python scripts/benchmark.py --cases "pixel U-Net"       # one of them; likewise --recipes
     python scripts/benchmark.py --rounds 2                  # a look; writes nothing
 
 Each case is a network of one kind and size with the real trainer around it, once for each recipe:
@@ -70,22 +70,28 @@ RECIPES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--recipes", nargs="+", choices=list(RECIPES)[1:], default=list(RECIPES)[1:]
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     return_freed_memory()
     for case in options.cases:
-        found = measure(CASES[case], options.rounds)
+        recipes = ["plain", *options.recipes]
+        # By itself: memory that an earlier case has had would hide what this one takes.
+        found = forked(partial(measure, CASES[case], recipes, options.rounds))
         print(markdown({case: found}), flush=True)
         if options.rounds >= ROUNDS:
-            known = {**json.loads(RESULTS.read_text()), case: found}
+            known = json.loads(RESULTS.read_text())
+            known[case] = {**known.get(case, {}), **found}
             known = {name: known[name] for name in CASES if name in known}
             write_json(RESULTS, known)
             render("benchmark", markdown(known), ROOT / "README.md")
 
 
-def measure(make: Callable[..., Trainer], rounds: int) -> dict:
-    libraries, recipes = forked(peak_bytes), list(RECIPES)
+def measure(make: Callable[..., Trainer], recipes: Sequence[str], rounds: int) -> dict:
+    libraries = forked(peak_bytes)
     with TemporaryDirectory() as out:
         trainers = {name: make(Path(out) / name, **RECIPES[name]) for name in recipes}
         batches = {name: trainer.batches() for name, trainer in trainers.items()}

@@ -102,14 +102,18 @@ class TrainConfig(BaseModel):
         "causes, or by a gradient (FGSM), as in the paper, which costs more",
     )
     attack_steps: int = Field(1, ge=1, description="more than 1: PGD, and its like")
-    fraction: float = Field(
-        0.125, gt=0, le=1, description="share of the samples that is regularized"
+    fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the samples that is regularized (default: a quarter, if it is all by "
+        "robust-random, else an eighth)",
     )
     every: int | None = Field(
         None,
         ge=1,
         description="regularize in every so-manieth batch, so many times as many samples (default: "
-        "2, or 1 where fraction is above a half)",
+        "1, if it is all by robust-random or fraction is above a half, else 2)",
     )
     late_start: float = Field(
         1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"
@@ -169,8 +173,13 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self):
         self._radius()
+        # An attack's own pass is worth being a full one; random perturbations have none, so that
+        # twice as many cost as much (RESULTS.md, What it costs).
+        random = self.forecast_attack == "random"
+        if self.fraction is None:
+            self.fraction = 0.25 if random else 0.125
         if self.every is None:
-            self.every = 2 if 2 * self.fraction <= 1 else 1
+            self.every = 1 if random or 2 * self.fraction > 1 else 2
         check_share(self.fraction, self.every)
         if self.weight == "auto" and self.weighting != "band":
             raise ValueError(f"weighting {self.weighting} needs a number as `weight`, e.g. 0.3")

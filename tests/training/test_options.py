@@ -121,7 +121,7 @@ def test_help_says_no_default_where_there_is_none(capsys):
 def test_the_regularizer_comes_in_every_second_step_at_least(batch, accumulation, fraction):
     """Seldom and heavy does harm: see RESULTS.md, What it costs."""
     config = TrainConfig(
-        objective="robust-random",
+        objective="robust-adversarial",
         weight=3,
         band=0.5,
         batch_size=batch,
@@ -138,6 +138,22 @@ def test_a_setting_that_is_younger_than_a_run_had_its_default(tmp_path):
         compare({"seed": 0}, {**current, "every": 2}, TrainConfig)
     with pytest.raises(InputError, match="attack: 'gradient' in the saved run, 'displacement' now"):
         compare({"seed": 0}, {**current, "attack": "displacement"}, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fraction", "every"),
+    [
+        ({"objective": "robust-adversarial"}, 0.125, 2),
+        ({"objective": "robust-random"}, 0.25, 1),
+        ({"objective": "audited"}, 0.125, 2),
+        ({"objective": "audited", "judge": "robust-random"}, 0.25, 1),
+        ({"objective": "robust-random", "beside": "invariance"}, 0.125, 2),
+        ({"objective": "robust-random", "fraction": 0.125}, 0.125, 1),
+    ],
+)
+def test_random_perturbations_are_cheap_enough_for_twice_as_many(settings, fraction, every):
+    config = TrainConfig(**settings)
+    assert (config.fraction, config.every) == (fraction, every)
 
 
 @pytest.mark.parametrize("fraction, every", [(0.125, 2), (0.5, 2), (0.6, 1), (1.0, 1)])
