@@ -56,7 +56,7 @@ class Weighting:
         numbers = all(isinstance(band, Real) and band > 0 for band in self.bands)
         if not self.bands or not numbers:
             raise ValueError(
-                f"`band` must be a number > 0, or a list of one for each channel, got {self.band}; "
+                f"`band` must be > 0, a number or a list of one for each channel, got {self.band}; "
                 "it is a noise level in units of the data"
             )
 
