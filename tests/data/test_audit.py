@@ -8,7 +8,7 @@ import torch
 
 from latent_robust.core import NoiseProcess
 from latent_robust.data import audit_facts, audit_samples, read_levels
-from latent_robust.data.audit import CLEANEST, TWO_GROUPS, otsu
+from latent_robust.data.audit import CLEANEST, NOISES, TWO_GROUPS, otsu
 from latent_robust.errors import InputError
 
 FLOW = NoiseProcess.flow()
@@ -42,6 +42,18 @@ def test_the_score_is_the_energy_of_what_the_model_cannot_draw(process):
     # float32: x0_hat is a difference of terms of the size of the noise.
     expected = samples.square().mean((1, 2, 3))
     assert torch.allclose(audit(samples, process).scores.float(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "draws"), [(4, 16), (8, 4), (10, 3), (16, 1), (20, 1)])
+def test_a_score_is_of_256_values_of_a_channel_at_least(side, draws):
+    samples, seen = torch.zeros(1, 3, side, side), []
+
+    def denoise(noisy, t):
+        seen.append(noisy)
+        return torch.zeros_like(noisy)
+
+    audit_samples(lambda _: (samples, denoise), EPSILON, [[0]])
+    assert len(seen) == draws * (len(NOISES) + 1)  # each noise is tried, the best one asked again
 
 
 def test_two_groups_are_told_apart_and_the_noise_is_measured():
