@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffusers import (
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -9,7 +11,18 @@ from diffusers import (
     UNet2DModel,
 )
 
+from latent_robust.errors import InputError
+from latent_robust.evaluation.runs import read_runs
+from latent_robust.evaluation.sampling import load_run
+
 from .config import PixelConfig
+
+# The settings that a network and what it has learned go by.
+NATURE = (
+    "size", "channels", "block_out_channels", "layers_per_block", "attention_levels",
+    "attention_head_dim", "norm_groups", "scale_shift", "learned_variance", "parameterization",
+    "noise_steps", "beta_schedule",
+)  # fmt: skip
 
 
 def build_network(config: PixelConfig) -> UNet2DModel:
@@ -31,6 +44,19 @@ def build_network(config: PixelConfig) -> UNet2DModel:
         resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
         dropout=config.dropout,
     )
+
+
+def start_from(network: UNet2DModel, config: PixelConfig, run: Path) -> None:
+    """The averaged weights of a finished run. InputError if it is none, or of another network."""
+    other, _ = load_run(run, "ddim")
+    was, now = read_runs([run])[0].config, config.model_dump(mode="json")
+    differences = [f"{key}: {was.get(key)!r} there" for key in NATURE if was.get(key) != now[key]]
+    if differences:
+        raise InputError(
+            f"the network of {run} is another one ({'; '.join(differences)}): give the same "
+            "settings, or another --init"
+        )
+    network.load_state_dict(other.state_dict())
 
 
 def training_scheduler(config: PixelConfig) -> SchedulerMixin:

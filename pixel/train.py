@@ -41,7 +41,7 @@ from latent_robust.training.run import (
 )
 
 from .config import PixelConfig
-from .network import build_network
+from .network import build_network, start_from
 from .output import Output
 from .task import PixelTask
 
@@ -142,6 +142,10 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     levels = find_levels(output, accelerator) if config.objective in LEVELLED else None
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
+    # What the judge knows of clean pictures need not be learned again.
+    start = out / config.judge if config.objective == "audited" else config.init
+    if start is not None:
+        start_from(task.network, config, start)
     if config.stop_at is None and levels is not None and levels.min() > 0 and not config.drop_noisy:
         # Nothing is trained below the least level: there the network's answers are arbitrary.
         task.stop_at = float(f"{levels.min().item():.3g}")

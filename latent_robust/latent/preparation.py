@@ -128,7 +128,7 @@ def prepare(
         levels = _levels(config, components, pairs)
     cut = components.cut_captions(source.captions)
     if cut:
-        say(f"{len(cut):,} captions are longer than the text encoder reads; their ends are cut")
+        say(f"captions longer than the text encoder reads, which cuts their ends: {len(cut):,}")
 
     training, held = split_held_out(len(pairs), config.held_out, config.seed)
     dataset = _encode(config, components, pairs, out, accelerator, say)

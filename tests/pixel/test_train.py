@@ -208,10 +208,11 @@ def test_an_audited_run_trains_its_judge_first_and_on_what_that_found(train, tmp
     assert [row["index"] for row in rows] == list(range(40))
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["audit"]["flagged"] == sum(row["flagged"] for row in rows) > 0
-    # The finished judge finds the same by itself, and the levels train the same network.
+    # The finished judge finds the same by itself, and these levels train it to the same network.
     assert latent_robust(["audit", "run/ddpm", "--out=again.jsonl"]) == 0
     assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "run/audit.jsonl").read_text()
-    assert train(DIRTY, "--objective=ambient", "--levels=again.jsonl", "--out=ambient") == 0
+    told = ("--objective=ambient", "--levels=again.jsonl", "--init=run/ddpm")
+    assert train(DIRTY, *told, "--out=ambient") == 0
     networks = [
         load_file(tmp_path / run / "unet/diffusion_pytorch_model.safetensors")
         for run in ("run", "ambient")
@@ -248,12 +249,25 @@ def test_noisy_pictures_can_be_left_out_by_the_manifest_or_by_an_audit(
         assert not any(noisy[index] for index in seen)
 
 
-def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
+def test_a_run_starts_from_the_network_of_another(train, finished_run, tmp_path, capsys):
+    start = f"--init={finished_run}"
+    assert train(start, "--learning-rate=1e-30", "--out=run") == 0
+    weights = [
+        load_file(run / "unet/diffusion_pytorch_model.safetensors")
+        for run in (finished_run, tmp_path / "run")
+    ]
+    assert all(torch.allclose(weights[0][k], weights[1][k]) for k in weights[0])
+    assert train(start, "--size=16", "--parameterization=v_prediction", "--out=other") == 2
+    assert "size: 8 there; parameterization: 'epsilon' there" in capsys.readouterr().err
+    assert not (tmp_path / "other/checkpoints").exists()
+
+
+def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path, monkeypatch):
     assert train(DIRTY, "--objective=audited", "--out=run") == 0
     whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
     (tmp_path / "run/metrics.json").unlink()
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
-    shutil.rmtree(tmp_path / "run/robust-adversarial/unet")  # so that no new one could be made
+    monkeypatch.delattr("pixel.train.audit_pictures")  # so that no new one could be made
     assert main(["--resume", "run"]) == 0
     again = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(whole[k], again[k]) for k in whole)
@@ -402,6 +416,7 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
             "leaves no sample",
         ),
         (["--objective=audited", "--judge=base"], "`judge` = 'base'"),
+        (["--init=nowhere"], "has no finished network"),
         (["--size=9"], "divisible by 2"),
         (["--norm-groups=3"], "multiple of norm_groups"),
         (["--dropout=0.1"], "fraction 1"),
