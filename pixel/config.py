@@ -15,6 +15,12 @@ class PixelConfig(TrainConfig):
     """Train a pixel-space diffusion model on pictures that may be dirty."""
 
     objective: ObjectiveName = Field("robust-adversarial", description="what is minimised")
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="of audited: audit and train so many times, each round judged by the network "
+        "of the one before",
+    )
 
     # the pictures
     size: int = Field(8, ge=4, description="pixels a side")
@@ -73,6 +79,10 @@ class PixelConfig(TrainConfig):
     def _number(cls, value: Any) -> Any:
         """The command line gives texts, which are none of the literals."""
         return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    @property
+    def judged_by(self) -> str:
+        return "audited" if self.rounds > 1 else self.judge
 
     @model_validator(mode="after")
     def _fits(self):

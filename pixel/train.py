@@ -143,7 +143,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
     # What the judge knows of clean pictures need not be learned again.
-    start = out / config.judge if config.objective == "audited" else config.init
+    start = out / config.judged_by if config.objective == "audited" else config.init
     if start is not None:
         start_from(task.network, config, start)
     if config.stop_at is None and levels is not None and levels.min() > 0 and not config.drop_noisy:
@@ -170,7 +170,7 @@ def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
     if config.objective == "audited":
 
         def write(file: Path) -> None:
-            look, process = load_judge(out / config.judge, dataset, accelerator.device)
+            look, process = load_judge(out / config.judged_by, dataset, accelerator.device)
             found = audit_pictures(look, process, dataset, seed=config.seed)
             print(f"audit: {found.summary()}")
             found.write(file, dataset.name)

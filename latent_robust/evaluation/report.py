@@ -81,7 +81,9 @@ def metrics_text(runs: Sequence[Path]) -> str:
 
 
 def _row_name(row: Row, runs: Sequence[Run]) -> str:
-    name = row.name if row.series is None else runs[row.series].objective
+    objectives = [run.objective for run in runs]
+    alike = len(set(objectives)) < len(objectives)
+    name = row.name if alike or row.series is None else objectives[row.series]
     return f"{name} ({row.note})" if row.note else name
 
 

@@ -223,6 +223,11 @@ class TrainConfig(BaseModel):
         return REGULARIZED & ({*trained, self.judge} if "audited" in trained else trained)
 
     @property
+    def judged_by(self) -> str:
+        """What the judge of an audited run was trained by; also the name of its directory."""
+        return self.judge
+
+    @property
     def forecast_attack(self) -> str:
         """The attack of all that is regularized, for a forecast of what it does."""
         return "random" if self.regularized == {"robust-random"} else self.attack

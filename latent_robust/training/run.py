@@ -231,14 +231,17 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
     the judge of an audited one; last the run itself, whose report can then show them all.
 
     InputError if an objective does not go with the other settings."""
-    others = [config.beside, config.judge if config.objective == "audited" else None]
+    judge = config.judged_by if config.objective == "audited" else None
     runs = []
-    for objective in dict.fromkeys(others):
-        if objective not in (None, BASE, config.objective):
-            plain = {"objective": objective, "beside": None}
+    for objective in dict.fromkeys([config.beside, judge]):
+        earlier_round = judge == objective == config.objective
+        if earlier_round or objective not in (None, BASE, config.objective):
+            other = {**config.model_dump(), "objective": objective, "beside": None}
+            other["resume"] = config.resume and "auto"
+            if earlier_round:
+                other["rounds"] -= 1
             if objective not in LEVELLED:
-                plain["drop_noisy"] = False
-            other = {**config.model_dump(), **plain, "resume": config.resume and "auto"}
+                other["drop_noisy"] = False
             # An audited one beside has a judge of its own.
             runs += runs_within(validate(type(config), other), out / objective)
     return [*runs, (config, out)]

@@ -222,6 +222,21 @@ def test_an_audited_run_trains_its_judge_first_and_on_what_that_found(train, tmp
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_second_round_is_judged_by_the_first(train, tmp_path, capsys):
+    told = (DIRTY, "--objective=audited", "--judge=ddpm")
+    assert train(*told, "--rounds=2", "--out=run") == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "  " in line]
+    assert rows[-4:] == ["ddpm", "audited", "run", "training"]
+    assert train(*told, "--out=once") == 0
+    networks = [
+        load_file(tmp_path / run / "unet/diffusion_pytorch_model.safetensors")
+        for run in ("run/audited", "once")
+    ]
+    assert all(torch.equal(networks[0][k], networks[1][k]) for k in networks[0])
+    assert latent_robust(["audit", "run/audited", "--out=again.jsonl"]) == 0
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "run/audit.jsonl").read_text()
+
+
 def test_noisy_pictures_can_be_left_out_by_the_manifest_or_by_an_audit(
     train, tmp_path, monkeypatch
 ):
