@@ -28,9 +28,6 @@ class PixelConfig(TrainConfig):
     flip: bool = Field(False, description="mirror half of the pictures at random")
 
     # the network, diffusers' UNet2DModel
-    init: Path | None = Field(
-        None, description="directory of a finished run: start from its averaged network"
-    )
     block_out_channels: tuple[int, ...] = Field((16, 32), description="one per resolution")
     layers_per_block: int = Field(1, ge=1)
     attention_levels: tuple[int, ...] = Field((), description="resolutions with attention, 0-based")

@@ -11,9 +11,8 @@ from diffusers import (
     UNet2DModel,
 )
 
-from latent_robust.errors import InputError
-from latent_robust.evaluation.runs import read_runs
 from latent_robust.evaluation.sampling import load_run
+from latent_robust.training.run import refuse_another
 
 from .config import PixelConfig
 
@@ -49,13 +48,7 @@ def build_network(config: PixelConfig) -> UNet2DModel:
 def start_from(network: UNet2DModel, config: PixelConfig, run: Path) -> None:
     """The averaged weights of a finished run. InputError if it is none, or of another network."""
     other, _ = load_run(run, "ddim")
-    was, now = read_runs([run])[0].config, config.model_dump(mode="json")
-    differences = [f"{key}: {was.get(key)!r} there" for key in NATURE if was.get(key) != now[key]]
-    if differences:
-        raise InputError(
-            f"the network of {run} is another one ({'; '.join(differences)}): give the same "
-            "settings, or another --init"
-        )
+    refuse_another(run, config, NATURE)
     network.load_state_dict(other.state_dict())
 
 

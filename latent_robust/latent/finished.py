@@ -14,16 +14,20 @@ from torch import Tensor
 from latent_robust.data import Audit, ContaminatedPairs, PairSet, audit_samples, open_pairs
 from latent_robust.data.contaminated import spaced
 from latent_robust.errors import InputError
+from latent_robust.training.run import refuse_another
 
 from .cache import Uncached
 from .checkpoint import open_part
 from .components import Components, load_components
 from .config import LatentConfig
-from .lora_files import load_lora
+from .lora_files import load_lora, start_from_lora
 from .modes import evaluation_mode
 from .preparation import comparable, contaminated_pairs
 from .sampling import draw_pictures
 from .task import EncodedPairs
+
+# The settings that what is trained goes by.
+NATURE = ("model", "lora", "rank", "alpha", "targets", "dora", "text_encoder")
 
 
 def draw_from_run(
@@ -60,16 +64,32 @@ def draw_from_run(
 def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bool) -> Components:
     """The run's base model with what the run has learned."""
     components = load_components(config["model"], device=device, offline=offline)
-    name = components.family.network_name
-    learned = run / (LORA_WEIGHT_NAME_SAFE if config["lora"] else name)
-    if not learned.exists():
-        raise InputError(f"{run} has not finished: {learned.name} is missing; resume it first")
+    learned = _learned(run, config["lora"], components)
     if config["lora"]:
         load_lora(components, learned)
     else:
         network = open_part(type(components.network), learned, torch.float32)
-        setattr(components.pipeline, name, network.to(device).eval())
+        setattr(components.pipeline, components.family.network_name, network.to(device).eval())
     return components
+
+
+def start_from(components: Components, config: LatentConfig, run: Path) -> None:
+    """What a finished run has learned, for components that are ready to be trained in the same way.
+    InputError if it has not finished, or has learned something else."""
+    learned = _learned(run, config.lora, components)
+    refuse_another(run, config, NATURE)
+    if config.lora:
+        start_from_lora(components, learned)
+    else:
+        network = open_part(type(components.network), learned, torch.float32)
+        components.network.load_state_dict(network.state_dict())
+
+
+def _learned(run: Path, lora: bool, components: Components) -> Path:
+    file = run / (LORA_WEIGHT_NAME_SAFE if lora else components.family.network_name)
+    if not file.exists():
+        raise InputError(f"{run} has not finished: {file.name} is missing; resume it first")
+    return file
 
 
 def audit_run(

@@ -111,21 +111,38 @@ def load_lora(components: Components, file: str | Path) -> None:
             )
     except (KeyError, RuntimeError, ValueError) as error:
         raise _unfit(file, components, shorten(str(error), 200)) from error
-    loaded = {}
-    for part_name, part in adapted_parts(components).items():
+    for part in adapted_parts(components).values():
         for name, parameter in part.named_parameters():
             parameter.requires_grad_(f".{ADAPTER}" in name)
         cast_training_params(part)
-        tensors = _adapter_tensors(part)
-        loaded |= {f"{part_name}.{name}": value for name, value in tensors.items()}
-    # Libraries only warn of what is missing or left over, and begin with random values.
-    if stray := sorted(loaded.keys() ^ stored.keys()):
-        owner = "file" if stray[0] in stored else "model"
-        raise _unfit(file, components, f"only the {owner} has {stray[0]!r}")
+    loaded = _tensors(components, file, stored)
     for name, value in loaded.items():
         if not torch.allclose(value, stored[name].to(value), rtol=0.01, atol=1e-7):
             raise _unfit(file, components, f"{name!r} was not read as it is stored")
         value.copy_(stored[name])  # until here it was rounded to the dtype of the model
+
+
+def start_from_lora(components: Components, file: Path) -> None:
+    """The values of a file for the adapters of `add_lora`, which must be of the same kind."""
+    _check_readable(file)
+    with quiet_libraries():
+        stored = _read(components, file)
+    for name, value in _tensors(components, file, stored).items():
+        value.copy_(stored[name])
+
+
+def _tensors(components: Components, file: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters' own, by their names. InputError if those of the file have other names:
+    libraries only warn of what is missing or left over, and begin with random values."""
+    tensors = {
+        f"{part_name}.{name}": value
+        for part_name, part in adapted_parts(components).items()
+        for name, value in _adapter_tensors(part).items()
+    }
+    if stray := sorted(tensors.keys() ^ stored.keys()):
+        owner = "file" if stray[0] in stored else "model"
+        raise _unfit(file, components, f"only the {owner} has {stray[0]!r}")
+    return tensors
 
 
 def _adapter_tensors(part: nn.Module) -> dict[str, Tensor]:

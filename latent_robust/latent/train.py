@@ -36,7 +36,7 @@ from latent_robust.training.run import (
 
 from .components import Components, load_components
 from .config import LatentConfig
-from .finished import audit_pairs, load_finished
+from .finished import audit_pairs, load_finished, start_from
 from .full import unfreeze_network
 from .lora import adapted_layers, add_lora
 from .memory import remembered_memory, require_memory
@@ -148,17 +148,20 @@ def make_trainable(config: LatentConfig, components: Components) -> None:
     if config.gradient_checkpointing:
         components.network.enable_gradient_checkpointing()
     if config.full:
-        return unfreeze_network(components)
-    return add_lora(
-        components,
-        rank=config.rank,
-        alpha=config.alpha,
-        dropout=config.dropout,
-        targets=config.targets,
-        dora=config.dora,
-        text_encoder=config.text_encoder,
-        seed=config.seed,
-    )
+        unfreeze_network(components)
+    else:
+        add_lora(
+            components,
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            targets=config.targets,
+            dora=config.dora,
+            text_encoder=config.text_encoder,
+            seed=config.seed,
+        )
+    if config.init is not None:
+        start_from(components, config, config.init)
 
 
 def check_memory(
@@ -229,6 +232,8 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
                 device=str(accelerator.device),
                 offline=config.offline,
             )
+        elif config.init is not None:
+            judge = output.make_components()
         captions = prepared.captions if config.text_encoder else None
         found = audit_pairs(judge, prepared.dataset, captions, seed=config.seed)
         print(f"audit: {found.summary()}")

@@ -78,6 +78,9 @@ class TrainConfig(BaseModel):
         "robust-adversarial",
         description="trained first, for audited: the model that audits the data",
     )
+    init: Path | None = Field(
+        None, description="directory of a finished run: start from what it has learned"
+    )
     beside: ObjectiveName | None = Field(
         None, description="also train this objective, same budget, for comparison in the report"
     )

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,19 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
             # An audited one beside has a judge of its own.
             runs += runs_within(validate(type(config), other), out / objective)
     return [*runs, (config, out)]
+
+
+def refuse_another(run: Path, config: Config, names: Sequence[str]) -> None:
+    """InputError if the run has other settings of these `names` than `config`, whose network can
+    therefore not start from the run's."""
+    saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    now = config.model_dump(mode="json")
+    other = [f"{name}: {saved.get(name)!r} there" for name in names if saved.get(name) != now[name]]
+    if other:
+        raise InputError(
+            f"training cannot start from {run} ({'; '.join(other)}): give the same settings, or "
+            "another --init"
+        )
 
 
 def made_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path:

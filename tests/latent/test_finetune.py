@@ -486,6 +486,44 @@ def test_the_base_model_audits_without_being_trained(finetune, tmp_path):
     assert not list((tmp_path / "run").glob("*/config.yaml"))  # nothing else was trained
 
 
+STILL = ("--learning-rate=1e-30", "--objective=ddpm", *UNDRAWN)
+
+
+@pytest.mark.usefixtures("unverified")
+@pytest.mark.parametrize(
+    ("how", "file"),
+    [("--lora", LORA[0]), ("--full", "unet/diffusion_pytorch_model.safetensors")],
+)
+def test_a_run_starts_from_what_another_has_learned(finetune, tmp_path, how, file):
+    assert finetune(how, *UNDRAWN, "--objective=ddpm", "--out=first") == 0
+    assert finetune(how, *STILL, "--init=first", "--out=second") == 0
+    first, second = (load_file(tmp_path / run / file) for run in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[name], second[name]) for name in first)
+    if how == "--lora":
+        assert any(
+            value.any() for name, value in second.items() if "lora.up" in name or "lora_B" in name
+        )
+
+
+@pytest.mark.usefixtures("unverified")
+def test_the_base_audits_whatever_training_starts_from(finetune, finished_run, tmp_path):
+    told = ("--lora", "--objective=audited", *DIRTY, *UNDRAWN)
+    assert finetune(*told, "--out=base") == 0
+    assert finetune(*told, f"--init={finished_run}", "--out=started") == 0
+    texts = [(tmp_path / run / "audit.jsonl").read_text() for run in ("base", "started")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_start_that_does_not_fit_is_refused(finetune, finished_run, capsys):
+    start = f"--init={finished_run}"
+    assert finetune("--lora", start, "--rank=2", *UNDRAWN, "--out=other") == 2
+    assert "rank: 16 there" in capsys.readouterr().err
+    assert finetune("--full", start, *UNDRAWN, "--out=other") == 2
+    assert "unet is missing" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("unverified")
 def test_a_trained_judge_audits_as_it_does_by_itself(finetune, tmp_path):
     settings = ("--objective=audited", "--judge=ddpm", "--text-encoder", *DIRTY, *UNDRAWN)
