@@ -9,7 +9,8 @@ A table is configs/tables/NAME.yaml: settings that all rows share, and rows of a
 settings of their own. Each (row, seed) is one run of one thread, of `train-pixel` or of the command
 that the table names; --jobs of them run at a time. A row with `of: TABLE/ROW` trains nothing: it
 draws from that row's runs with the sampler's options that it gives. A run that was stopped is
-resumed, a finished one is kept: results/NAME.json. `all` runs the toys of geometry.py as well.
+resumed, a finished one is kept: results/NAME.json. One with `init: TABLE/ROW` starts from what that
+row's run of the same seed has learned. `all` runs the toys of geometry.py as well.
 """
 
 from __future__ import annotations
@@ -122,11 +123,16 @@ class Job:
         return f"{self.table}/{slug}-seed{self.seed}"
 
     @property
+    def trains(self) -> bool:
+        return "of" not in self.row
+
+    @property
     def base(self) -> Job | None:
-        """The run that it draws from, where it is none itself."""
-        if "of" not in self.row:
+        """The run that it draws from, where it is none itself, or starts from."""
+        where = self.row.get("of") or self.row.get("init")
+        if where is None:
             return None
-        table, _, name = self.row["of"].partition("/")
+        table, _, name = where.partition("/")
         return Job(
             table, next(r for r in read_table(table)["rows"] if r["name"] == name), self.seed
         )
@@ -201,11 +207,11 @@ class Bench:
         print(f"{job.table}: {job.row['name']}, seed {job.seed}", flush=True)
         out = self.runs / job.folder
         out.mkdir(parents=True, exist_ok=True)
-        if job.base is not None:
-            base = self.runs / job.base.folder
-            if not self._stands(job.base):
-                print(f"  {job.base.folder} is not there to draw from", flush=True)
-                return None
+        base = job.base and self.runs / job.base.folder
+        if base and not self._stands(job.base):
+            print(f"  {job.base.folder} is not there to draw or start from", flush=True)
+            return None
+        if not job.trains:
             config = yaml.safe_load((base / "config.yaml").read_text())
             own = {k: v for k, v in job.settings.items() if k not in ("of", "base")}
             options = {"samples": config["samples"], **own, "seed": job.seed}
@@ -217,7 +223,12 @@ class Bench:
         else:
             command = read_table(job.table).get("command", "train-pixel")
             settings = {**job.settings, **(QUICK[command] if self.quick else {})}
-            file, text = out / "settings.yaml", yaml.safe_dump(settings)
+            if base:
+                settings.update(init=str(base))
+            file = out / "settings.yaml"
+            text = yaml.safe_dump({k: v for k, v in settings.items() if k != "base"})
+            if base:
+                text += f"# There: {json.dumps(job.base.settings)}\n"
             if file.exists() and file.read_text() != text:
                 self._set_aside(out)
             file.write_text(text)
@@ -228,7 +239,7 @@ class Bench:
             print(f"  failed with exit code {code}, see {out / 'output.txt'}", flush=True)
             return None
         saved = json.loads((out / "metrics.json").read_text())
-        return saved if job.base is None else {"metrics": saved}
+        return saved if job.trains else {"metrics": saved}
 
     def _set_aside(self, out: Path) -> None:
         """A run with other settings must neither be resumed nor taken for this one."""
