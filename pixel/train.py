@@ -35,8 +35,10 @@ from latent_robust.training.run import (
     is_finished,
     made_once,
     runs_within,
+    saved_options,
     say_how_to_go_on,
     start_accelerator,
+    starts_afresh,
     write_config,
 )
 
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     config = configure(argv)
-    corruptions = parse_contamination(config.contamination_specs)
+    parse_contamination(config.contamination_specs)
     if config.dry_run:
         return _dry_run(config)
     kind = config.data.partition(":")[0].strip("./").replace("/", "-")
@@ -73,6 +75,7 @@ def _main(argv: list[str]) -> int:
         max_bad_fraction=config.max_bad_fraction,
         offline=config.offline,
     )
+    corruptions = parse_contamination(config.contamination_specs)
     dataset = ContaminatedPictures(pictures, corruptions, config.seed)
     dataset.materialize()
     config = config.model_copy(update=resolve_weighting(config, dataset, accelerator))
@@ -96,6 +99,7 @@ def _main(argv: list[str]) -> int:
 
 
 def configure(argv: list[str]) -> PixelConfig:
+    argv = [*saved_options(argv), *argv]
     told = any(word.startswith(("--config", "--data", "--contamination")) for word in argv)
     return parse_options(PixelConfig, argv if told else [*DEMO, *argv], prog="train-pixel")
 
@@ -144,7 +148,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
     # What the judge knows of clean pictures need not be learned again.
     start = out / config.judged_by if config.objective == "audited" else config.init
-    if start is not None:
+    if start is not None and starts_afresh(config, out):
         start_from(task.network, config, start)
     if config.stop_at is None and levels is not None and levels.min() > 0 and not config.drop_noisy:
         # Nothing is trained below the least level: there the network's answers are arbitrary.

@@ -31,6 +31,7 @@ from latent_robust.training.run import (
     saved_options,
     say_how_to_go_on,
     start_accelerator,
+    starts_afresh,
     write_config,
 )
 
@@ -91,6 +92,8 @@ def _main(argv: list[str]) -> int:
     for number, run in enumerate(runs):
         trained = components if number == 0 else make_components()
         make_trainable(config, trained)
+        if config.init is not None and starts_afresh(*run):
+            start_from(trained, config, config.init)
         if number == 0:
             check_memory([config for config, _ in runs], trained, prepared, accelerator, out)
         output = LatentOutput(*run, trained, prepared, judges, accelerator, make_components)
@@ -160,8 +163,6 @@ def make_trainable(config: LatentConfig, components: Components) -> None:
             text_encoder=config.text_encoder,
             seed=config.seed,
         )
-    if config.init is not None:
-        start_from(components, config, config.init)
 
 
 def check_memory(

@@ -282,6 +282,14 @@ def binding(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in FREE | unused}
 
 
+def starts_afresh(config: TrainConfig, out: Path) -> bool:
+    """Whether there is nothing to resume from, so that training starts where `init` says."""
+    if config.resume is None:
+        return True
+    path = out if config.resume == "auto" else Path(config.resume)
+    return not (path / "manifest.json").exists() and load_latest(path / "checkpoints") is None
+
+
 def resume(trainer: Trainer, wanted: str | None, out: Path) -> None:
     """wanted: None, "auto" (newest valid checkpoint of `out`, or a fresh start when there is
     none), a run directory or a checkpoint. InputError when there is nothing there."""

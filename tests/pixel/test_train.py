@@ -265,7 +265,8 @@ def test_noisy_pictures_can_be_left_out_by_the_manifest_or_by_an_audit(
 
 
 def test_a_run_starts_from_the_network_of_another(train, finished_run, tmp_path, capsys):
-    start = f"--init={finished_run}"
+    shutil.copytree(finished_run, tmp_path / "first")
+    start = "--init=first"
     assert train(start, "--learning-rate=1e-30", "--out=run") == 0
     weights = [
         load_file(run / "unet/diffusion_pytorch_model.safetensors")
@@ -275,14 +276,19 @@ def test_a_run_starts_from_the_network_of_another(train, finished_run, tmp_path,
     assert train(start, "--size=16", "--parameterization=v_prediction", "--out=other") == 2
     assert "size: 8 there; parameterization: 'epsilon' there" in capsys.readouterr().err
     assert not (tmp_path / "other/checkpoints").exists()
+    # Once it has begun it needs the other no more.
+    shutil.rmtree(tmp_path / "first")
+    assert main(["--resume", "run", "--steps=5"]) == 0
+    assert main(["--resume", "--out=run", "--steps=6"]) == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["steps"] == 6
 
 
-def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path, monkeypatch):
+def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
     assert train(DIRTY, "--objective=audited", "--out=run") == 0
     whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
     (tmp_path / "run/metrics.json").unlink()
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
-    monkeypatch.delattr("pixel.train.audit_pictures")  # so that no new one could be made
+    shutil.rmtree(tmp_path / "run/robust-adversarial/unet")  # so that no new one could be made
     assert main(["--resume", "run"]) == 0
     again = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(whole[k], again[k]) for k in whole)
