@@ -35,10 +35,10 @@ from latent_robust.training.run import (
     is_finished,
     made_once,
     runs_within,
+    saved,
     saved_options,
     say_how_to_go_on,
     start_accelerator,
-    starts_afresh,
     write_config,
 )
 
@@ -148,7 +148,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
     # What the judge knows of clean pictures need not be learned again.
     start = out / config.judged_by if config.objective == "audited" else config.init
-    if start is not None and starts_afresh(config, out):
+    if start is not None and saved(config.resume, out) is None:
         start_from(task.network, config, start)
     if config.stop_at is None and levels is not None and levels.min() > 0 and not config.drop_noisy:
         # Nothing is trained below the least level: there the network's answers are arbitrary.

@@ -81,9 +81,9 @@ def metrics_text(runs: Sequence[Path]) -> str:
 
 
 def _row_name(row: Row, runs: Sequence[Run]) -> str:
-    objectives = [run.objective for run in runs]
-    alike = len(set(objectives)) < len(objectives)
-    name = row.name if alike or row.series is None else objectives[row.series]
+    # `read_runs` has named several by their objectives, if these tell them apart.
+    alone = len(runs) == 1 and row.series is not None
+    name = runs[0].objective if alone else row.name
     return f"{name} ({row.note})" if row.note else name
 
 

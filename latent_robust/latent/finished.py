@@ -75,14 +75,21 @@ def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bo
 
 def start_from(components: Components, config: LatentConfig, run: Path) -> None:
     """What a finished run has learned, for components that are ready to be trained in the same way.
-    InputError if it has not finished, or has learned something else."""
-    learned = _learned(run, config.lora, components)
-    refuse_another(run, config, NATURE)
+    InputError as `fitting`."""
+    learned = fitting(components, config, run)
     if config.lora:
         start_from_lora(components, learned)
     else:
         network = open_part(type(components.network), learned, torch.float32)
         components.network.load_state_dict(network.state_dict())
+
+
+def fitting(components: Components, config: LatentConfig, run: Path) -> Path:
+    """=>  the file or folder of what a run has learned. InputError if it has not finished, or has
+    learned something else than `config` trains."""
+    learned = _learned(run, config.lora, components)
+    refuse_another(run, config, NATURE)
+    return learned
 
 
 def _learned(run: Path, lora: bool, components: Components) -> Path:

@@ -28,16 +28,16 @@ from latent_robust.training.run import (
     is_finished,
     made_once,
     runs_within,
+    saved,
     saved_options,
     say_how_to_go_on,
     start_accelerator,
-    starts_afresh,
     write_config,
 )
 
 from .components import Components, load_components
 from .config import LatentConfig
-from .finished import audit_pairs, load_finished, start_from
+from .finished import audit_pairs, fitting, load_finished, start_from
 from .full import unfreeze_network
 from .lora import adapted_layers, add_lora
 from .memory import remembered_memory, require_memory
@@ -82,6 +82,9 @@ def _main(argv: list[str]) -> int:
     components = make_components()
     if config.lora:
         adapted_layers(components, config.targets)  # a wrong name must not cost the encoding
+    afresh = [config.init and saved(part.resume, folder) is None for part, folder in runs]
+    if any(afresh):
+        fitting(components, config, config.init)  # nor must a start that does not fit
     config.check_bands(components.vae.config.latent_channels)
     resolution = config.resolution or native_resolution(components)
     config = config.model_copy(update={"resolution": resolution})
@@ -92,7 +95,7 @@ def _main(argv: list[str]) -> int:
     for number, run in enumerate(runs):
         trained = components if number == 0 else make_components()
         make_trainable(config, trained)
-        if config.init is not None and starts_afresh(*run):
+        if afresh[number]:
             start_from(trained, config, config.init)
         if number == 0:
             check_memory([config for config, _ in runs], trained, prepared, accelerator, out)

@@ -23,11 +23,11 @@ from latent_robust.core import LEVELLED, REGULARIZED
 from latent_robust.errors import InputError
 from latent_robust.files import write_atomically
 
-from .checkpoint import load_checkpoint, load_latest, set_aside_later
+from .checkpoint import Checkpoint, load_checkpoint, load_latest, set_aside_later
 from .config import TrainConfig
 from .loop import Trainer
 from .options import Config, parse_options, peek, validate
-from .state import compare, restore
+from .state import compare, differences, restore
 
 # Settings that may differ between a run and its continuation; everything else must agree.
 FREE = {
@@ -250,13 +250,14 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
 def refuse_another(run: Path, config: Config, names: Sequence[str]) -> None:
     """InputError if the run has other settings of these `names` than `config`, whose network can
     therefore not start from the run's."""
-    saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    now = config.model_dump(mode="json")
-    other = [f"{name}: {saved.get(name)!r} there" for name in names if saved.get(name) != now[name]]
-    if other:
+    there = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    here = config.model_dump(mode="json")
+    there, here = ({name: s[name] for name in names if name in s} for s in (there, here))
+    found = {name: was for name, was, _ in differences(there, here, type(config))}
+    if found:
+        other = "; ".join(f"{name}: {found[name]!r} there" for name in names if name in found)
         raise InputError(
-            f"training cannot start from {run} ({'; '.join(other)}): give the same settings, or "
-            "another --init"
+            f"training cannot start from {run} ({other}): give the same settings, or another --init"
         )
 
 
@@ -282,27 +283,29 @@ def binding(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in FREE | unused}
 
 
-def starts_afresh(config: TrainConfig, out: Path) -> bool:
-    """Whether there is nothing to resume from, so that training starts where `init` says."""
-    if config.resume is None:
-        return True
-    path = out if config.resume == "auto" else Path(config.resume)
-    return not (path / "manifest.json").exists() and load_latest(path / "checkpoints") is None
+def saved(wanted: str | None, out: Path) -> Checkpoint | None:
+    """What a run in `out` goes on from, if there is anything. wanted: None, "auto" (newest valid
+    checkpoint of `out`), a run directory or a checkpoint."""
+    if wanted is None:
+        return None
+    path = out if wanted == "auto" else Path(wanted)
+    if (path / "manifest.json").exists():
+        return load_checkpoint(path)
+    found = load_latest(path / "checkpoints")
+    return None if found is None else found[0]
 
 
 def resume(trainer: Trainer, wanted: str | None, out: Path) -> None:
-    """wanted: None, "auto" (newest valid checkpoint of `out`, or a fresh start when there is
-    none), a run directory or a checkpoint. InputError when there is nothing there."""
+    """wanted: as for `saved`; where there is nothing, "auto" is a fresh start, and all else an
+    InputError."""
     if wanted is None:
         return
-    path = out if wanted == "auto" else Path(wanted)
-    if (path / "manifest.json").exists():
-        restore(trainer, load_checkpoint(path))
-    elif (found := load_latest(path / "checkpoints")) is not None:
-        restore(trainer, found[0])
-    elif path.resolve() != out.resolve():  # which may have stopped before its first checkpoint
-        raise InputError(f"--resume {path} holds no valid checkpoint")
-    elif (out / "metrics.json").exists():
+    checkpoint = saved(wanted, out)
+    if checkpoint is not None:
+        restore(trainer, checkpoint)
+    elif wanted != "auto" and Path(wanted).resolve() != out.resolve():
+        raise InputError(f"--resume {wanted} holds no valid checkpoint")
+    elif (out / "metrics.json").exists():  # else it may have stopped before its first checkpoint
         raise InputError(
             f"{out} is finished and its checkpoints are gone: it would be trained anew. Measure it "
             "with `latent-robust evaluate`, or take another --out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel
@@ -81,7 +81,21 @@ BEFORE = {"attack": "gradient", "every": 1}
 
 
 def compare(saved: dict, current: dict, config_class: type[BaseModel]) -> None:
-    """Raises InputError that lists the differences, if there are any.
+    """Raises InputError that lists the differences, if there are any."""
+    if found := differences(saved, current, config_class):
+        raise InputError(
+            "what was saved belongs to a different run:\n"
+            + "\n".join(
+                f"  {key}: {was!r} in the saved run, {now!r} now" for key, was, now in found
+            )
+            + "\nUse the same settings and data, or start a new run with another --out"
+        )
+
+
+def differences(
+    saved: dict, current: dict, config_class: type[BaseModel]
+) -> list[tuple[str, Any, Any]]:
+    """=>  name, value in the saved run, value now, of the settings that differ.
 
     A setting that is younger than what was saved had its default then, or what stood for it."""
     younger = {
@@ -91,14 +105,8 @@ def compare(saved: dict, current: dict, config_class: type[BaseModel]) -> None:
     }
     younger.update({name: was for name, was in BEFORE.items() if name in younger})
     saved = {**to_jsonable_python(younger), **saved}
-    differences = [
-        f"  {key}: {saved.get(key)!r} in the saved run, {current.get(key)!r} now"
+    return [
+        (key, saved.get(key), current.get(key))
         for key in sorted({*saved, *current})
         if saved.get(key) != current.get(key)
     ]
-    if differences:
-        raise InputError(
-            "what was saved belongs to a different run:\n"
-            + "\n".join(differences)
-            + "\nUse the same settings and data, or start a new run with another --out"
-        )
