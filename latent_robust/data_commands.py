@@ -112,13 +112,9 @@ def add_max_bad_fraction(parser: argparse.ArgumentParser) -> None:
 
 
 def _contaminate(options: argparse.Namespace) -> int:
-    from .data import (
-        contaminate_folder,
-        parse_contamination,
-        split_contamination,
-    )
+    from .data import contaminate_folder, parse_contamination
 
-    corruptions = parse_contamination(split_contamination(options.contamination))
+    corruptions = parse_contamination(options.contamination)
     if options.pairs:
         return _contaminate_pairs(options, corruptions)
     if options.size is None:
@@ -202,9 +198,9 @@ def _weighting(text: str) -> Weighting:
 
 
 def _recommend(options: argparse.Namespace) -> int:
-    from .data import parse_contamination, split_contamination
+    from .data import parse_contamination
 
-    corruptions = parse_contamination(split_contamination(options.contamination))
+    corruptions = parse_contamination(options.contamination)
     options.objective = (
         options.objective or f"robust-{'random' if options.pairs else 'adversarial'}"
     )

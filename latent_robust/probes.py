@@ -168,12 +168,7 @@ def pictures_of(
     run: Run, offline: bool, data: str | None = None, limit: int | None = None
 ) -> ContaminatedPictures:
     """The run's data as it contaminated them, or other `data` left as they are."""
-    from .data import (
-        ContaminatedPictures,
-        open_pictures,
-        parse_contamination,
-        split_contamination,
-    )
+    from .data import ContaminatedPictures, open_pictures, parse_contamination
 
     config = run.config
     pictures = open_pictures(
@@ -184,8 +179,8 @@ def pictures_of(
         max_bad_fraction=1.0,  # what was refused is known since the run
         offline=offline,
     )
-    specs = [] if data else split_contamination(config["contamination"])
-    return ContaminatedPictures(pictures, parse_contamination(specs), config["seed"])
+    corruptions = parse_contamination("none" if data else config["contamination"])
+    return ContaminatedPictures(pictures, corruptions, config["seed"])
 
 
 def audit_pixel_run(

@@ -48,7 +48,7 @@ from .output import Output
 from .task import PixelTask
 
 # What `train-pixel` does when it is not told what to train on.
-DEMO = ["--contamination", "gaussian:fraction=0.9,sigma=0.2", "--beside", "ddpm"]
+DEMO = {"contamination": "gaussian:fraction=0.9,sigma=0.2", "beside": "ddpm"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     config = configure(argv)
-    parse_contamination(config.contamination_specs)
+    parse_contamination(config.contamination)
     if config.dry_run:
         return _dry_run(config)
     kind = config.data.partition(":")[0].strip("./").replace("/", "-")
@@ -75,7 +75,7 @@ def _main(argv: list[str]) -> int:
         max_bad_fraction=config.max_bad_fraction,
         offline=config.offline,
     )
-    corruptions = parse_contamination(config.contamination_specs)
+    corruptions = parse_contamination(config.contamination)
     dataset = ContaminatedPictures(pictures, corruptions, config.seed)
     dataset.materialize()
     config = config.model_copy(update=resolve_weighting(config, dataset, accelerator))
@@ -101,7 +101,7 @@ def _main(argv: list[str]) -> int:
 def configure(argv: list[str]) -> PixelConfig:
     argv = [*saved_options(argv), *argv]
     told = any(word.startswith(("--config", "--data", "--contamination")) for word in argv)
-    return parse_options(PixelConfig, argv if told else [*DEMO, *argv], prog="train-pixel")
+    return parse_options(PixelConfig, argv, prog="train-pixel", values={} if told else DEMO)
 
 
 def resolve_weighting(

@@ -27,7 +27,6 @@ _MODULES = {
     "pictures_to_look_at": "spectrum",
     "read_levels": "levels",
     "recommend": "spectrum",
-    "split_contamination": "contamination_spec",
 }
 
 __all__ = sorted(_MODULES)

@@ -14,20 +14,17 @@ from .corruptions import CORRUPTIONS, Corruption
 _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
 
-def split_contamination(text: str) -> list[str]:
-    """`none`, or specs separated by semicolons, as options and YAML have them."""
-    specs = [] if text == "none" else text.split(";")
-    return [spec.strip() for spec in specs if spec.strip()]
-
-
-def parse_contamination(specs: Sequence[str | dict[str, Any]]) -> list[Corruption]:
+def parse_contamination(specs: str | Sequence[str | dict[str, Any]]) -> list[Corruption]:
     """`gaussian:fraction=0.9,sigma=0.2`, `gaussian:fraction=0.9,sigma=0.0-0.3`, or a dict
     {"kind": "gaussian", "fraction": 0.9, "sigma": [0.0, 0.3]}; applied in the order of the list.
+    Or all in one text, as options and YAML have it: separated by semicolons, or `none`.
 
     Raises InputError for an unknown kind or parameter, and for what the corruption refuses.
     """
-    if isinstance(specs, (str, dict)):
+    if isinstance(specs, dict):
         raise InputError(f"contamination must be a list, got {specs!r}")
+    if isinstance(specs, str):
+        specs = [] if specs == "none" else filter(None, map(str.strip, specs.split(";")))
     return [_build(_from_text(spec) if isinstance(spec, str) else spec) for spec in specs]
 
 

@@ -106,7 +106,7 @@ def audit_run(
     components = load_finished(run, config, device=device, offline=offline)
     settings = LatentConfig.model_validate({**config, "offline": offline})
     pairs = contaminated_pairs(
-        settings, components, _pairs(config, offline, config["data"]), settings.contamination_specs
+        settings, components, _pairs(config, offline, config["data"]), settings.contamination
     )
     captions = [pairs.caption(index) for index in range(len(pairs))]
     found = audit_pairs(

@@ -105,7 +105,7 @@ def prepare(
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             print(f"{what}: {shown}", file=sys.stderr)
     contaminate = partial(contaminated_pairs, config, components)
-    pairs = contaminate(source, config.contamination_specs)
+    pairs = contaminate(source, config.contamination)
     truth = None if config.reference is None else _open(config, config.reference, known)
     if truth is None and pairs.corruptions:
         truth = source
@@ -153,9 +153,7 @@ def prepare(
         validation_captions=_captions(pairs if config.reference is None else clean),
         truth=None if truth is None else contaminate(truth, [], buckets=False),
         # What is expensive, poison and outliers, is not made twice where it is the same.
-        seen=contaminate(source, config.contamination_specs, buckets=False)
-        if config.buckets
-        else pairs,
+        seen=contaminate(source, config.contamination, buckets=False) if config.buckets else pairs,
         prompts=Prompts(list(prompts), fixed=not config.text_encoder),
         measured=Prompts([captions[i] for i in drawn], fixed=not config.text_encoder),
         scenes=_scenes(truth or source, drawn),
@@ -179,7 +177,7 @@ def contaminated_pairs(
     config: LatentConfig,
     components: Components,
     pairs: PairSet,
-    specs: list[str],
+    specs: str | list[str],
     *,
     buckets: bool | None = None,
 ) -> ContaminatedPairs:

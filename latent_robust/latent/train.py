@@ -50,15 +50,22 @@ PROG = "finetune-latent"
 SAVES_MEMORY = "--low-memory, or a smaller --batch-size or --resolution"
 
 # What `finetune-latent --lora` does when it is not told what to train on.
-DEMO = [
-    *("--contamination", "gaussian:fraction=0.9,sigma=0.2"),
-    *("--objective", "audited", "--beside", "ddpm"),
-    *("--limit", "2000", "--held-out", "0.02", "--samples", "256", "--guidance", "3"),
-    *("--rank", "32", "--targets", '["attention", "mlp", "conv1", "conv2"]'),
-    *("--steps", "1000", "--batch-size", "16", "--learning-rate", "3e-3"),
+DEMO = {
+    "contamination": "gaussian:fraction=0.9,sigma=0.2",
+    "objective": "audited",
+    "beside": "ddpm",
+    "limit": 2000,
+    "held_out": 0.02,
+    "samples": 256,
+    "guidance": 3.0,
+    "rank": 32,
+    "targets": ["attention", "mlp", "conv1", "conv2"],
+    "batch_size": 16,
+    "learning_rate": 3e-3,
     # A new shape is learned at the noise where shapes are decided.
-    *("--time-sampling", "logit-normal", "--checkpoint-every", "500"),
-]
+    "time_sampling": "logit-normal",
+    "checkpoint_every": 500,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     config = configure(argv)
-    parse_contamination(config.contamination_specs)
+    parse_contamination(config.contamination)
     if config.dry_run:
         return _dry_run(config)
     out = choose_directory(config, f"{Path(config.model).stem}-{config.objective}")
@@ -118,7 +125,7 @@ def configure(argv: list[str]) -> LatentConfig:
     argv = [*saved_options(argv), *argv]
     told = ("--config", "--model", "--data", "--contamination")
     demo = not any(word.startswith(told) for word in argv)
-    return parse_options(LatentConfig, [*DEMO, *argv] if demo else argv, prog=PROG)
+    return parse_options(LatentConfig, argv, prog=PROG, values=DEMO if demo else {})
 
 
 def _dry_run(config: LatentConfig) -> int:

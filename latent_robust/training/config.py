@@ -152,7 +152,11 @@ class TrainConfig(BaseModel):
     @field_validator("contamination", mode="before")
     @classmethod
     def _join(cls, value: Any) -> Any:
-        return "; ".join(value) if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        if not all(isinstance(spec, str) for spec in value):
+            raise ValueError("give each as a text, such as gaussian:fraction=0.5,sigma=0.1")
+        return "; ".join(value)
 
     # Not of a type with `list`: the command line would make a list of every single number.
     @field_validator("band", mode="plain")
@@ -243,11 +247,6 @@ class TrainConfig(BaseModel):
         if "auto" not in given.values() or not self.regularized:
             return None
         return {name: value for name, value in given.items() if value != "auto"}
-
-    @property
-    def contamination_specs(self) -> list[str]:
-        specs = [] if self.contamination == "none" else self.contamination.split(";")
-        return [spec.strip() for spec in specs if spec.strip()]
 
     def objective_for(self, process: NoiseProcess) -> Objective:
         """The objective of this configuration. The regularizer's `weight` and `band` must have been

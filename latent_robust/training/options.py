@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -23,15 +25,21 @@ WHOLE = "a text that is not cut at its commas"  # to annotate a field with
 _ALL = "; --help lists the valid ones"
 
 
-def parse_options(config_class: type[Config], argv: list[str], *, prog: str) -> Config:
-    """Options win over `--config FILE`, which wins over the defaults.
+def parse_options(
+    config_class: type[Config],
+    argv: list[str],
+    *,
+    prog: str,
+    values: Mapping[str, Any] = MappingProxyType({}),
+) -> Config:
+    """Options win over `--config FILE`, which wins over `values` and these over the defaults.
 
     Raises InputError for an unknown key or option (with the nearest valid one), a wrong type or
     range, or an unreadable file.
     """
     argv = _whole_texts(_complete_resume(argv), config_class)
     path = peek(argv, "config").config
-    values = read_yaml(Path(path), config_class) if path else {}
+    values = {**values, **(read_yaml(Path(path), config_class) if path else {})}
 
     class Options(config_class, BaseSettings):
         __doc__ = config_class.__doc__

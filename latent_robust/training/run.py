@@ -48,6 +48,13 @@ BASE = "base"
 # What the judge of an audited run found, in its directory.
 AUDIT = "audit.jsonl"
 
+# What a run replaces, wherever it comes from.
+OUTPUTS = (
+    "manifest.jsonl", "quarantine.jsonl", "log.jsonl", "metrics.json", "report.html", "samples",
+    "checkpoints", "unet", "transformer", "scheduler", "pytorch_lora_weights.safetensors",
+    "lora_kohya.safetensors",
+)  # fmt: skip
+
 # Settings that may be left open, and hold what was found when the run began.
 RESOLVED = {"band": "auto", "weight": "auto", "resolution": None}
 
@@ -151,7 +158,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
 def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) -> Path:
     """--out; or the run that --resume names; or runs/NAME, runs/NAME-2, ... Never one that already
-    holds a run, unless it is to be resumed."""
+    holds a run, unless it is to be resumed, or something else that a run would replace."""
     if config.out is not None:
         if (config.out / "config.yaml").exists() and config.resume is None:
             raise InputError(
@@ -159,6 +166,12 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
             )
         if config.out.exists() and not config.out.is_dir():
             raise InputError(f"--out {config.out} is a file; give a directory")
+        foreign = [name for name in OUTPUTS if (config.out / name).exists()]
+        if foreign and not (config.out / "config.yaml").exists():
+            raise InputError(
+                f"{config.out} is no run and holds {', '.join(foreign)}, which a run would "
+                "replace; choose another --out"
+            )
         return config.out
     if config.resume not in (None, "auto"):
         run = _run_of(Path(config.resume))
@@ -262,8 +275,10 @@ def refuse_another(run: Path, config: Config, names: Sequence[str]) -> None:
 
 
 def made_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path:
-    """=>  the file, which the main process writes if an earlier part of the run did not."""
-    if accelerator.is_main_process and not file.exists():
+    """=>  the file, which the main process writes if an earlier part of the run did not. One that
+    lies where no run is known to have begun may be of other settings."""
+    begun = (file.parent / "config.yaml").exists()
+    if accelerator.is_main_process and not (begun and file.exists()):
         write(file)
     accelerator.wait_for_everyone()
     return file
@@ -302,6 +317,12 @@ def resume(trainer: Trainer, wanted: str | None, out: Path) -> None:
         return
     checkpoint = saved(wanted, out)
     if checkpoint is not None:
+        taken, steps = checkpoint.trainer["step"], trainer.config.steps
+        if taken > steps:
+            raise InputError(
+                f"{taken:,} steps are taken already, more than --steps {steps:,}: give more steps, "
+                f"or --resume an earlier one of {out / 'checkpoints'} with another --out"
+            )
         restore(trainer, checkpoint)
     elif wanted != "auto" and Path(wanted).resolve() != out.resolve():
         raise InputError(f"--resume {wanted} holds no valid checkpoint")

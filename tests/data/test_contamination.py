@@ -360,6 +360,9 @@ def test_wrong_contamination(spec, message):
         parse_contamination([spec])
 
 
-def test_contamination_must_be_a_list():
+def test_contamination_may_be_one_text():
+    one, other = "gaussian:fraction=0.9,sigma=0.2", "blur:fraction=0.1,sigma=1"
+    assert parse_contamination(f"{one} ; {other};") == parse_contamination([one, other])
+    assert parse_contamination("none") == []
     with pytest.raises(InputError, match="must be a list"):
-        parse_contamination("gaussian:fraction=1,sigma=1")
+        parse_contamination({"kind": "gaussian"})

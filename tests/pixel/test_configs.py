@@ -60,7 +60,7 @@ def published_key(config):
     """What the published table would call this run; None for data that it does not have."""
     if config.data not in DATA:
         return None
-    corruptions = parse_contamination(config.contamination_specs)
+    corruptions = parse_contamination(config.contamination)
     assert [(c.kind, c.fraction) for c in corruptions] in ([], [("gaussian", 0.9)])
     sigma = corruptions[0].sigma if corruptions else None
     return DATA[config.data], sigma, config.objective
@@ -116,7 +116,7 @@ def test_settings_that_the_paper_states(path):
 
 
 def test_digits_is_what_train_pixel_does_without_arguments():
-    without_arguments = parse_options(PixelConfig, DEMO, prog="train-pixel")
+    without_arguments = parse_options(PixelConfig, [], prog="train-pixel", values=DEMO)
     assert resolved(ROOT / "configs/pixel/digits.yaml").model_dump() == (
         without_arguments.model_dump()
     )

@@ -247,6 +247,12 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(tmp_path, c
         make_trainer(tmp_path, steps=4, resume="auto", **change)
 
 
+def test_a_network_is_not_said_to_have_taken_fewer_steps_than_it_has(tmp_path):
+    make_trainer(tmp_path, steps=4).train()
+    with pytest.raises(InputError, match="4 steps are taken already, more than --steps 3"):
+        make_trainer(tmp_path, steps=3, resume="auto")
+
+
 def test_log_keeps_only_what_was_trained(tmp_path):
     """A killed run may have logged steps that its last checkpoint does not contain."""
     make_trainer(tmp_path, steps=12, checkpoint_every=8).train()

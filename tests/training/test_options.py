@@ -4,6 +4,7 @@ import yaml
 from latent_robust.core import NoiseProcess
 from latent_robust.data_commands import BAD_FRACTION
 from latent_robust.errors import InputError
+from latent_robust.latent.config import LatentConfig
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import choose_directory, dump
@@ -33,16 +34,22 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
     file.write_text(dump(config))
     again = parse("--config", str(file))
     assert dump(again) == dump(config)
-    assert config.contamination_specs == [
-        "gaussian:fraction=0.9,sigma=0.2",
-        "blur:fraction=0.1,sigma=1",
-    ]
 
 
 def test_contamination_may_be_a_list_in_yaml(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump({"contamination": ["a:fraction=1", "b:fraction=0"]}))
-    assert parse("--config", str(file)).contamination_specs == ["a:fraction=1", "b:fraction=0"]
+    assert parse("--config", str(file)).contamination == "a:fraction=1; b:fraction=0"
+    file.write_text(yaml.safe_dump({"contamination": [{"kind": "blur"}]}))
+    with pytest.raises(InputError, match="give each as a text"):
+        parse("--config", str(file))
+
+
+def test_options_win_over_values_that_stand_in_for_a_file():
+    values = {"targets": ["attention", "mlp"], "steps": 7}
+    options = ["--targets", '["attention"]']
+    config = parse_options(LatentConfig, ["--lora", *options], prog="train", values=values)
+    assert (config.targets, config.steps) == (("attention",), 7)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +111,16 @@ def test_a_run_is_never_overwritten(tmp_path):
         choose_directory(parse("--out", str(tmp_path / "a")), "a", tmp_path)
     with pytest.raises(InputError, match="nothing to resume"):
         choose_directory(parse("--resume"), "b", tmp_path)
+
+
+@pytest.mark.parametrize("told", [[], ["--resume"]])
+def test_a_folder_that_is_no_run_keeps_what_a_run_would_replace(tmp_path, told):
+    (tmp_path / "cache").mkdir()  # a run that was stopped early leaves this
+    (tmp_path / "picture.png").touch()
+    assert choose_directory(parse("--out", str(tmp_path), *told), "a") == tmp_path
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(InputError, match="no run and holds unet"):
+        choose_directory(parse("--out", str(tmp_path), *told), "a")
 
 
 def test_help_says_no_default_where_there_is_none(capsys):
