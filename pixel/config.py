@@ -54,8 +54,9 @@ class PixelConfig(TrainConfig):
     stop_at: float | None = Field(
         None,
         gt=0,
-        description="end the sampler at this noise level, in units of the data, with its clean "
-        "estimate there (default: where no sample is clean, their least level, else not at all)",
+        description="do not ask the network below this noise level, in units of the data, but end "
+        "with its clean estimate there (default: where no sample is clean, their least level, else "
+        "not at all)",
     )
     samples: int = Field(1797, ge=0, description="pictures drawn for the metrics; 0 for none")
     features: tuple[str, ...] | None = Field(
@@ -95,6 +96,18 @@ class PixelConfig(TrainConfig):
                     f"block_out_channels {width} is not a multiple of norm_groups "
                     f"{self.norm_groups}"
                 )
+        levels = len(self.block_out_channels)
+        if not all(0 <= level < levels for level in self.attention_levels):
+            raise ValueError(
+                f"attention_levels {self.attention_levels} count the {levels} resolutions from 0, "
+                "they are no pixels"
+            )
+        if self.sampling_steps > self.noise_steps:
+            raise ValueError(
+                f"sampling_steps {self.sampling_steps} is more than noise_steps {self.noise_steps}"
+            )
+        if self.rounds > 1 and "audited" not in (self.objective, self.beside):
+            raise ValueError(f"rounds {self.rounds} is of objective audited")
         if self.parameterization == "flow" and (self.learned_variance or self.sampler == "ddpm"):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
         if self.parameterization == "flow" and self.clip is not None:

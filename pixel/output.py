@@ -13,7 +13,7 @@ from latent_robust.data import ContaminatedPictures, audit_facts, open_pictures
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.figures import save_grid
-from latent_robust.evaluation.metrics import REFERENCE, measure
+from latent_robust.evaluation.metrics import REFERENCE, measure, require_enough
 from latent_robust.files import write_json, writing
 from latent_robust.training.run import AUDIT, measurement, timing, write_config
 
@@ -51,6 +51,7 @@ class Output:
         elif dataset.corruptions:
             self.clean = dataset
         if config.samples:
+            self._refuse_too_few()
             self.extractors = [
                 make_extractor(
                     spec,
@@ -88,7 +89,8 @@ class Output:
             facts["stop_at"] = task.stop_at  # it was found, and is not for others of this config
         measured = {}
         if config.objective == "audited":
-            facts["audit"] = audit_facts(self.out / AUDIT, self.dataset.dirty())
+            known = self.dataset.dirty() if self.dataset.corruptions else None
+            facts["audit"] = audit_facts(self.out / AUDIT, known)
         if config.samples:
             samples = task.draw(network, config.samples)
             if samples.isfinite().all():
@@ -99,6 +101,11 @@ class Output:
                     "%s draws non-finite pictures: it has diverged, nothing is measured", self.out
                 )
         write_json(self.out / "metrics.json", {**facts, **measured})
+
+    def _refuse_too_few(self) -> None:
+        """Now, not when all is trained."""
+        pictures = [self.dataset, *([] if self.clean is None else [self.clean])]
+        require_enough(self.config.features, self.config.samples, *map(len, pictures))
 
     def _measure(self, samples: Tensor) -> dict:
         count = max(len(samples), REFERENCE)

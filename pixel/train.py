@@ -150,10 +150,11 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     start = out / config.judged_by if config.objective == "audited" else config.init
     if start is not None and saved(config.resume, out) is None:
         start_from(task.network, config, start)
-    if config.stop_at is None and levels is not None and levels.min() > 0 and not config.drop_noisy:
+    if config.stop_at is None and levels is not None and not config.drop_noisy:
         # Nothing is trained below the least level: there the network's answers are arbitrary.
-        task.stop_at = float(f"{levels.min().item():.3g}")
-        if accelerator.is_main_process:
+        least = levels.reshape(len(levels), -1).amax(1).min().item()
+        task.stop_at = float(f"{least:.3g}") or None
+        if task.stop_at is not None and accelerator.is_main_process:
             print(f"nothing is clean: the sampler stops at noise {task.stop_at:g}")
     trainer = Trainer(
         task,
@@ -181,7 +182,7 @@ def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
 
         file = made_once(out / AUDIT, accelerator, write)
     if file is not None:
-        return read_levels(file, len(dataset))
+        return read_levels(file, len(dataset), config.channels)
     # What has no level is left out for its dirt all the same.
     return dataset.dirty().float() if config.drop_noisy else dataset.levels()
 

@@ -92,6 +92,8 @@ def main() -> None:
 
 def measure(make: Callable[..., Trainer], recipes: Sequence[str], rounds: int) -> dict:
     libraries = forked(peak_bytes)
+    # Before this process has a trainer of its own, whose memory every fork would begin with.
+    peaks = {name: peak(make, name) - libraries for name in recipes}
     with TemporaryDirectory() as out:
         trainers = {name: make(Path(out) / name, **RECIPES[name]) for name in recipes}
         batches = {name: trainer.batches() for name, trainer in trainers.items()}
@@ -107,7 +109,7 @@ def measure(make: Callable[..., Trainer], recipes: Sequence[str], rounds: int) -
         name: {
             "seconds_per_step": median(spent),
             "ratio": [a / b for a, b in zip(spent, seconds["plain"], strict=True)],
-            "peak_bytes": peak(make, name) - libraries,
+            "peak_bytes": peaks[name],
         }
         for name, spent in seconds.items()
     }

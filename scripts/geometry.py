@@ -37,6 +37,7 @@ from pixel.geometry.toys import TOYS, make_toy
 from pixel.geometry.train import load_network, train
 
 ROOT = Path(__file__).parent.parent
+STEPS = 3000
 QUICK = {"steps": 4, "samples": 100}
 CLOUD = 1500  # points in a panel, at most
 COLUMNS = {
@@ -53,10 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("toy", nargs="?", default="all", choices=[*TOYS, "all"])
     parser.add_argument("--seeds", type=int, nargs="+", help="for every row (default: its own)")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK['steps']} steps, seed 0")
     parser.add_argument("--render", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, help="default: results, or runs/quick")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="default: results; runs/..., if --quick or --steps makes them others",
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     return run_command(lambda: _main(options))
@@ -65,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     given = QUICK if options.quick else {"steps": options.steps}
     seeds = [0] if options.quick else options.seeds
-    results = options.results or ROOT / ("runs/quick" if options.quick else "results")
+    usual = "results" if options.steps == STEPS else f"runs/geometry-{options.steps}-steps"
+    results = options.results or ROOT / ("runs/quick" if options.quick else usual)
     # Runs stay beside results that are not the project's own.
     runs = ROOT / "runs/tables/geometry" if results == ROOT / "results" else results / "geometry"
     for toy in TOYS if options.toy == "all" else [options.toy]:

@@ -12,13 +12,13 @@ from torch import Tensor
 from latent_robust.errors import InputError
 
 
-def read_levels(path: str | Path, count: int) -> Tensor:
+def read_levels(path: str | Path, count: int, channels: int) -> Tensor:
     """A JSON-lines file with a row {"index", "level"} for each of `count` samples, as an audit
-    writes it; a level is one number, or one for each channel.  =>  (count,) or (count, C), float32,
-    in units of the samples, >= 0.
+    writes it; a level is one number, or one for each of the samples' channels.  =>  (count,) or
+    (count, channels), float32, in units of the samples, >= 0.
 
     Raises InputError for a file or line that cannot be read, an index that is missing, twice there
-    or out of range, a level that is negative or not finite, rows of different length.
+    or out of range, a level that is negative or not finite, a row of another length.
     """
     path = Path(path)
     levels: dict[int, list[float]] = {}
@@ -36,8 +36,13 @@ def read_levels(path: str | Path, count: int) -> Tensor:
             "was it made for these data?"
         )
     table = [levels[index] for index in range(count)]
-    if len({len(row) for row in table}) > 1:
-        raise InputError(f"{path}: some samples have more levels than others; one for each channel")
+    lengths = {len(row) for row in table}
+    if lengths not in ({1}, {channels}):
+        found = " or ".join(map(str, sorted(lengths)))
+        raise InputError(
+            f"{path} has {found} levels for a sample of {channels} channels; give one, or one "
+            "each: was it made for these data?"
+        )
     return torch.tensor(table).squeeze(1)
 
 

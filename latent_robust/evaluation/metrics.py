@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from .features import Extractor
 
+LEAST = 4  # samples, and pictures to compare with, that the kernel distance needs
 _CHUNK = 512  # pictures at a time: 25 MB of 3 x 64 x 64 in float32
 
 
@@ -61,7 +62,7 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, float]:
         kid_features_to_metric,
     )
 
-    a, b = _checked(a, b, 4, "the kernel distance")
+    a, b = _checked(a, b, LEAST, "the kernel distance")
     size = min(1000, len(a) // 2, len(b) // 2)
     metric = kid_features_to_metric(a, b, kid_subset_size=size, rng_seed=seed, verbose=False)
     return metric[KEY_METRIC_KID_MEAN], metric[KEY_METRIC_KID_STD]
@@ -223,6 +224,15 @@ def measure(
     metrics = evaluate(samples, truth, extractors, training=seen, seed=seed)
     floor = evaluate(seen, truth, extractors, seed=seed)
     return {"compared_with": "clean", "metrics": metrics, "floors": {"training set": floor}}
+
+
+def require_enough(features: Sequence[str], samples: int, *pictures: int) -> None:
+    """InputError if `measure` could not compare so many samples with so many pictures."""
+    if features and min(samples, *pictures) < LEAST:
+        raise InputError(
+            f"distances need at least {LEAST} samples and as many pictures, got --samples {samples}"
+            f" and {min(pictures)} pictures; give more, or --samples 0 to measure nothing"
+        )
 
 
 def _cached(pictures: Tensor | FeatureCache) -> FeatureCache:

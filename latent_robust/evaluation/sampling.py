@@ -101,13 +101,14 @@ def load_judge(run: Path, dataset, device: torch.device | str) -> tuple[Callable
 
 
 def last_step(scheduler, stop_at: float | None) -> int | None:
-    """The first step of the sampler whose sigma / alpha is at most `stop_at`, if there is one."""
+    """The last step of the sampler whose sigma / alpha is at least `stop_at`, its first if none is;
+    None where that is its last, so that it is not stopped."""
     if stop_at is None:
         return None
     times = scheduler.timesteps
     alpha, sigma = NoiseProcess.from_scheduler(scheduler)(times, times[:, None])
-    reached = (sigma <= stop_at * alpha).flatten().nonzero()
-    return int(reached[0]) if len(reached) else None
+    last = max(int((sigma >= stop_at * alpha).sum()) - 1, 0)
+    return last if last < len(times) - 1 else None
 
 
 @torch.no_grad()
@@ -127,8 +128,8 @@ def draw_samples(
 
     Picture i starts from (and, for ancestral samplers, is driven by) its own random stream, so it
     does not depend on the batch size. `perturb` is asked before each step (attacks.py). stop_at:
-    the first step whose sigma / alpha is no larger is the last one, and its clean estimate is what
-    was drawn: noise that the network draws below is never drawn.
+    below this sigma / alpha the network is not asked; its last clean estimate is what was drawn, so
+    that noise which it draws below is never drawn.
     """
     config = network.config
     shape = (config.in_channels, config.sample_size, config.sample_size)

@@ -117,7 +117,9 @@ class LatentOutput:
         else:
             save_network(self.components, self.out)
         if config.objective == "audited":
-            facts["audit"] = audit_facts(self.out / AUDIT, self.prepared.pairs.dirty())
+            pairs = self.prepared.pairs
+            known = pairs.dirty() if pairs.corruptions else None
+            facts["audit"] = audit_facts(self.out / AUDIT, known)
         measured = self._measure() if config.samples else {}
         write_json(self.out / "metrics.json", {**facts, **measured})
 

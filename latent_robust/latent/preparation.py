@@ -29,7 +29,7 @@ from latent_robust.data.pictures import SMALL
 from latent_robust.data.scene_sources import scene_named
 from latent_robust.data.scenes import Scene
 from latent_robust.errors import InputError
-from latent_robust.evaluation.metrics import REFERENCE
+from latent_robust.evaluation.metrics import REFERENCE, require_enough
 
 from .cache import LatentCache, Uncached, build_cache
 from .components import Components
@@ -109,6 +109,9 @@ def prepare(
     truth = None if config.reference is None else _open(config, config.reference, known)
     if truth is None and pairs.corruptions:
         truth = source
+    if config.samples:
+        counts = [len(pairs), *([] if truth is None else [len(truth)])]
+        require_enough(config.features, config.samples, *counts)
     weighting = {}
     if (given := config.open_weighting) is not None:
         file = None if folder is None else folder / "recommended.json"
@@ -210,7 +213,7 @@ def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPai
     """Of each pair, in units of the latents: from a file, or the manifest's, carried over by the
     encoder's gain."""
     if config.levels is not None:
-        return read_levels(config.levels, len(pairs))
+        return read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
     if config.drop_noisy:  # what has no level is left out for its dirt all the same
         return pairs.dirty().float()
     levels = pairs.levels()

@@ -12,6 +12,7 @@ from functools import cache
 from math import ceil
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -37,8 +38,10 @@ CHUNK = 64  # pictures at a time: the scores of one take 0.1 MB
 def match_scenes(pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
     """Shares in [0, 1] of the pictures that show their scene's "color", "shape", and "both".
 
-    pictures: (N, 3, SIDE, SIDE), about [-1, 1]; scenes: N.
+    pictures: (N, 3, SIDE, SIDE), or of another size, about [-1, 1]; scenes: N.
     """
+    if pictures.shape[-1] != SIDE:
+        pictures = F.interpolate(pictures, (SIDE, SIDE), mode="area")
     return {
         name: hits.double().mean().item() for name, hits in scene_hits(pictures, scenes).items()
     }

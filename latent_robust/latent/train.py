@@ -250,7 +250,9 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
         print(f"audit: {found.summary()}")
         found.write(file, prepared.pairs.name)
 
-    return read_levels(made_once(out / AUDIT, accelerator, write), len(prepared.pairs))
+    file = made_once(out / AUDIT, accelerator, write)
+    channels = prepared.dataset.__getitems__([0])["mean"].shape[1]
+    return read_levels(file, len(prepared.pairs), channels)
 
 
 if __name__ == "__main__":

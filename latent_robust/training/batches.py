@@ -3,6 +3,7 @@ on with exactly the samples it would have seen."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -109,10 +110,18 @@ def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> D
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin,
+        worker_init_fn=_ignore_signals,
         persistent_workers=workers > 0,
         # An iterator otherwise takes its workers' base seed from the global random state.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer acts
+    on them, and needs its workers until it has saved; they end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch):

@@ -197,12 +197,12 @@ class TrainConfig(BaseModel):
                 "objective ambient needs noise levels: give levels FILE, or a contamination whose "
                 "true levels are known"
             )
+        if self.levels is not None and "ambient" not in (self.objective, self.beside):
+            raise ValueError("levels are of the ambient objective: add objective ambient")
         if self.objective == "audited" and self.judge in LEVELLED:
             raise ValueError(f"judge {self.judge} needs levels itself; use robust-adversarial")
         if self.drop_noisy and self.objective not in LEVELLED:
             raise ValueError("drop_noisy goes by noise levels: use objective audited or ambient")
-        if self.objective == "audited" and self.levels is not None:
-            raise ValueError("audited finds its levels itself; with a file of levels use ambient")
         return self
 
     def _refuse_dropout_of_a_part(self, dropout: float) -> None:

@@ -3,6 +3,7 @@ wherever it stands to its end."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -36,6 +37,9 @@ FREE = {
     "stop_at", "samples", "features", "weights", "reference", "max_bad_fraction",
     "prompts", "guidance", "clip_score", "cache_dir",
 }  # fmt: skip
+
+# Those of the regularizer.
+REGULARIZER = {"weight", "band", "attack", "every"}
 
 MEASUREMENT = (
     "samples", "sampler", "sampling_steps", "clip", "stop_at", "guidance", "features", "weights",
@@ -222,12 +226,26 @@ def configure_continuation(config: Config, argv: list[str], out: Path, *, prog: 
     saved = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     based = _fill_in(parse_options(type(config), [*base, *argv], prog=prog), saved)
     repeated = _fill_in(config, saved)
-    if binding(repeated.model_dump(mode="json")) == binding(saved):
+    if _bindings(repeated.model_dump(mode="json"), saved) == _bindings(saved, saved):
         return repeated.model_copy(
             update={key: getattr(based, key) for key in FREE & vars(based).keys()}
         )
-    compare(binding(saved), binding(based.model_dump(mode="json")), type(config))
+    there, here = saved, based.model_dump(mode="json")
+    compare(_bindings(there, here), _bindings(here, there), type(config))
     return based
+
+
+def _bindings(settings: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What `settings` must share with `other`, for all of the runs that make them up."""
+    kept = {} if all(map(_regularizes, (settings, other))) else REGULARIZER
+    return {key: value for key, value in settings.items() if key not in FREE.union(kept)}
+
+
+def _regularizes(settings: dict[str, Any]) -> bool:
+    """Whether any of what is trained is."""
+    trained = {settings.get("objective"), settings.get("beside")}
+    judge = {settings.get("judge")} if "audited" in trained else set()
+    return bool(REGULARIZED & (trained | judge))
 
 
 def _fill_in(config: Config, saved: dict[str, Any]) -> Config:
@@ -255,6 +273,10 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
                 other["rounds"] -= 1
             if objective not in LEVELLED:
                 other["drop_noisy"] = False
+            if objective != "ambient":
+                other["levels"] = None
+            if "rounds" in other and objective != "audited":
+                other["rounds"] = 1
             # An audited one beside has a judge of its own.
             runs += runs_within(validate(type(config), other), out / objective)
     return [*runs, (config, out)]
@@ -287,14 +309,15 @@ def made_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None
 def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict[str, Any]:
     """What a checkpoint must share with the run that resumes from it."""
     settings = binding(config.model_dump(mode="json"))
+    if config.levels is not None:
+        settings["levels fingerprint"] = hashlib.sha256(config.levels.read_bytes()).hexdigest()
     return {**settings, "data fingerprint": data_fingerprint, "processes": processes}
 
 
 def binding(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a run and its continuation must share. The regularizer's are none where it
     is not used: it may come with a `beside` that is added later."""
-    regularizer = {"weight", "band", "attack", "every"}
-    unused = set() if settings.get("objective") in REGULARIZED else regularizer
+    unused = set() if settings.get("objective") in REGULARIZED else REGULARIZER
     return {key: value for key, value in settings.items() if key not in FREE | unused}
 
 

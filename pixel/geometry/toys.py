@@ -52,7 +52,8 @@ class Toy:
         return points if clean else self.dirt(points, derive_generator(seed, "dirt"))
 
     def fresh(self, count: int, seed: int) -> Tensor:
-        """=>  clean points (count, D) that no training set of this seed has seen."""
+        """=>  clean points (count, D), drawn independently of the training set; of `pca`, whose
+        truth is a finite set of pictures, the same ones."""
         return self.truth.draw(count, derive_generator(seed, "fresh points"))
 
 

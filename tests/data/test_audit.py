@@ -8,7 +8,7 @@ import torch
 
 from latent_robust.core import NoiseProcess
 from latent_robust.data import audit_facts, audit_samples, read_levels
-from latent_robust.data.audit import CLEANEST, NOISES, TWO_GROUPS, otsu
+from latent_robust.data.audit import CLEANEST, NOISES, TWO_GROUPS, Audit, otsu
 from latent_robust.errors import InputError
 
 FLOW = NoiseProcess.flow()
@@ -122,7 +122,7 @@ def test_channels_have_levels_of_their_own(tmp_path):
     assert (found.levels[:10] == 0).all()
     assert torch.allclose(found.levels[10:].median(0).values, truth, rtol=0.03)  # as above
     found.write(tmp_path / "audit.jsonl", str)
-    assert torch.allclose(read_levels(tmp_path / "audit.jsonl", 100), found.levels, rtol=1e-5)
+    assert torch.allclose(read_levels(tmp_path / "audit.jsonl", 100, 3), found.levels, rtol=1e-5)
 
 
 def test_samples_keep_their_places_whatever_shares_a_batch():
@@ -149,6 +149,15 @@ def test_otsu_of_two_values_lies_between_them_and_explains_everything():
     assert separation == pytest.approx(1)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 30])
+def test_a_few_alike_samples_are_not_two_groups_by_chance(count):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(300, count, generator=generator)
+    found = [Audit(s, s[:, None], 0.1, otsu(s)[1]).two_groups for s in drawn]
+    # 2 % at most; of 300 more than 4 % would be 2.5 standard errors above.
+    assert sum(found) / 300 <= 0.04
+
+
 def test_evenly_spread_values_are_not_two_groups():
     threshold, separation = otsu(torch.linspace(-1, 1, 1000))
     assert threshold == pytest.approx(0, abs=2e-3)
@@ -162,7 +171,7 @@ def test_what_is_written_is_read_as_levels(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == [f"picture {i}" for i in range(10)]
     assert [row["flagged"] for row in rows] == [False] * 5 + [True] * 5
-    levels = read_levels(tmp_path / "audit.jsonl", 10)
+    levels = read_levels(tmp_path / "audit.jsonl", 10, 1)
     assert torch.allclose(levels, found.levels[:, 0], rtol=1e-5)
 
 
@@ -173,5 +182,7 @@ def test_facts_count_what_the_audit_got_wrong(tmp_path):
     assert facts["flagged"] == 5
     assert facts["dirty_but_kept"] == 1
     assert facts["clean_but_flagged"] == 0
+    unknown = audit_facts(tmp_path / "audit.jsonl", None)
+    assert unknown == {key: facts[key] for key in ("samples", "flagged", "level")}
     # Of 6 x 4 pairs of a dirty and a clean one, the mistaken sample ties with all 4 clean ones.
     assert facts["roc_auc"] == pytest.approx((5 * 4 + 0.5 * 4) / 24, abs=1e-4)

@@ -15,7 +15,7 @@ def write(path, rows):
 def test_levels_in_any_order(tmp_path):
     rows = [{"index": 2, "level": 0.5, "more": 1}, {"index": 0, "level": 0}]
     path = write(tmp_path / "levels.jsonl", [*rows, {"index": 1, "level": 0.25}])
-    assert torch.equal(read_levels(path, 3), torch.tensor([0.0, 0.25, 0.5]))
+    assert torch.equal(read_levels(path, 3, 1), torch.tensor([0.0, 0.25, 0.5]))
 
 
 @pytest.mark.parametrize(
@@ -29,19 +29,23 @@ def test_levels_in_any_order(tmp_path):
         ([{"index": 0, "level": float("nan")}], "got nan"),
         ([{"index": 0, "level": "high"}], "got high"),
         ([{"index": 0, "level": [0.1, -1]}], "got -1"),
-        ([{"index": i, "level": [0.1] * (i + 1)} for i in range(3)], "more levels than others"),
+        (
+            [{"index": i, "level": [0.1] * (i + 1)} for i in range(3)],
+            "1 or 2 or 3 levels for",
+        ),
+        ([{"index": i, "level": [0.1] * 3} for i in range(3)], "3 levels for a sample of 2"),
         ([{"index": 0}], "line 1: expected"),
         ([3], "line 1: expected"),
     ],
 )
 def test_wrong_levels(tmp_path, rows, message):
     with pytest.raises(InputError, match=message):
-        read_levels(write(tmp_path / "levels.jsonl", rows), 3)
+        read_levels(write(tmp_path / "levels.jsonl", rows), 3, 2)
 
 
 def test_unreadable_levels(tmp_path):
     with pytest.raises(InputError, match="cannot read the levels"):
-        read_levels(tmp_path / "none.jsonl", 3)
+        read_levels(tmp_path / "none.jsonl", 3, 1)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(InputError, match="not a text file"):
-        read_levels(tmp_path / "binary", 3)
+        read_levels(tmp_path / "binary", 3, 1)

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from latent_robust.core import NoiseProcess
-from latent_robust.evaluation.sampling import draw_samples, sampling_scheduler
+from latent_robust.evaluation.sampling import draw_samples, last_step, sampling_scheduler
 
 BASES = {
     "epsilon": DDPMScheduler(clip_sample=False),
@@ -57,6 +57,19 @@ def test_noise_below_the_level_is_not_drawn(name):
     assert float(drawn.std()) == pytest.approx(tau**2 / (tau**2 + level**2) ** 0.5, rel=0.04)
     whole = draw_samples(network, scheduler, 500, steps=500, seed=0)
     assert float(whole.std()) == pytest.approx(tau, rel=0.04)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.4, 1.0])
+@pytest.mark.parametrize("steps", [10, 50])
+def test_the_network_is_not_asked_below_the_level(steps, level):
+    scheduler = sampling_scheduler(BASES["epsilon"], "ddim")
+    scheduler.set_timesteps(steps)
+    alpha, sigma = NoiseProcess.from_scheduler(scheduler)(
+        scheduler.timesteps, scheduler.timesteps[:, None]
+    )
+    noises = (sigma / alpha).flatten()
+    last = last_step(scheduler, level)
+    assert noises[last] >= level > noises[last + 1]
 
 
 def test_a_level_below_all_of_the_sampler_s_changes_nothing():

@@ -530,7 +530,8 @@ def test_a_trained_judge_audits_as_it_does_by_itself(finetune, tmp_path):
     assert finetune("--lora", *settings, "--out=run") == 0
     assert latent_robust(["audit", "run/ddpm", "--offline"]) == 0
     # Captions and pictures are encoded in other batches there, hence not bit for bit.
-    levels = [read_levels(tmp_path / folder / "audit.jsonl", 10) for folder in ("run", "run/ddpm")]
+    files = [tmp_path / folder / "audit.jsonl" for folder in ("run", "run/ddpm")]
+    levels = [read_levels(file, 10, 16) for file in files]
     assert torch.allclose(*levels, rtol=1e-2, atol=1e-3)
 
 

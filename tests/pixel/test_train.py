@@ -426,7 +426,12 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--objective=ambient"], "levels"),
         (["--objective=ambient", "--levels=none.jsonl"], "cannot read the levels"),
         (["--objective=audited", "--judge=ambient"], "use robust-adversarial"),
-        (["--objective=audited", "--levels=l.jsonl"], "with a file of levels use ambient"),
+        (["--objective=audited", "--levels=l.jsonl"], "levels are of the ambient objective"),
+        (["--rounds=2"], "rounds 2 is of objective audited"),
+        (["--samples=2"], "at least 4 samples"),
+        (["--limit=3"], "and 3 pictures"),
+        (["--attention-levels=8"], "count the 2 resolutions from 0"),
+        (["--sampling-steps=2000"], "is more than noise_steps 1000"),
         (["--drop-noisy"], "use objective audited or ambient"),
         (
             [

@@ -80,6 +80,7 @@ def run_tiny(out, steps, *more):
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 
@@ -109,12 +110,15 @@ def test_killed_run_resumes_bit_for_bit(tmp_path):
     assert_same_state(capture(resumed), capture(whole))
 
 
-def test_sigterm_saves_and_leaves(tmp_path):
-    process = run_tiny(tmp_path, 100_000)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("more", [(), ("workers",)])
+def test_a_signal_to_the_process_group_saves_and_leaves(tmp_path, number, more):
+    """As Ctrl-C at a terminal and a scheduler's time limit send it."""
+    process = run_tiny(tmp_path, 100_000, *more)
     process.stdout.readline()
     while not list_checkpoints(tmp_path / "checkpoints"):
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     assert process.wait(timeout=60) == 3
     assert load_latest(tmp_path / "checkpoints") is not None
 

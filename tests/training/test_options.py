@@ -63,6 +63,7 @@ def test_options_win_over_values_that_stand_in_for_a_file():
         (["--band", "-1"], "must be > 0, or one such for each channel, or 'auto'"),
         (["--bias-min", "0.5"], "need 0 <= bias_min <= bias_max, got 0.5"),
         (["--objective", "ambient"], "needs noise levels"),
+        (["--levels", "audit.jsonl"], "levels are of the ambient objective"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
         (["--steps"], "expected one argument"),
     ],

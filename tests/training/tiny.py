@@ -1,6 +1,6 @@
 """A task of milliseconds for the tests of the loop; run as a script it is killed and resumed.
 
-python tiny.py OUT STEPS [resume]
+python tiny.py OUT STEPS [resume] [workers]
 """
 
 import sys
@@ -93,7 +93,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     run, steps = Path(sys.argv[1]), int(sys.argv[2])
     trainer = make_trainer(
-        run, steps=steps, checkpoint_every=1, resume="auto" if "resume" in sys.argv else None
+        run,
+        steps=steps,
+        checkpoint_every=1,
+        resume="auto" if "resume" in sys.argv else None,
+        workers=1 if "workers" in sys.argv else 0,
     )
     print("training", flush=True)
     sys.exit(0 if trainer.train() else 3)
