@@ -61,7 +61,7 @@ def _main(argv: list[str]) -> int:
     parse_contamination(config.contamination)
     if config.dry_run:
         return _dry_run(config)
-    kind = config.data.partition(":")[0].strip("./").replace("/", "-")
+    kind = config.data.partition(":")[0].strip("./").replace("/", "-") or Path.cwd().name
     out = choose_directory(config, f"{kind}-{config.objective}")
     if config.resume is not None and (out / "config.yaml").exists():
         config = configure_continuation(config, argv, out, prog="train-pixel")

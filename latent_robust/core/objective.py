@@ -70,7 +70,8 @@ class EquivariancePenalty:
         """The penalty, a scalar to be added to the loss.
 
         denoise: noisy (B, ...) => prediction (B, ...), with t and conditions bound; t: (B,), in the
-        network's unit, whole numbers for a discrete process; prediction: what it gave for `noisy`,
+        unit of the process: what a scheduler's `timesteps` are, 1000 * sigma for flow matching (of
+        which FLUX's network is given a thousandth); prediction: what it gave for `noisy`,
         *not detached*: the gradient must flow through both branches, or training diverges. For a
         network with dropout see `shared_dropout`.
         """

@@ -17,8 +17,9 @@ class NoiseProcess:
 
     `alpha_sigma` gives both for t (B,), each (B,), in float32 or finer. `parameterization` says
     what the network predicts at that point (parameterization.py has all four).
-    `times` are the times a training step draws from, (T,), in the unit the network is given:
-    integer steps for DDPM-like schedulers, 1000 * sigma for flow matching.
+    `times` are the times a training step draws from, (T,), in the unit of a scheduler's
+    `timesteps`: integer steps for DDPM-like schedulers, 1000 * sigma for flow matching. Networks
+    are given them as they are, but for FLUX's, which is given t / 1000.
     """
 
     def __init__(

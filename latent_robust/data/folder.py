@@ -66,7 +66,8 @@ def picture_names(files: Sequence[str], folder: Path) -> list[str]:
 
 
 def list_files(folder: Path) -> list[str]:
-    """All files of a folder and its subfolders, as paths relative to it."""
+    """All files of a folder and its subfolders, as paths relative to it. What a run left in one of
+    these is none of the data: `--out` may lie there."""
 
     def refuse(error: OSError) -> None:
         # os.walk would pass over a folder that it cannot read.
@@ -74,7 +75,10 @@ def list_files(folder: Path) -> list[str]:
 
     # A Path for each of a million files would take minutes.
     files = []
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         inner = Path(parent).relative_to(folder).as_posix()
+        if inner != "." and "config.yaml" in names and {"checkpoints", "samples"} & set(folders):
+            folders.clear()
+            continue
         files += names if inner == "." else [f"{inner}/{name}" for name in names]
     return files

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path, PurePosixPath
 from posixpath import basename, splitext
+from unicodedata import normalize
 
 from latent_robust.errors import InputError
 
@@ -69,8 +70,10 @@ def _rows_by_picture(
     caption_column: str | None,
     pairs: PairList,
 ) -> dict[str, list[Row]]:
-    """Rows that name no picture go to the quarantine or to `without_picture` of `pairs`."""
+    """Rows that name no picture that is there go to the quarantine of `pairs`."""
     rows: dict[str, list[Row]] = {}
+    # macOS takes letters apart that others write as one.
+    composed = {normalize("NFC", name): name for name in files}
     for name in metadata:
         for row in read_metadata(folder / name, caption_column):
             place = f"{name}, {row.where}"
@@ -82,10 +85,12 @@ def _rows_by_picture(
                 pairs.refuse(place, f"file_name {row.file_name!r} leads out of the folder")
                 continue
             picture = str(PurePosixPath(name).parent / path)
-            if picture in files:
-                rows.setdefault(picture, []).append(row)
+            if picture not in files:
+                picture = composed.get(normalize("NFC", picture))
+            if picture is None:
+                pairs.refuse(place, f"file_name {row.file_name!r} does not exist")
             else:
-                pairs.without_picture.append(f"{picture} ({place})")
+                rows.setdefault(picture, []).append(row)
     return rows
 
 

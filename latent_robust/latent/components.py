@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,18 +78,12 @@ class Components:
         return self.family.process(self.pipeline)
 
     def encode_pictures(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """samples: (B, 3, H, W) in [-1, 1], sides multiples of `family.multiple`.
-        =>  mean and std of the scaled latents, each (B, c, h, w), float32, on samples' device.
-
-        Differentiable in `samples`."""
-        vae, (shift, scale) = self.vae, self._scaling()
-        moments = vae.encode(samples.to(vae.device, vae.dtype)).latent_dist
-        mean = (moments.mean.float() - shift) * scale
-        return mean.to(samples.device), (moments.std.float() * scale).to(samples.device)
+        """As the function of this name."""
+        return encode_pictures(self.vae, samples)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """latents: (B, c, h, w), scaled, not packed.  =>  (B, 3, H, W), float32, about [-1, 1]."""
-        vae, (shift, scale) = self.vae, self._scaling()
+        vae, (shift, scale) = self.vae, _scaling(self.vae)
         unscaled = (latents / scale + shift).to(vae.device, vae.dtype)
         return vae.decode(unscaled).sample.float().to(latents.device)
 
@@ -113,16 +108,22 @@ class Components:
         keep_vae: for who draws pictures later."""
         for name in (*([] if keep_vae else ["vae"]), *self.text_encoders):
             setattr(self.pipeline, name, None)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _move([], "cpu")
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """On the CPU meanwhile, so that another model of this size finds room on the device."""
+        device = self.network.device
+        parts = [self.network, self.pipeline.vae, *self.text_encoders.values()]
+        try:
+            _move(parts, "cpu")
+            yield
+        finally:
+            _move(parts, device)
 
     def _on_cpu(self, encode: Callable[..., Conditions], *captions: list[str]) -> Conditions:
         self._loaded(self.text_encoders or None, "text encoders")
         return {key: value.cpu() for key, value in encode(self.pipeline, *captions).items()}
-
-    def _scaling(self) -> tuple[float, float]:
-        """scaled = (latent - shift) * scale"""
-        return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
 
     @staticmethod
     def _loaded(part, what: str):
@@ -132,3 +133,28 @@ class Components:
                 "`unload_encoders()`, or load the components anew"
             )
         return part
+
+
+def encode_pictures(vae: AutoencoderKL, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """samples: (B, 3, H, W) in [-1, 1], sides multiples of the family's `multiple`.
+    =>  mean and std of the scaled latents, each (B, c, h, w), float32, on samples' device.
+
+    Differentiable in `samples`."""
+    shift, scale = _scaling(vae)
+    moments = vae.encode(samples.to(vae.device, vae.dtype)).latent_dist
+    mean = (moments.mean.float() - shift) * scale
+    return mean.to(samples.device), (moments.std.float() * scale).to(samples.device)
+
+
+def _scaling(vae: AutoencoderKL) -> tuple[float, float]:
+    """scaled = (latent - shift) * scale"""
+    return vae.config.shift_factor or 0.0, vae.config.scaling_factor
+
+
+def _move(parts: Sequence[nn.Module | None], device: torch.device | str) -> None:
+    """And give the memory that nothing uses any more back to the device."""
+    for part in parts:
+        if part is not None:
+            part.to(device)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

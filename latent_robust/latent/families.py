@@ -41,6 +41,7 @@ class Family(ABC):
     multiple: int
     network_name: ClassVar[str] = "unet"
     kohya: ClassVar[bool] = True
+    unread: ClassVar[tuple[str, ...]] = ()  # text encoders of whose last layer nothing is read
     default_targets: ClassVar[tuple[str, ...]] = ATTENTION
 
     def encode_text(self, pipeline: DiffusionPipeline, captions: list[str]) -> Conditions:
@@ -115,6 +116,8 @@ class StableDiffusion(Family):
 
 @dataclass(frozen=True)
 class StableDiffusionXL(Family):
+    unread = ("text_encoder",)
+
     def _encode_text(self, pipeline, captions):
         text, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
         return {"text": text, "pooled": pooled}

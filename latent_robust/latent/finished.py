@@ -27,7 +27,7 @@ from .sampling import draw_pictures
 from .task import EncodedPairs
 
 # The settings that what is trained goes by.
-NATURE = ("model", "lora", "rank", "alpha", "targets", "dora", "text_encoder")
+NATURE = ("lora", "model", "rank", "alpha", "targets", "dora", "text_encoder")
 
 
 def draw_from_run(
@@ -87,9 +87,8 @@ def start_from(components: Components, config: LatentConfig, run: Path) -> None:
 def fitting(components: Components, config: LatentConfig, run: Path) -> Path:
     """=>  the file or folder of what a run has learned. InputError if it has not finished, or has
     learned something else than `config` trains."""
-    learned = _learned(run, config.lora, components)
     refuse_another(run, config, NATURE)
-    return learned
+    return _learned(run, config.lora, components)
 
 
 def _learned(run: Path, lora: bool, components: Components) -> Path:

@@ -53,7 +53,7 @@ def add_lora(
     freeze(components)
     wanted = {components.family.network_name: adapted_layers(components, targets)}
     if text_encoder:
-        wanted |= dict.fromkeys(_clip_encoders(components), TEXT_TARGETS)
+        wanted |= _text_layers(components)
     for name, ends in wanted.items():
         config = LoraConfig(
             r=rank,
@@ -87,9 +87,20 @@ def lora_parameters(components: Components) -> list[nn.Parameter]:
     return [p for part in parts for p in part.parameters() if p.requires_grad]
 
 
-def _clip_encoders(components: Components) -> dict[str, nn.Module]:
+def _text_layers(components: Components) -> dict[str, Sequence[str]]:
+    """By CLIP encoder, as peft matches them. Not the last layer where nothing is read of it: its
+    adapters would never have a gradient, for which several processes wait."""
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-    return {n: e for n, e in components.text_encoders.items() if isinstance(e, kinds)}
+    found: dict[str, Sequence[str]] = {}
+    for name, encoder in components.text_encoders.items():
+        if not isinstance(encoder, kinds):
+            continue
+        found[name] = TEXT_TARGETS
+        if name in components.family.unread:
+            last = f"layers.{encoder.config.num_hidden_layers - 1}."
+            layers = (layer for layer, _ in encoder.named_modules() if last not in layer)
+            found[name] = [layer for layer in layers if layer.endswith(TEXT_TARGETS)]
+    return found
 
 
 def adapted_layers(components: Components, targets: Sequence[str] | None) -> list[str]:

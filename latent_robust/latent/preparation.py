@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from latent_robust.core import Weighting
@@ -32,7 +33,7 @@ from latent_robust.errors import InputError
 from latent_robust.evaluation.metrics import REFERENCE, require_enough
 
 from .cache import LatentCache, Uncached, build_cache
-from .components import Components
+from .components import Components, encode_pictures
 from .config import LatentConfig
 from .families import Conditions
 from .remembered import remembered
@@ -137,7 +138,7 @@ def prepare(
     dataset = _encode(config, components, pairs, out, accelerator, say)
     validation, validated = dataset, held
     if config.reference is not None:
-        clean = contaminate(truth, [])
+        clean = contaminate(truth, "none")
         validation = _encode(config, components, clean, out, accelerator, say)
         validated = spaced(len(clean), max(1, len(held)))
     captions = (truth or source).captions
@@ -154,7 +155,7 @@ def prepare(
         validated=validated,
         captions=_captions(pairs),
         validation_captions=_captions(pairs if config.reference is None else clean),
-        truth=None if truth is None else contaminate(truth, [], buckets=False),
+        truth=None if truth is None else contaminate(truth, "none", buckets=False),
         # What is expensive, poison and outliers, is not made twice where it is the same.
         seen=contaminate(source, config.contamination, buckets=False) if config.buckets else pairs,
         prompts=Prompts(list(prompts), fixed=not config.text_encoder),
@@ -180,7 +181,7 @@ def contaminated_pairs(
     config: LatentConfig,
     components: Components,
     pairs: PairSet,
-    specs: str | list[str],
+    specs: str,
     *,
     buckets: bool | None = None,
 ) -> ContaminatedPairs:
@@ -192,9 +193,14 @@ def contaminated_pairs(
         parse_contamination(specs),
         config.seed,
         make_buckets(config.resolution, components.family.multiple, **sides),
-        encode=lambda pictures: components.encode_pictures(pictures)[0],
+        # The VAE alone: the pairs outlive the network, and hold nothing that they do not need.
+        encode=partial(_means, components.vae) if "encoder-poison" in specs else None,
         offline=config.offline,
     )
+
+
+def _means(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    return encode_pictures(vae, pictures)[0]
 
 
 def _open(config: LatentConfig, spec: str, known: Path | None) -> PairSet:

@@ -62,7 +62,7 @@ class LatentTask:
         dropped = dropped < self.config.caption_dropout
         if self.captions is not None:
             rows = zip(batch["index"].tolist(), dropped.tolist(), strict=True)
-            text = ["" if empty else self.captions[index] for index, empty in rows]
+            text = [None if empty else self.captions[index] for index, empty in rows]
         else:
             text = {
                 key: self._condition(value.to(device, non_blocking=True), key, dropped, generator)
@@ -119,6 +119,15 @@ class WithTextEncoders(nn.Module):
         self.text_encoders = nn.ModuleDict(encoders)
         self._family, self._pipeline = components.family, components.pipeline
 
-    def forward(self, noisy: Tensor, t: Tensor, captions: list[str], sizes: Tensor) -> Tensor:
-        text = self._family.encode_text(self._pipeline, captions)
+    def forward(
+        self, noisy: Tensor, t: Tensor, captions: list[str | None], sizes: Tensor
+    ) -> Tensor:
+        """captions: None where dropped, which in SDXL is something else than empty."""
+        text = self._family.encode_text(self._pipeline, [caption or "" for caption in captions])
+        dropped = torch.tensor([caption is None for caption in captions])
+        if dropped.any():
+            empty = self._family.empty_text(self._pipeline)
+            for key, value in text.items():
+                rows = dropped.to(value.device).view(-1, *[1] * (value.ndim - 1))
+                text[key] = torch.where(rows, empty[key].to(value), value)
         return self._family.denoiser(self.denoiser, text, sizes)(noisy, t)

@@ -113,6 +113,7 @@ def _main(argv: list[str]) -> int:
         if accelerator.is_main_process:
             folders = [folder for _, folder in runs[: number + 1]]
             report = write_report(folders, run[1] / "report.html")
+        components = trained = output = None  # before the next model is loaded
     if accelerator.is_main_process:
         if config.samples:
             print(f"\n{metrics_text(folders)}")
@@ -234,19 +235,22 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
     if config.objective != "audited":
         return prepared.levels
 
+    def judge() -> Components:
+        return load_finished(
+            out / config.judge,
+            config.model_dump(),
+            device=str(accelerator.device),
+            offline=config.offline,
+        )
+
     def write(file: Path) -> None:
-        judge = output.components  # still the base: new adapters change nothing
-        if config.judge != BASE:
-            judge = load_finished(
-                out / config.judge,
-                config.model_dump(),
-                device=str(accelerator.device),
-                offline=config.offline,
-            )
-        elif config.init is not None:
-            judge = output.make_components()
         captions = prepared.captions if config.text_encoder else None
-        found = audit_pairs(judge, prepared.dataset, captions, seed=config.seed)
+        audit = partial(audit_pairs, pairs=prepared.dataset, captions=captions, seed=config.seed)
+        if config.judge == BASE and config.init is None:
+            found = audit(output.components)  # still the base: new adapters change nothing
+        else:
+            with output.components.set_aside():
+                found = audit(output.make_components() if config.judge == BASE else judge())
         print(f"audit: {found.summary()}")
         found.write(file, prepared.pairs.name)
 

@@ -27,20 +27,22 @@ def verify_lora(
     RuntimeError if a file does not reproduce the trained model."""
     differences = {}
     for file in files:
-        fresh = make_components()
-        probe = _Probe(fresh, encoders=adapted_parts(components).keys() & fresh.text_encoders)
-        base, trained = probe.answers(fresh), probe.answers(components)
-        load_lora(fresh, file)
-        other = _other_layer(lora_layers(components), lora_layers(fresh))
-        if other is not None:
-            raise _Unlike(file, f"{other} has other weights, or another scale")
-        loaded = probe.answers(fresh)
-        for name, answer in trained.items():
+        with components.set_aside():
+            fresh = make_components()
+            probe = _Probe(fresh, encoders=adapted_parts(components).keys() & fresh.text_encoders)
+            base, epsilon = probe.answers(fresh), torch.finfo(fresh.network.dtype).eps
+            load_lora(fresh, file)
+            other = _other_layer(lora_layers(components), lora_layers(fresh))
+            if other is not None:
+                raise _Unlike(file, f"{other} has other weights, or another scale")
+            loaded = probe.answers(fresh)
+            del fresh
+        for name, answer in probe.answers(components).items():
             difference = (loaded[name] - answer).abs().max().item()
             effect = (base[name] - answer).abs().max().item()
             # The same numbers in the same layers; but kernels may round differently, and so does
             # autocast, in which the trained network may still be wrapped.
-            rounding = 16 * torch.finfo(fresh.network.dtype).eps * answer.abs().max().item()
+            rounding = 16 * epsilon * answer.abs().max().item()
             if not difference <= max(0.01 * effect, rounding):
                 raise _Unlike(
                     file,

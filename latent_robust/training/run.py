@@ -170,6 +170,8 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
             )
         if config.out.exists() and not config.out.is_dir():
             raise InputError(f"--out {config.out} is a file; give a directory")
+        if config.out.exists() and Path(config.data).exists() and config.out.samefile(config.data):
+            raise InputError(f"--out {config.out} is where the data lie; give another")
         foreign = [name for name in OUTPUTS if (config.out / name).exists()]
         if foreign and not (config.out / "config.yaml").exists():
             raise InputError(
@@ -283,8 +285,10 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
 
 
 def refuse_another(run: Path, config: Config, names: Sequence[str]) -> None:
-    """InputError if the run has other settings of these `names` than `config`, whose network can
-    therefore not start from the run's."""
+    """InputError if there is no run, or it has other settings of these `names` than `config`, whose
+    network can therefore not start from the run's."""
+    if not (run / "config.yaml").exists():
+        raise InputError(f"training cannot start from {run}: there is no run in it")
     there = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     here = config.model_dump(mode="json")
     there, here = ({name: s[name] for name in names if name in s} for s in (there, here))

@@ -85,6 +85,15 @@ def test_broken_link_and_pipe_are_quarantined(zoo):
     assert len(pictures.quarantine) == 8
 
 
+def test_a_run_below_the_data_is_none_of_them(zoo):
+    before = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
+    (zoo / "runs/mine/samples").mkdir(parents=True)
+    (zoo / "runs/mine/config.yaml").touch()
+    Image.new("RGB", (8, 8)).save(zoo / "runs/mine/samples/final.png")
+    after = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
+    assert after == before
+
+
 def test_limit_takes_the_first(zoo):
     pictures = open_pictures(str(zoo), size=8, channels=3, limit=9, max_bad_fraction=1)
     assert len(pictures) + len(pictures.quarantine) == 9

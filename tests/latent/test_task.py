@@ -166,3 +166,34 @@ def test_of_trained_text_encoders_only_adapted_ones_are_put_in_training_mode():
     both.sum().backward()
     adapters = [p for n, p in task.network.text_encoders.named_parameters() if "lora_B" in n]
     assert all(p.grad is not None and p.grad.any() for p in adapters)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_every_adapter_of_the_text_encoders_has_a_gradient(family):
+    """Several processes wait for those of all of them."""
+    components = Components.of(make_pipeline(family), family)
+    add_lora(components, rank=2, alpha=2, text_encoder=True)
+    config = LatentConfig(lora=True, text_encoder=True)
+    network = LatentTask(config, components, Encoded(), range(8), ["a cat"] * 8).network
+    t = components.process.times[:2]
+    latents = torch.zeros(2, components.network.config.in_channels, 8, 8)
+    network(latents, t, ["a cat", None], torch.tensor([[16, 16]] * 2)).sum().backward()
+    trained = dict(network.named_parameters()).items()
+    assert [n for n, p in trained if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_trained_text_encoders_drop_a_caption_to_what_guidance_compares_with(family):
+    components = Components.of(make_pipeline(family), family)
+    add_lora(components, rank=2, alpha=2, text_encoder=True)
+    config = LatentConfig(lora=True, text_encoder=True, caption_dropout=0.9999)
+    task = LatentTask(config, components, Encoded(), range(8), ["a cat"] * 8)
+    _, (captions, sizes) = prepare(task, [0, 2])
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = components.process.times[:2]
+    empty = {k: v.expand(2, *v.shape[1:]) for k, v in components.empty_text().items()}
+    task.network.eval()
+    with torch.no_grad():
+        found = task.network(latents, t, captions, sizes)
+        wanted = components.family.denoiser(components.network, empty, sizes)(latents, t)
+    torch.testing.assert_close(found, wanted)
