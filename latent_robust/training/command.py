@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 import torch
 
@@ -19,6 +20,9 @@ def run_command(
     """=>  exit code: 0 done, 2 wrong usage or input, 1 anything else.
 
     saves_memory: what to try when the memory of the device or of the computer is exhausted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return work()
