@@ -12,7 +12,7 @@ from diffusers import (
 )
 
 from latent_robust.evaluation.sampling import load_run
-from latent_robust.training.run import refuse_another
+from latent_robust.training.continuation import refuse_another
 
 from .config import PixelConfig
 

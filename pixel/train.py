@@ -23,20 +23,22 @@ from latent_robust.data import (
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.evaluation.sampling import load_judge
 from latent_robust.training.command import INTERRUPTED, run_command
+from latent_robust.training.continuation import (
+    configure_continuation,
+    identity,
+    saved,
+    saved_options,
+)
 from latent_robust.training.loop import Trainer
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import (
     AUDIT,
     choose_directory,
     complete,
-    configure_continuation,
     dump,
-    identity,
     is_finished,
     made_once,
     runs_within,
-    saved,
-    saved_options,
     say_how_to_go_on,
     start_accelerator,
     write_config,

@@ -14,7 +14,7 @@ from torch import Tensor
 from latent_robust.data import Audit, ContaminatedPairs, PairSet, audit_samples, open_pairs
 from latent_robust.data.contaminated import spaced
 from latent_robust.errors import InputError
-from latent_robust.training.run import refuse_another
+from latent_robust.training.continuation import refuse_another
 
 from .cache import Uncached
 from .checkpoint import open_part

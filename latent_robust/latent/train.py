@@ -15,6 +15,12 @@ from latent_robust.core import LEVELLED, derive_seed
 from latent_robust.data import parse_contamination, read_levels
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.training.command import INTERRUPTED, run_command
+from latent_robust.training.continuation import (
+    configure_continuation,
+    identity,
+    saved,
+    saved_options,
+)
 from latent_robust.training.loop import Trainer
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import (
@@ -22,14 +28,10 @@ from latent_robust.training.run import (
     BASE,
     choose_directory,
     complete,
-    configure_continuation,
     dump,
-    identity,
     is_finished,
     made_once,
     runs_within,
-    saved,
-    saved_options,
     say_how_to_go_on,
     start_accelerator,
     write_config,

@@ -226,8 +226,7 @@ class TrainConfig(BaseModel):
     @property
     def regularized(self) -> set[str]:
         """The objectives with the regularizer among all that are trained."""
-        trained = {self.objective, self.beside}
-        return REGULARIZED & ({*trained, self.judge} if "audited" in trained else trained)
+        return regularized_among(self.objective, self.beside, self.judge)
 
     @property
     def judged_by(self) -> str:
@@ -269,3 +268,9 @@ class TrainConfig(BaseModel):
             huber_c=self.huber_c,
             gamma=self.gamma,
         )
+
+
+def regularized_among(objective: str, beside: str | None, judge: str | None) -> set[str]:
+    """Those of the objectives of a run that have the regularizer."""
+    trained = {objective, beside}
+    return REGULARIZED & ({*trained, judge} if "audited" in trained else trained)

@@ -10,8 +10,9 @@ import torch
 
 from latent_robust.core import derive_generator, derive_seed
 from latent_robust.files import write_json
+from latent_robust.training.continuation import identity
 from latent_robust.training.loop import Trainer
-from latent_robust.training.run import complete, identity, start_accelerator, write_config
+from latent_robust.training.run import complete, start_accelerator, write_config
 
 from .measures import measure_points, psnr
 from .network import ResidualMLP

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from latent_robust.core import NoiseProcess
 from latent_robust.training.config import TrainConfig
+from latent_robust.training.continuation import identity, resume
 from latent_robust.training.loop import Trainer
-from latent_robust.training.run import identity, resume, start_accelerator
+from latent_robust.training.run import start_accelerator
 
 
 class Points(Dataset):
