@@ -50,7 +50,8 @@ TRIED = 512  # samples on which that level is chosen
 
 # Otsu's criterion, the share of the variance that lies between the two groups, is 0.75 for evenly
 # spread scores: only what is further apart than that is two groups. A few scores come apart by
-# chance: with 1 / N more, one normal group is taken for two in at most 2 % of cases, for any N.
+# chance: with 1 / N more, one normal group is taken for two in at most 2 % of cases. Fewer than 6
+# never are two groups.
 TWO_GROUPS = 0.8
 # Without two groups, the share of the samples that counts as clean.
 CLEANEST = 0.05

@@ -77,7 +77,7 @@ def list_files(folder: Path) -> list[str]:
     files = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         inner = Path(parent).relative_to(folder).as_posix()
-        if inner != "." and "config.yaml" in names and {"checkpoints", "samples"} & set(folders):
+        if inner != "." and {"config.yaml", "manifest.jsonl"} <= set(names):
             folders.clear()
             continue
         files += names if inner == "." else [f"{inner}/{name}" for name in names]

@@ -70,7 +70,8 @@ def _rows_by_picture(
     caption_column: str | None,
     pairs: PairList,
 ) -> dict[str, list[Row]]:
-    """Rows that name no picture that is there go to the quarantine of `pairs`."""
+    """Also of pictures that are not there, which later cannot be read. Rows that name none go to
+    the quarantine of `pairs`."""
     rows: dict[str, list[Row]] = {}
     # macOS takes letters apart that others write as one.
     composed = {normalize("NFC", name): name for name in files}
@@ -86,11 +87,8 @@ def _rows_by_picture(
                 continue
             picture = str(PurePosixPath(name).parent / path)
             if picture not in files:
-                picture = composed.get(normalize("NFC", picture))
-            if picture is None:
-                pairs.refuse(place, f"file_name {row.file_name!r} does not exist")
-            else:
-                rows.setdefault(picture, []).append(row)
+                picture = composed.get(normalize("NFC", picture), picture)
+            rows.setdefault(picture, []).append(row)
     return rows
 
 

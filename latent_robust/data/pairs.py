@@ -29,8 +29,8 @@ class PairSet:
 
     captions: "" where there is none; repeats: how often a pair counts in an epoch, >= 1; sizes:
     (height, width), upright; quarantine: rows {"name", "reason"}, none of them a pair of this set;
-    without_caption: pictures of this set whose caption is ""; without_picture: captions whose
-    picture does not exist; ignored: files that claim to be neither picture nor caption.
+    without_caption: pictures of this set whose caption is ""; without_picture: caption files
+    beside no picture; ignored: files that claim to be neither picture nor caption.
     """
 
     def __init__(self, pairs: PairList, spec: str, known: KnownSizes):

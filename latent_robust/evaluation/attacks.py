@@ -34,7 +34,7 @@ from .sampling import advance, clean_estimate, predict
 class TrajectoryAttack:
     """A `perturb` of `draw_samples`, for the same network and scheduler.
 
-    radius: >= 0, in noise units. at: times, in the network's unit; each means the sampling step
+    radius: >= 0, in noise units. at: times, in the scheduler's unit; each means the sampling step
     nearest to it. iterations: 1 is FGSM, more is PGD, both from a random start; 0 takes +-radius at
     random, the size of an attack without its direction. depth: networks that the gradient goes
     through, >= 1. draws: >= 1; more than one matters only to an ancestral sampler at depth > 1.

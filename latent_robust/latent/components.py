@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -108,18 +109,26 @@ class Components:
         keep_vae: for who draws pictures later."""
         for name in (*([] if keep_vae else ["vae"]), *self.text_encoders):
             setattr(self.pipeline, name, None)
-        _move([], "cpu")
+        _free_memory()
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """On the CPU meanwhile, so that another model of this size finds room on the device."""
+        """The network on the CPU meanwhile, so that another finds room on the device. What encodes
+        stays: the data may be encoded as they are asked for."""
         device = self.network.device
-        parts = [self.network, self.pipeline.vae, *self.text_encoders.values()]
         try:
-            _move(parts, "cpu")
+            self.network.to("cpu")
+            _free_memory()
             yield
         finally:
-            _move(parts, device)
+            _free_memory()
+            self.network.to(device)
+
+    def encoders(self) -> Components:
+        """Without the network, for what outlives it."""
+        pipeline = copy(self.pipeline)
+        setattr(pipeline, self.family.network_name, None)
+        return replace(self, pipeline=pipeline)
 
     def _on_cpu(self, encode: Callable[..., Conditions], *captions: list[str]) -> Conditions:
         self._loaded(self.text_encoders or None, "text encoders")
@@ -151,10 +160,7 @@ def _scaling(vae: AutoencoderKL) -> tuple[float, float]:
     return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
-def _move(parts: Sequence[nn.Module | None], device: torch.device | str) -> None:
-    """And give the memory that nothing uses any more back to the device."""
-    for part in parts:
-        if part is not None:
-            part.to(device)
+def _free_memory() -> None:
+    """Gives what nothing uses any more back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

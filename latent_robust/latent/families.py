@@ -41,6 +41,7 @@ class Family(ABC):
     multiple: int
     network_name: ClassVar[str] = "unet"
     kohya: ClassVar[bool] = True
+    drops_to_empty_caption: ClassVar[bool] = True  # or to something else, see `empty_text`
     unread: ClassVar[tuple[str, ...]] = ()  # text encoders of whose last layer nothing is read
     default_targets: ClassVar[tuple[str, ...]] = ATTENTION
 
@@ -116,6 +117,7 @@ class StableDiffusion(Family):
 
 @dataclass(frozen=True)
 class StableDiffusionXL(Family):
+    drops_to_empty_caption = False
     unread = ("text_encoder",)
 
     def _encode_text(self, pipeline, captions):

@@ -193,7 +193,7 @@ def contaminated_pairs(
         parse_contamination(specs),
         config.seed,
         make_buckets(config.resolution, components.family.multiple, **sides),
-        # The VAE alone: the pairs outlive the network, and hold nothing that they do not need.
+        # The pairs outlive the network, and hold the VAE only if they need it.
         encode=partial(_means, components.vae) if "encoder-poison" in specs else None,
         offline=config.offline,
     )
@@ -273,7 +273,7 @@ def cache_folder(config: LatentConfig, out: Path) -> Path | None:
 def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | Uncached:
     folder = cache_folder(config, out)
     if folder is None:
-        return Uncached(pairs, components)
+        return Uncached(pairs, components.encoders())
     cache = build_cache(
         pairs, components, folder, batch_size=config.batch_size, accelerator=accelerator
     )

@@ -125,7 +125,7 @@ class WithTextEncoders(nn.Module):
         """captions: None where dropped, which in SDXL is something else than empty."""
         text = self._family.encode_text(self._pipeline, [caption or "" for caption in captions])
         dropped = torch.tensor([caption is None for caption in captions])
-        if dropped.any():
+        if dropped.any() and not self._family.drops_to_empty_caption:
             empty = self._family.empty_text(self._pipeline)
             for key, value in text.items():
                 rows = dropped.to(value.device).view(-1, *[1] * (value.ndim - 1))

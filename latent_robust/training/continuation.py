@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +60,20 @@ def configure_continuation(config: Config, argv: list[str], out: Path, *, prog: 
     saved = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     based = _fill_in(parse_options(type(config), [*base, *argv], prog=prog), saved)
     repeated = _fill_in(config, saved)
-    if _bindings(repeated.model_dump(mode="json"), saved) == _bindings(saved, saved):
+    there, here = saved, repeated.model_dump(mode="json")
+    if _shared_by_all(here, there) == _shared_by_all(there, here):
         return repeated.model_copy(
             update={key: getattr(based, key) for key in FREE & vars(based).keys()}
         )
-    there, here = saved, based.model_dump(mode="json")
-    compare(_bindings(there, here), _bindings(here, there), type(config))
+    here = based.model_dump(mode="json")
+    compare(_shared_by_all(there, here), _shared_by_all(here, there), type(config))
     return based
 
 
-def _bindings(settings: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _shared_by_all(settings: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """What `settings` must share with `other`, for all of the runs that make them up."""
     unused = set() if all(map(_regularizes, (settings, other))) else REGULARIZER
-    return {key: value for key, value in settings.items() if key not in FREE | unused}
+    return _without(settings, FREE | unused)
 
 
 def _regularizes(settings: dict[str, Any]) -> bool:
@@ -91,17 +92,21 @@ def _fill_in(config: Config, saved: dict[str, Any]) -> Config:
 
 def identity(config: TrainConfig, data_fingerprint: str, processes: int) -> dict[str, Any]:
     """What a checkpoint must share with the run that resumes from it."""
-    settings = binding(config.model_dump(mode="json"))
-    if config.levels is not None:
+    settings = _shared_by_one(config.model_dump(mode="json"))
+    if config.objective == "ambient" and config.levels is not None:
         settings["levels fingerprint"] = hashlib.sha256(config.levels.read_bytes()).hexdigest()
     return {**settings, "data fingerprint": data_fingerprint, "processes": processes}
 
 
-def binding(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run and its continuation must share. The regularizer's are none where it
-    is not used: it may come with a `beside` that is added later."""
+def _shared_by_one(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run must share with its continuation, whatever is trained besides. The regularizer's
+    settings are none of it where it is not used: it may come with a `beside` that is added."""
     unused = set() if settings.get("objective") in REGULARIZED else REGULARIZER
-    return {key: value for key, value in settings.items() if key not in FREE | unused}
+    return _without(settings, FREE | unused)
+
+
+def _without(settings: dict[str, Any], names: Set[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 def refuse_another(run: Path, config: Config, names: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ class Task(Protocol):
         """=> sample (B, ...) on the device, and whatever `denoiser` needs besides."""
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """=> t (B,) in the network's own unit."""
+        """=> t (B,) in the process's unit."""
 
     def denoiser(self, network: nn.Module, conditions: Any) -> Callable[..., Tensor]:
         """=> denoise(noisy, t, rows) -> prediction, float32."""

@@ -149,7 +149,7 @@ def test_otsu_of_two_values_lies_between_them_and_explains_everything():
     assert separation == pytest.approx(1)
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 10, 30])
+@pytest.mark.parametrize("count", [6, 10, 30])
 def test_a_few_alike_samples_are_not_two_groups_by_chance(count):
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(300, count, generator=generator)

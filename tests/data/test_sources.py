@@ -89,6 +89,7 @@ def test_a_run_below_the_data_is_none_of_them(zoo):
     before = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
     (zoo / "runs/mine/samples").mkdir(parents=True)
     (zoo / "runs/mine/config.yaml").touch()
+    (zoo / "runs/mine/manifest.jsonl").touch()
     Image.new("RGB", (8, 8)).save(zoo / "runs/mine/samples/final.png")
     after = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
     assert after == before

@@ -61,7 +61,7 @@ def test_noise_below_the_level_is_not_drawn(name):
 
 @pytest.mark.parametrize("level", [0.1, 0.4, 1.0])
 @pytest.mark.parametrize("steps", [10, 50])
-def test_the_network_is_not_asked_below_the_level(steps, level):
+def test_the_last_step_is_the_last_one_above_the_level(steps, level):
     scheduler = sampling_scheduler(BASES["epsilon"], "ddim")
     scheduler.set_timesteps(steps)
     alpha, sigma = NoiseProcess.from_scheduler(scheduler)(

@@ -507,7 +507,8 @@ def test_a_run_starts_from_what_another_has_learned(finetune, tmp_path, how, fil
 
 
 @pytest.mark.usefixtures("unverified")
-def test_a_model_is_gone_before_the_next_is_loaded(finetune, monkeypatch):
+@pytest.mark.parametrize("how", ["--cache", "--no-cache"])
+def test_a_model_is_gone_before_the_next_is_loaded(finetune, monkeypatch, how):
     """Of a large one a GPU has no room for two."""
     loaded, load = [], train.load
 
@@ -518,7 +519,7 @@ def test_a_model_is_gone_before_the_next_is_loaded(finetune, monkeypatch):
         return components
 
     monkeypatch.setattr(train, "load", load_alone)
-    assert finetune("--lora", "--beside=ddpm", *UNDRAWN, "--out=run") == 0
+    assert finetune("--lora", how, "--beside=ddpm", *UNDRAWN, "--out=run") == 0
     assert len(loaded) == 2
 
 
