@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from latent_robust.core import NoiseProcess, derive_generator
 from latent_robust.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # (x, step, pictures)  =>  what the sampler goes on with instead of x. x: (B, C, H, W), noisy, at
 # scheduler.timesteps[step]; pictures: the numbers of these B pictures.
@@ -132,6 +135,7 @@ def draw_samples(
     that noise which it draws below is never drawn.
     """
     config = network.config
+    _warn_of_gaps(scheduler, steps)
     shape = (config.in_channels, config.sample_size, config.sample_size)
     drawn = []
     for first in range(0, count, batch_size):
@@ -150,3 +154,17 @@ def draw_samples(
             x = advance(scheduler, output, t, x, generators)
         drawn.append(x.float().cpu())
     return torch.cat(drawn) if drawn else torch.zeros(0, *shape)
+
+
+def _warn_of_gaps(scheduler, steps: int) -> None:
+    """DDIM goes on by times // steps, whatever lies between the times at which it asks."""
+    times = scheduler.config.num_train_timesteps
+    scheduler.set_timesteps(steps)
+    gaps = -scheduler.timesteps.diff()
+    if "DDIM" in type(scheduler).__name__ and not (gaps == times // steps).all():
+        near = min((n for n in range(1, times + 1) if times % n == 0), key=lambda n: abs(n - steps))
+        logger.warning(
+            "%d sampling steps do not divide %d times: diffusers' DDIM then goes to other times "
+            "than those at which the network is asked, and pictures get noisier; use %d",
+            *(steps, times, near),
+        )

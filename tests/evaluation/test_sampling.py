@@ -76,3 +76,15 @@ def test_a_level_below_all_of_the_sampler_s_changes_nothing():
     network, scheduler = ideal("epsilon", 0.2)
     plain = draw_samples(network, scheduler, 3, steps=10, seed=0)
     assert torch.equal(draw_samples(network, scheduler, 3, steps=10, seed=0, stop_at=1e-6), plain)
+
+
+@pytest.mark.parametrize(("steps", "whole"), [(250, True), (300, False)])
+def test_steps_between_which_ddim_goes_astray_are_named(caplog, steps, whole):
+    """It goes 1000 // 300 = 3 times on, where they are 3 or 4 apart."""
+    network, _ = ideal("epsilon", tau=0.2)
+    scheduler = sampling_scheduler(DDPMScheduler(timestep_spacing="trailing"), "ddim")
+    draw_samples(network, scheduler, 1, steps=steps, seed=0)
+    assert ("use 250" not in caplog.text) == whole
+    scheduler.set_timesteps(steps)
+    gaps = -scheduler.timesteps.diff()
+    assert bool((gaps == 1000 // steps).all()) == whole
