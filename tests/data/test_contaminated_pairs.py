@@ -520,7 +520,7 @@ def test_command(tmp_path, capsys, tree_hash):
     words.append("--contamination=caption-shuffle:fraction=0.5; jpeg:fraction=1,quality=9")
     assert command(*words, f"--out={tmp_path}/out") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("24 pairs, 0 quarantined")
+    assert printed.startswith("24 pairs, 1 quarantined")
     assert "none.png" in printed
     specs = parse_contamination(["caption-shuffle:fraction=0.5", "jpeg:fraction=1,quality=9"])
     samples = ContaminatedPairs(pairs, specs, 3, make_buckets(32))
