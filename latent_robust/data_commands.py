@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .data import PairSet, PictureSet
     from .data.corruption import Corruption
     from .data.spectrum import Recommendation
-    from .latent.components import Components
 
 PAIRS_HELP = (
     "a folder with metadata.jsonl, .csv, .parquet or .txt, .caption files beside its pictures, "
@@ -165,7 +164,7 @@ def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption
     if options.model is not None:
         from .latent.components import load_components
 
-        encode = _means(load_components(options.model, offline=options.offline))
+        encode = load_components(options.model, offline=options.offline).encode_means
     samples = ContaminatedPairs(
         pairs, corruptions, options.seed, buckets, encode, offline=options.offline
     )
@@ -175,11 +174,6 @@ def _contaminate_pairs(options: argparse.Namespace, corruptions: list[Corruption
     for name in pairs.without_picture:
         print(f"left out: {name}: its picture does not exist")
     return 0
-
-
-def _means(components: Components) -> Callable[[Tensor], Tensor]:
-    """What encoder-poison attacks: samples to the means of their latents."""
-    return lambda samples: components.encode_pictures(samples)[0]
 
 
 def _name_left_out(quarantine: list[dict]) -> None:
@@ -278,7 +272,7 @@ def _recommend_pairs(
         corruptions,
         options.seed,
         buckets,
-        _means(components),
+        components.encode_means,
         offline=options.offline,
     )
     samples = of_one_size(dirty, dirty.sample)

@@ -50,8 +50,8 @@ class Output:
             self.clean = ContaminatedPictures(pictures, [], config.seed)
         elif dataset.corruptions:
             self.clean = dataset
+        require_enough(config.features, config.samples, dataset, self.clean)
         if config.samples:
-            self._refuse_too_few()
             self.extractors = [
                 make_extractor(
                     spec,
@@ -101,11 +101,6 @@ class Output:
                     "%s draws non-finite pictures: it has diverged, nothing is measured", self.out
                 )
         write_json(self.out / "metrics.json", {**facts, **measured})
-
-    def _refuse_too_few(self) -> None:
-        """Now, not when all is trained."""
-        pictures = [self.dataset, *([] if self.clean is None else [self.clean])]
-        require_enough(self.config.features, self.config.samples, *map(len, pictures))
 
     def _measure(self, samples: Tensor) -> dict:
         count = max(len(samples), REFERENCE)

@@ -35,6 +35,7 @@ from latent_robust.files import write_jsonl
 
 from .contaminated import spaced
 from .contamination import ContaminatedPictures
+from .groups import are_two_groups, otsu
 from .spectrum import CLEAN, measure_spectrum, pictures_to_look_at
 
 # Noise levels, in units of the samples, at which the model is asked; the one that tells the samples
@@ -48,11 +49,6 @@ LEAST = 1e-8  # a score that is 0 has no logarithm
 
 TRIED = 512  # samples on which that level is chosen
 
-# Otsu's criterion, the share of the variance that lies between the two groups, is 0.75 for evenly
-# spread scores: only what is further apart than that is two groups. A few scores come apart by
-# chance: with 1 / N more, one normal group is taken for two in at most 2 % of cases. Fewer than 6
-# never are two groups.
-TWO_GROUPS = 0.8
 # Without two groups, the share of the samples that counts as clean.
 CLEANEST = 0.05
 # Levels are measured where the model is asked at so many times the noise of the samples: there it
@@ -85,7 +81,7 @@ class Audit:
 
     @property
     def two_groups(self) -> bool:
-        return _are_two_groups(self.separation, len(self.scores))
+        return are_two_groups(self.separation, len(self.scores))
 
     def summary(self) -> str:
         levels = root_mean_square(self.levels)
@@ -177,7 +173,7 @@ def audit_samples(
     found = energies(torch.ones(count, dtype=torch.bool), asked)
     scores = found.mean(1)
     threshold, separation = otsu(scores.log())
-    one_group = not _are_two_groups(separation, count)
+    one_group = not are_two_groups(separation, count)
     clean = scores.log() <= threshold
     if one_group:
         clean = scores <= scores.quantile(CLEANEST)
@@ -214,27 +210,6 @@ def audit_pictures(
     noise = measure_spectrum(few).level
     known = noise if noise >= CLEAN else 0.0
     return audit_samples(look, process, [range(len(pictures))], known=known, seed=seed)
-
-
-def otsu(values: Tensor) -> tuple[float, float]:
-    """The threshold that leaves the least variance within two groups (Otsu 1979), exactly, and the
-    share of the variance that lies between these, in [0, 1]. values: (N,); of a single one: 0."""
-    if len(values) < 2:
-        return float(values[0]), 0.0
-    ordered = values.double().sort().values
-    count = torch.arange(1, len(ordered))
-    low = ordered.cumsum(0)[:-1] / count
-    high = (ordered.sum() - ordered.cumsum(0)[:-1]) / (len(ordered) - count)
-    share = count / len(ordered)
-    between = share * (1 - share) * (high - low).square()
-    best = int(between.argmax())
-    variance = ordered.var(correction=0).clamp_min(1e-12)
-    threshold = (ordered[best] + ordered[best + 1]) / 2
-    return float(threshold), float(between[best] / variance)
-
-
-def _are_two_groups(separation: float, count: int) -> bool:
-    return separation > TWO_GROUPS + 1 / count
 
 
 def _energies(

@@ -5,7 +5,7 @@ The set-to-set metrics are torch-fidelity's, on features in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 import torch.nn.functional as F
@@ -226,12 +226,14 @@ def measure(
     return {"compared_with": "clean", "metrics": metrics, "floors": {"training set": floor}}
 
 
-def require_enough(features: Sequence[str], samples: int, *pictures: int) -> None:
-    """InputError if `measure` could not compare so many samples with so many pictures."""
-    if features and min(samples, *pictures) < LEAST:
+def require_enough(features: Sequence[str], samples: int, seen: Sized, clean: Sized | None) -> None:
+    """Before training: InputError if `measure` could not compare so many samples, where there are
+    any, with the pictures that a run has seen and with the clean ones, where these are known."""
+    pictures = min(len(seen), len(seen if clean is None else clean))
+    if features and samples and min(samples, pictures) < LEAST:
         raise InputError(
             f"distances need at least {LEAST} samples and as many pictures, got --samples {samples}"
-            f" and {min(pictures)} pictures; give more, or --samples 0 to measure nothing"
+            f" and {pictures} pictures; give more, or --samples 0 to measure nothing"
         )
 
 

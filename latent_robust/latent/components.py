@@ -79,12 +79,22 @@ class Components:
         return self.family.process(self.pipeline)
 
     def encode_pictures(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """As the function of this name."""
-        return encode_pictures(self.vae, samples)
+        """samples: (B, 3, H, W) in [-1, 1], sides multiples of `family.multiple`.
+        =>  mean and std of the scaled latents, each (B, c, h, w), float32, on samples' device.
+
+        Differentiable in `samples`."""
+        vae, (shift, scale) = self.vae, self._scaling()
+        moments = vae.encode(samples.to(vae.device, vae.dtype)).latent_dist
+        mean = (moments.mean.float() - shift) * scale
+        return mean.to(samples.device), (moments.std.float() * scale).to(samples.device)
+
+    def encode_means(self, samples: Tensor) -> Tensor:
+        """What encoder-poison attacks: the means of `encode_pictures`."""
+        return self.encode_pictures(samples)[0]
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """latents: (B, c, h, w), scaled, not packed.  =>  (B, 3, H, W), float32, about [-1, 1]."""
-        vae, (shift, scale) = self.vae, _scaling(self.vae)
+        vae, (shift, scale) = self.vae, self._scaling()
         unscaled = (latents / scale + shift).to(vae.device, vae.dtype)
         return vae.decode(unscaled).sample.float().to(latents.device)
 
@@ -124,15 +134,20 @@ class Components:
             _free_memory()
             self.network.to(device)
 
-    def encoders(self) -> Components:
-        """Without the network, for what outlives it."""
+    def without(self, *names: str) -> Components:
+        """The same but for these parts of the pipeline, for what outlives them."""
         pipeline = copy(self.pipeline)
-        setattr(pipeline, self.family.network_name, None)
+        for name in names:
+            setattr(pipeline, name, None)
         return replace(self, pipeline=pipeline)
 
     def _on_cpu(self, encode: Callable[..., Conditions], *captions: list[str]) -> Conditions:
         self._loaded(self.text_encoders or None, "text encoders")
         return {key: value.cpu() for key, value in encode(self.pipeline, *captions).items()}
+
+    def _scaling(self) -> tuple[float, float]:
+        """scaled = (latent - shift) * scale"""
+        return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
 
     @staticmethod
     def _loaded(part, what: str):
@@ -142,22 +157,6 @@ class Components:
                 "`unload_encoders()`, or load the components anew"
             )
         return part
-
-
-def encode_pictures(vae: AutoencoderKL, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """samples: (B, 3, H, W) in [-1, 1], sides multiples of the family's `multiple`.
-    =>  mean and std of the scaled latents, each (B, c, h, w), float32, on samples' device.
-
-    Differentiable in `samples`."""
-    shift, scale = _scaling(vae)
-    moments = vae.encode(samples.to(vae.device, vae.dtype)).latent_dist
-    mean = (moments.mean.float() - shift) * scale
-    return mean.to(samples.device), (moments.std.float() * scale).to(samples.device)
-
-
-def _scaling(vae: AutoencoderKL) -> tuple[float, float]:
-    """scaled = (latent - shift) * scale"""
-    return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
 def _free_memory() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from latent_robust.core import Weighting
@@ -33,7 +32,7 @@ from latent_robust.errors import InputError
 from latent_robust.evaluation.metrics import REFERENCE, require_enough
 
 from .cache import LatentCache, Uncached, build_cache
-from .components import Components, encode_pictures
+from .components import Components
 from .config import LatentConfig
 from .families import Conditions
 from .remembered import remembered
@@ -110,9 +109,7 @@ def prepare(
     truth = None if config.reference is None else _open(config, config.reference, known)
     if truth is None and pairs.corruptions:
         truth = source
-    if config.samples:
-        counts = [len(pairs), *([] if truth is None else [len(truth)])]
-        require_enough(config.features, config.samples, *counts)
+    require_enough(config.features, config.samples, pairs, truth)
     weighting = {}
     if (given := config.open_weighting) is not None:
         file = None if folder is None else folder / "recommended.json"
@@ -194,13 +191,13 @@ def contaminated_pairs(
         config.seed,
         make_buckets(config.resolution, components.family.multiple, **sides),
         # The pairs outlive the network, and hold the VAE only if they need it.
-        encode=partial(_means, components.vae) if "encoder-poison" in specs else None,
+        encode=_vae_alone(components).encode_means if "encoder-poison" in specs else None,
         offline=config.offline,
     )
 
 
-def _means(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    return encode_pictures(vae, pictures)[0]
+def _vae_alone(components: Components) -> Components:
+    return components.without(components.family.network_name, *components.text_encoders)
 
 
 def _open(config: LatentConfig, spec: str, known: Path | None) -> PairSet:
@@ -273,7 +270,7 @@ def cache_folder(config: LatentConfig, out: Path) -> Path | None:
 def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | Uncached:
     folder = cache_folder(config, out)
     if folder is None:
-        return Uncached(pairs, components.encoders())
+        return Uncached(pairs, components.without(components.family.network_name))
     cache = build_cache(
         pairs, components, folder, batch_size=config.batch_size, accelerator=accelerator
     )

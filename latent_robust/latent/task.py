@@ -79,8 +79,7 @@ class LatentTask:
             scale = self.config.caption_noise / value.shape[-1] ** 0.5
             noise = torch.randn(value.shape, generator=generator, device=value.device)
             value = value + (scale * noise).to(value.dtype)
-        empty = self.dataset.empty_text[key].to(value, non_blocking=True)
-        return torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), empty, value)
+        return _emptied(value, self.dataset.empty_text[key], dropped)
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
         """Uniform; or logit-normal over the family's own (shifted) grid, as SD 3 and FLUX were
@@ -124,10 +123,14 @@ class WithTextEncoders(nn.Module):
     ) -> Tensor:
         """captions: None where dropped, which in SDXL is something else than empty."""
         text = self._family.encode_text(self._pipeline, [caption or "" for caption in captions])
-        dropped = torch.tensor([caption is None for caption in captions])
-        if dropped.any() and not self._family.drops_to_empty_caption:
+        if None in captions and not self._family.drops_to_empty_caption:
             empty = self._family.empty_text(self._pipeline)
-            for key, value in text.items():
-                rows = dropped.to(value.device).view(-1, *[1] * (value.ndim - 1))
-                text[key] = torch.where(rows, empty[key].to(value), value)
+            dropped = torch.tensor([caption is None for caption in captions], device=noisy.device)
+            text = {key: _emptied(value, empty[key], dropped) for key, value in text.items()}
         return self._family.denoiser(self.denoiser, text, sizes)(noisy, t)
+
+
+def _emptied(value: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
+    """value: (B, ...); empty: (1, ...), for the rows that are `dropped`, (B,), bool."""
+    rows = dropped.view(-1, *[1] * (value.ndim - 1))
+    return torch.where(rows, empty.to(value, non_blocking=True), value)

@@ -8,7 +8,8 @@ import torch
 
 from latent_robust.core import NoiseProcess
 from latent_robust.data import audit_facts, audit_samples, read_levels
-from latent_robust.data.audit import CLEANEST, NOISES, TWO_GROUPS, Audit, otsu
+from latent_robust.data.audit import CLEANEST, NOISES, Audit
+from latent_robust.data.groups import TWO_GROUPS, otsu
 from latent_robust.errors import InputError
 
 FLOW = NoiseProcess.flow()

@@ -490,8 +490,8 @@ def test_the_dirty_copy_opens_as_pairs(pairs, tmp_path):
 
 def test_command_attacks_the_encoder_of_the_model(pairs, encode, tmp_path, monkeypatch):
     class Components:
-        def encode_pictures(self, samples):
-            return encode(samples), None
+        def encode_means(self, samples):
+            return encode(samples)
 
     def load_components(model, *, offline):
         assert (model, offline) == ("here", True)

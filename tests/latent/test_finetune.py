@@ -28,6 +28,7 @@ from latent_robust.errors import InputError
 from latent_robust.latent import memory, output, train
 from latent_robust.latent.train import main
 from latent_robust.training.loop import Trainer
+from latent_robust.training.run import OUTPUTS
 
 LORA = ("pytorch_lora_weights.safetensors", "lora_kohya.safetensors")
 TINY = [
@@ -170,6 +171,8 @@ def test_a_run_directory_holds_what_was_promised(finished_run):
         *LORA,
     }
     assert part | {f"ddpm/{name}" for name in part} <= names(finished_run)
+    written = {path.name for path in finished_run.iterdir()}
+    assert written <= {*OUTPUTS, "config.yaml", "tensorboard", "cache", "ddpm"}
     config = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert config["objective"] == "robust-random"
     assert config["resolution"] == 32  # the model's own
@@ -553,6 +556,8 @@ def test_a_trained_judge_audits_as_it_does_by_itself(finetune, tmp_path):
     rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     scores = [torch.tensor([row["score"] for row in found]) for found in rows]
     assert torch.allclose(*scores, rtol=1e-2)
+    levels = [torch.tensor([row["level"] for row in found]) for found in rows]
+    assert torch.allclose(*levels, rtol=1e-2, atol=1e-3)
 
 
 # ---------------------------------------------------------------------- folders of pictures

@@ -16,6 +16,7 @@ from latent_robust import files
 from latent_robust.cli import main as latent_robust
 from latent_robust.evaluation.runs import read_runs
 from latent_robust.training.loop import Trainer
+from latent_robust.training.run import OUTPUTS
 from pixel.train import main
 
 
@@ -38,6 +39,8 @@ def test_a_run_directory_holds_what_was_promised(finished_run):
         "checkpoints/step-00000004/manifest.json",
         "ddpm/metrics.json",
     } <= names(finished_run)
+    written = {path.name for path in finished_run.iterdir()}
+    assert written <= {*OUTPUTS, "config.yaml", "tensorboard", "ddpm"}
     config = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert config["objective"] == "robust-adversarial"
     log = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]

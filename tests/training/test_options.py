@@ -6,6 +6,7 @@ from latent_robust.data_commands import BAD_FRACTION
 from latent_robust.errors import InputError
 from latent_robust.latent.config import LatentConfig
 from latent_robust.training.config import TrainConfig
+from latent_robust.training.continuation import configure_continuation
 from latent_robust.training.options import parse_options
 from latent_robust.training.run import choose_directory, dump
 from latent_robust.training.state import compare
@@ -122,6 +123,29 @@ def test_a_folder_that_is_no_run_keeps_what_a_run_would_replace(tmp_path, told):
     (tmp_path / "unet").mkdir()
     with pytest.raises(InputError, match="no run and holds unet"):
         choose_directory(parse("--out", str(tmp_path), *told), "a")
+
+
+def continued(tmp_path, config, *argv):
+    (tmp_path / "config.yaml").write_text(dump(config))
+    argv = ["--resume", *argv]
+    now = parse_options(type(config), argv, prog="train")
+    return configure_continuation(now, argv, tmp_path, prog="train")
+
+
+@pytest.mark.parametrize("told", [{"objective": "audited"}, {"beside": "robust-random"}])
+def test_the_regularizer_of_a_judge_or_a_neighbour_binds_the_run(tmp_path, told):
+    config = TrainConfig(**told, weight=3.0, band=0.5)
+    with pytest.raises(InputError, match=r"weight: 3\.0 in the saved run, 4\.0 now"):
+        continued(tmp_path, config, "--weight=4")
+    assert continued(tmp_path, TrainConfig(weight=3.0), "--weight=4").weight == 4
+
+
+def test_a_command_is_the_same_without_what_it_compared_with(tmp_path):
+    """Applied to its own result, `low_memory` would divide the batch once more."""
+    argv = ["--lora", "--low-memory", "--objective=ddpm", "--batch-size=8"]
+    config = parse_options(LatentConfig, [*argv, "--beside=robust-adversarial"], prog="train")
+    found = continued(tmp_path, config, *argv)
+    assert (found.batch_size, found.gradient_accumulation) == (1, 8)
 
 
 def test_help_says_no_default_where_there_is_none(capsys):
