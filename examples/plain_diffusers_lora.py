@@ -7,7 +7,7 @@ MODEL: a diffusers folder or a hub name. PICTURES: an "imagefolder" of `datasets
 metadata.jsonl of {"file_name": ..., "text": ...}. OUT: where pytorch_lora_weights.safetensors goes.
 
 The five lines marked `# latent-robust` are all that was added; without them this is the plain loop.
-The third of them is there to save time: the penalty looks at every fourth picture of a batch only.
+The fourth of them is there to save time: the penalty looks at every fourth picture of a batch only.
 """
 
 import argparse

@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 from .data_commands import DATA_HELP, add_data_commands, add_max_bad_fraction
 from .errors import InputError, refuse_options
 from .files import write_json
-from .probes import add_probes, audit_pixel_run, pictures_of
-from .training.command import run_command
+from .probes import add_device, add_probes, audit_pixel_run, pictures_of, positive
+from .training.command import choose_device, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
-    return run_command(lambda: options.work(options))
+    return run_command(partial(_work, _parser().parse_args(argv)))
+
+
+def _work(options: argparse.Namespace) -> int:
+    if "device" in options:
+        options.device = choose_device(options.device)
+    return options.work(options)
 
 
 def finetune_latent(argv: list[str] | None = None) -> int:
@@ -38,13 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     sample = command("sample", _sample, "draw pictures from a finished run")
     sample.add_argument("run", type=Path, help="a run directory")
     sample.add_argument("--out", type=Path, required=True, help="a PNG file for the grid")
-    sample.add_argument("--count", type=int, default=64)
+    sample.add_argument("--count", type=positive, default=64)
     _add_sampling(sample)
     sample.add_argument("--prompt", action="append", help="latent runs; may be repeated")
     sample.add_argument("--guidance", type=float, help="latent runs (default: the run's)")
     sample.add_argument("--offline", action="store_true")
     sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
+    add_device(sample)
 
     evaluate = command("evaluate", _evaluate, "compare pictures with clean ones")
     evaluate.add_argument("pictures", help="a run directory, or pictures as for --reference")
@@ -55,10 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--features", help="comma-separated (default: the run's, or pixels)")
     evaluate.add_argument("--weights", type=Path, help="weights file of the inception features")
     evaluate.add_argument(
-        "--samples", type=int, default=2000, help="drawn from a run; evenly spaced ones of a set"
+        "--samples",
+        type=positive,
+        default=2000,
+        help="drawn from a run; evenly spaced ones of a set",
     )
     _add_sampling(evaluate)
-    evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
+    add_device(evaluate)
     evaluate.add_argument("--size", type=int, help="pixels a side (default: the run's)")
     evaluate.add_argument("--channels", type=int, choices=(1, 3), help="default: the run's, or 3")
     add_max_bad_fraction(evaluate)
@@ -76,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     audit = command("audit", _audit, "let a model judge the data it was trained on")
     audit.add_argument("run", type=Path, help="directory of a finished run")
     audit.add_argument("--out", type=Path, help="a JSONL file (default: audit.jsonl in the run)")
-    audit.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
+    add_device(audit)
     audit.add_argument("--offline", action="store_true")
     return parser
 
@@ -88,7 +96,7 @@ def _command(commands, name: str, work, help: str) -> argparse.ArgumentParser:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the run's)")
+    parser.add_argument("--steps", type=positive, help="sampling steps (default: the run's)")
     parser.add_argument(
         "--sampler", choices=("ddim", "ddpm"), help="pixel runs (default: the run's)"
     )
@@ -124,10 +132,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError(f"{path} is not a run directory: give --reference and --size as well")
     channels = options.channels or config.get("channels", 3)
     features = options.features.split(",") if options.features else config.get("features")
+    weights = options.weights or config.get("weights")
     extractors = [
-        make_extractor(
-            spec, device=options.device, weights=options.weights, offline=options.offline
-        )
+        make_extractor(spec, device=options.device, weights=weights, offline=options.offline)
         for spec in features or ["pixels"]
     ]
     count = max(REFERENCE, options.samples)
@@ -147,6 +154,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if run is not None:
+        refuse_options(options, ("size", "channels"), "is the run's own")
         samples = _draw(path, config, options.samples, options)
     else:
         refuse_options(options, ("steps", "sampler", "stop_at"), "is for runs, which draw pictures")
@@ -226,6 +234,8 @@ def _draw(run: Path, config: dict[str, Any], count: int, options: argparse.Names
             device=options.device,
             offline=options.offline,
         )
+    if config["parameterization"] == "flow":
+        refuse_options(options, ("sampler",), "is not for flow matching, which has one of its own")
     from .evaluation.sampling import draw_samples, load_run
 
     network, scheduler = load_run(run, options.sampler or config["sampler"])

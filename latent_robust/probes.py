@@ -37,11 +37,9 @@ def add_probes(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=[800, 600, 400, 200],
         help="times of the noise process, 0 end",
     )
+    attack.add_argument("--depth", type=positive, default=1, help="steps the gradient goes through")
     attack.add_argument(
-        "--depth", type=_positive, default=1, help="steps the gradient goes through"
-    )
-    attack.add_argument(
-        "--draws", type=_positive, default=1, help="of the ancestral noise it averages over"
+        "--draws", type=positive, default=1, help="of the ancestral noise it averages over"
     )
     attack.add_argument("--sampler", choices=("ddim", "ddpm"), help="default: each run's")
     attack.add_argument("--reference", help="clean pictures (default: each run's)")
@@ -60,11 +58,11 @@ def _add_common(parser: argparse.ArgumentParser, samples: int) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="a .json file; a .png comes with it"
     )
-    parser.add_argument("--samples", type=_positive, default=samples, help="drawn from each run")
+    parser.add_argument("--samples", type=positive, default=samples, help="drawn from each run")
     parser.add_argument("--features", help="comma-separated (default: the first run's)")
     parser.add_argument("--weights", type=Path, help="weights file of the inception features")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
+    add_device(parser)
     parser.add_argument("--offline", action="store_true")
 
 
@@ -155,10 +153,9 @@ def _open(options: argparse.Namespace) -> tuple[list[tuple[Path, Run]], list[Ext
         if run.latent:
             raise InputError(f"{path} is a run of finetune-latent; only pixel runs can be probed")
     features = options.features.split(",") if options.features else runs[0].config["features"]
+    weights = options.weights or runs[0].config.get("weights")
     extractors = [
-        make_extractor(
-            spec, device=options.device, weights=options.weights, offline=options.offline
-        )
+        make_extractor(spec, device=options.device, weights=weights, offline=options.offline)
         for spec in features
     ]
     return list(zip(options.runs, runs, strict=True)), extractors
@@ -221,7 +218,11 @@ def _numbers(text: str) -> list[float]:
     return numbers
 
 
-def _positive(text: str) -> int:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+
+
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"needs a whole number >= 1, got {text!r}")
     return int(text)

@@ -36,8 +36,10 @@ from latent_robust.training.run import (
     choose_directory,
     complete,
     dump,
+    in_their_order,
     is_finished,
     made_once,
+    refuse_occupied,
     runs_within,
     say_how_to_go_on,
     start_accelerator,
@@ -68,6 +70,8 @@ def _main(argv: list[str]) -> int:
     if config.resume is not None and (out / "config.yaml").exists():
         config = configure_continuation(config, argv, out, prog="train-pixel")
 
+    runs = runs_within(config, out)
+    refuse_occupied(runs)
     accelerator = start_accelerator(config)
     pictures = open_pictures(
         config.data,
@@ -80,14 +84,15 @@ def _main(argv: list[str]) -> int:
     corruptions = parse_contamination(config.contamination)
     dataset = ContaminatedPictures(pictures, corruptions, config.seed)
     dataset.materialize()
-    config = config.model_copy(update=resolve_weighting(config, dataset, accelerator))
-    runs = runs_within(config, out)
+    found = resolve_weighting(config, dataset, accelerator)
+    runs = [(config.model_copy(update=found), folder) for config, folder in runs]
     outputs = [Output(*run, dataset, accelerator) for run in runs]
     if accelerator.is_main_process:
-        write_config(config, out)  # now, so that a run stopped in its first part can be resumed
+        # Now, so that a run that is stopped in its first part can be resumed.
+        write_config(runs[-1][0], out)
     for number, output in enumerate(outputs):
         if not train(output, accelerator):
-            say_how_to_go_on("train-pixel", out)
+            say_how_to_go_on("train-pixel", out, accelerator)
             return INTERRUPTED
         if accelerator.is_main_process:
             folders = [folder for _, folder in runs[: number + 1]]
@@ -131,11 +136,10 @@ def _dry_run(config: PixelConfig) -> int:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_network(config).parameters())
     print(dump(config), end="")
-    also = f", after {config.beside}" if config.beside else ""
     print(
-        f"# would train {config.objective}{also}: a U-Net of {parameters / 1e6:.2f} M parameters "
+        f"# would train {in_their_order(config)}: a U-Net of {parameters / 1e6:.2f} M parameters "
         f"on {config.data} at {config.size}x{config.size}, {config.steps} steps of "
-        f"{config.batch_size * config.gradient_accumulation} pictures a process"
+        f"{config.batch_size * config.gradient_accumulation} pictures a process each"
     )
     return 0
 

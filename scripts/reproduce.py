@@ -34,10 +34,10 @@ from pathlib import Path
 import yaml
 
 from latent_robust.files import write_atomically
+from latent_robust.training.run import MODULES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "RESULTS.md"
-MODULES = {"train-pixel": "pixel.train", "finetune-latent": "latent_robust.latent.train"}
 EVALUATE = "latent_robust.cli"
 
 # Settings that make a run one of seconds.

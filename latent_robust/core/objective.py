@@ -35,7 +35,8 @@ class EquivariancePenalty:
     attack: "displacement", "gradient" or "random", see perturbation.py; attack_steps: of the first
     two, more than 1 is PGD and its like; equivariant=False gives the *invariance* of adversarially
     trained classifiers, shift(w) = 0, which a denoiser must not have (the paper's negative
-    control).
+    control); precision: in which the network sees its input, where that is not `noisy`'s own, as
+    under autocast: what rounding adds to w is part of how far the prediction must move.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class EquivariancePenalty:
         attack: str = "displacement",
         attack_steps: int = 1,
         equivariant: bool = True,
+        precision: torch.dtype | None = None,
     ):
         if attack not in ATTACKS:
             raise ValueError(f"`attack` must be one of {', '.join(ATTACKS)}, got {attack!r}")
@@ -58,6 +60,7 @@ class EquivariancePenalty:
         self.attack = attack
         self.attack_steps = attack_steps
         self.equivariant = equivariant
+        self.precision = precision
 
     def __call__(
         self,
@@ -105,9 +108,10 @@ class EquivariancePenalty:
         radius = self.radius(unit_sigma(alpha, sigma), generator)
         radius = radius * self.weighting.reach(alpha, sigma)
         parameterization = self.process.parameterization
+        precision = self.precision or noisy.dtype
 
         def seen(w: Tensor) -> Tensor:
-            return (noisy + sigma * w).to(noisy.dtype)  # what the network was given, it gets again
+            return (noisy + sigma * w).to(precision).to(noisy.dtype)  # as the network is given it
 
         if self.attack == "random":
             w = random_perturbation(noisy, radius, generator)
@@ -124,8 +128,11 @@ class EquivariancePenalty:
             w = adversarial_perturbation(
                 displacement, noisy, radius, generator, self.attack_steps, by_gradient=by_gradient
             )
+        weighting, moved = self.weighting(w, radius, alpha, sigma), seen(w)
+        if precision.itemsize < 4:
+            w = (moved.float() - noisy.to(precision).float()) / sigma
         shift = parameterization.shift(w, alpha, sigma) if self.equivariant else 0.0
-        return Perturbed(seen(w), shift, self.weighting(w, radius, alpha, sigma))
+        return Perturbed(moved, shift, weighting)
 
     @staticmethod
     def compare(at_perturbed: Tensor, prediction: Tensor, perturbed: Perturbed) -> Tensor:

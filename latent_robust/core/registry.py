@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from .objective import EquivariancePenalty, Objective, RobustObjective
 from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
 from .perturbation import ADVERSARIAL
@@ -38,6 +40,7 @@ def make_objective(
     attack_steps: int = 1,
     fraction: float = 1.0,
     every: int = 1,
+    precision: torch.dtype | None = None,
     huber_c: float = 0.1,
     gamma: float = 0.1,
 ) -> Objective:
@@ -50,7 +53,9 @@ def make_objective(
         )
 
     def penalty(**kind) -> EquivariancePenalty:
-        return EquivariancePenalty(process, weighting, radius, attack_steps=attack_steps, **kind)
+        return EquivariancePenalty(
+            process, weighting, radius, attack_steps=attack_steps, precision=precision, **kind
+        )
 
     match name:
         case "ddpm":

@@ -133,6 +133,9 @@ def _inception(weights: Path | None, offline: bool, device):
     )
 
     remedy = f"fetch {URL_INCEPTION_V3} once and give its path as `weights`, or use `pixels`"
+    downloaded = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rpartition("/")[2])
+    if weights is None and offline and downloaded.exists():
+        weights = downloaded
     if weights is not None:
         state = _read_weights(Path(weights), remedy)
     elif offline:

@@ -135,7 +135,7 @@ def draw_samples(
     that noise which it draws below is never drawn.
     """
     config = network.config
-    _warn_of_gaps(scheduler, steps)
+    _check_steps(scheduler, steps)
     shape = (config.in_channels, config.sample_size, config.sample_size)
     drawn = []
     for first in range(0, count, batch_size):
@@ -156,9 +156,12 @@ def draw_samples(
     return torch.cat(drawn) if drawn else torch.zeros(0, *shape)
 
 
-def _warn_of_gaps(scheduler, steps: int) -> None:
-    """DDIM goes on by times // steps, whatever lies between the times at which it asks."""
+def _check_steps(scheduler, steps: int) -> None:
+    """InputError for more than there are times; a warning of gaps: DDIM goes on by times // steps,
+    whatever lies between the times at which it asks."""
     times = scheduler.config.num_train_timesteps
+    if steps > times:
+        raise InputError(f"{steps:,} sampling steps are more than the {times:,} times there are")
     scheduler.set_timesteps(steps)
     gaps = -scheduler.timesteps.diff()
     if "DDIM" in type(scheduler).__name__ and not (gaps == times // steps).all():

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from latent_robust.core import NoiseProcess, Objective
 from latent_robust.errors import InputError
+from latent_robust.training.config import HALF
 
 from .components import Components
 from .config import LatentConfig
@@ -78,7 +79,7 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
     # A fake time has no value, so that its alpha and sigma cannot be looked up.
     blind = NoiseProcess(lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times)
     step = _Step(components, config.objective_for(blind))
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision)
+    half = HALF.get(config.mixed_precision)
     with fake, torch.autocast(device.type, half, enabled=half is not None), PeakBytes() as watch:
         functional_call(step, {**parameters, **buffers}, (batch, levels, parameters))
     kept = [network, *(components.text_encoders.values() if config.text_encoder else ())]

@@ -15,6 +15,7 @@ from latent_robust.core import LEVELLED, derive_seed
 from latent_robust.data import parse_contamination, read_levels
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.training.command import INTERRUPTED, run_command
+from latent_robust.training.config import HALF
 from latent_robust.training.continuation import (
     configure_continuation,
     identity,
@@ -29,8 +30,10 @@ from latent_robust.training.run import (
     choose_directory,
     complete,
     dump,
+    in_their_order,
     is_finished,
     made_once,
+    refuse_occupied,
     runs_within,
     say_how_to_go_on,
     start_accelerator,
@@ -85,6 +88,7 @@ def _main(argv: list[str]) -> int:
         config = configure_continuation(config, argv, out, prog=PROG)
 
     runs = runs_within(config, out)
+    refuse_occupied(runs)
 
     accelerator = start_accelerator(config)
     make_components = partial(load, config, accelerator)
@@ -110,7 +114,7 @@ def _main(argv: list[str]) -> int:
             check_memory([config for config, _ in runs], trained, prepared, accelerator, out)
         output = LatentOutput(*run, trained, prepared, judges, accelerator, make_components)
         if not train(output, accelerator, whole=runs[-1]):
-            say_how_to_go_on(PROG, out)
+            say_how_to_go_on(PROG, out, accelerator)
             return INTERRUPTED
         if accelerator.is_main_process:
             folders = [folder for _, folder in runs[: number + 1]]
@@ -135,11 +139,10 @@ def _dry_run(config: LatentConfig) -> int:
     """Touches nothing: no file, no network, no model."""
     print(dump(config), end="")
     what = f"LoRA of rank {config.rank}" if config.lora else "the whole denoiser"
-    also = f", after {config.beside}" if config.beside else ""
     print(
-        f"# would train {what} of {config.model} by {config.objective}{also} on {config.data}, "
+        f"# would train {what} of {config.model} by {in_their_order(config)} on {config.data}, "
         f"{config.steps} steps of {config.batch_size * config.gradient_accumulation} pictures a "
-        "process"
+        "process each"
     )
     return 0
 
@@ -147,9 +150,11 @@ def _dry_run(config: LatentConfig) -> int:
 def load(config: LatentConfig, accelerator: Accelerator) -> Components:
     """Frozen weights in the precision of training; what is trained whole stays in float32."""
     precision = config.mixed_precision if config.lora else "no"
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return load_components(
-        config.model, offline=config.offline, dtype=dtype, device=accelerator.device
+        config.model,
+        offline=config.offline,
+        dtype=HALF.get(precision, torch.float32),
+        device=accelerator.device,
     )
 
 

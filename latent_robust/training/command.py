@@ -43,6 +43,20 @@ def run_command(
         return INTERRUPTED
 
 
+def choose_device(name: str) -> str:
+    """name: "auto" or a device.  =>  "cuda", "mps" or "cpu". InputError if it is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise InputError(f"--device {name} is not available here; use --device auto")
+    return name
+
+
 def _out_of_memory(error: Exception) -> bool:
     """On the CPU torch raises a plain RuntimeError."""
     return isinstance(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -30,6 +31,8 @@ from latent_robust.core.rows import check_share
 from latent_robust.errors import InputError
 
 ObjectiveName = Literal[tuple(OBJECTIVES)]
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TrainConfig(BaseModel):
@@ -265,6 +268,7 @@ class TrainConfig(BaseModel):
             attack_steps=self.attack_steps,
             fraction=max(self.fraction, min(least, 1 / self.every)),
             every=self.every,
+            precision=HALF.get(self.mixed_precision),
             huber_c=self.huber_c,
             gamma=self.gamma,
         )

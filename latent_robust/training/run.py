@@ -8,12 +8,11 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -23,6 +22,7 @@ from latent_robust.core import LEVELLED
 from latent_robust.errors import InputError
 from latent_robust.files import write_atomically
 
+from .command import choose_device
 from .config import TrainConfig
 from .continuation import resume, run_of
 from .loop import Trainer
@@ -34,6 +34,8 @@ MEASUREMENT = (
     "clip_score", "reference",
 )  # fmt: skip
 
+MODULES = {"train-pixel": "pixel.train", "finetune-latent": "latent_robust.latent.train"}
+
 # The judge of an audited run that is not trained for it: the model that is fine-tuned.
 BASE = "base"
 
@@ -42,9 +44,9 @@ AUDIT = "audit.jsonl"
 
 # What a run replaces, wherever it comes from.
 OUTPUTS = (
-    "manifest.jsonl", "quarantine.jsonl", "log.jsonl", "metrics.json", "report.html", "samples",
-    "checkpoints", "unet", "transformer", "scheduler", "pytorch_lora_weights.safetensors",
-    "lora_kohya.safetensors",
+    AUDIT, "manifest.jsonl", "quarantine.jsonl", "log.jsonl", "metrics.json", "report.html",
+    "samples", "checkpoints", "unet", "transformer", "scheduler",
+    "pytorch_lora_weights.safetensors", "lora_kohya.safetensors",
 )  # fmt: skip
 
 
@@ -113,24 +115,25 @@ def measurement(config: TrainConfig) -> dict[str, Any]:
     return {name: settings[name] for name in MEASUREMENT if name in settings}
 
 
-def say_how_to_go_on(prog: str, out: Path) -> None:
-    """All settings are in the run's config.yaml."""
-    go_on = shlex.join([prog, "--resume", str(out)])
-    print(f"stopped; go on with: {go_on}", file=sys.stderr)
+def say_how_to_go_on(prog: str, out: Path, accelerator: Accelerator) -> None:
+    """All settings are in the run's config.yaml, but how many processes it has."""
+    command, processes = [prog], accelerator.num_processes
+    if processes > 1:
+        command = ["torchrun", "--nproc-per-node", str(processes), "-m", MODULES[prog]]
+    if accelerator.is_main_process:
+        go_on = shlex.join([*command, "--resume", str(out)])
+        print(f"stopped; go on with: {go_on}", file=sys.stderr)
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
     """Raises InputError for a device that is not there, RuntimeError for a launch that would make
     every process believe that it is the only one."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(config.device, True):
-        raise InputError(f"--device {config.device} is not available here; use --device auto")
-    if config.mixed_precision == "fp16" and (config.device == "cpu" or not available["cuda"]):
+    device = choose_device(config.device)
+    if config.mixed_precision == "fp16" and device != "cuda":
         raise InputError("--mixed-precision fp16 needs a CUDA device; use bf16 or no")
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    on_cpu = config.device == "cpu" or not any(available.values())
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=device == "cpu",
         mixed_precision=config.mixed_precision,
         log_with="tensorboard",
         project_dir=".",  # each run sets its own before it starts its trackers
@@ -157,12 +160,7 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
             raise InputError(f"--out {config.out} is a file; give a directory")
         if config.out.exists() and Path(config.data).exists() and config.out.samefile(config.data):
             raise InputError(f"--out {config.out} is where the data lie; give another")
-        foreign = [name for name in OUTPUTS if (config.out / name).exists()]
-        if foreign and not (config.out / "config.yaml").exists():
-            raise InputError(
-                f"{config.out} is no run and holds {', '.join(foreign)}, which a run would "
-                "replace; choose another --out"
-            )
+        _refuse_foreign(config.out)
         return config.out
     if config.resume not in (None, "auto"):
         run = run_of(Path(config.resume))
@@ -176,6 +174,16 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
             raise InputError(f"nothing to resume: {root / name} does not exist; give --out")
         return existing[free - 1]
     return existing[free]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """What a run would replace though it comes from none."""
+    foreign = [name for name in OUTPUTS if (folder / name).exists()]
+    if foreign and not (folder / "config.yaml").exists():
+        raise InputError(
+            f"{folder} is no run and holds {', '.join(foreign)}, which a run would replace; choose "
+            "another --out"
+        )
 
 
 def write_config(config: TrainConfig, out: Path) -> None:
@@ -209,6 +217,23 @@ def runs_within(config: Config, out: Path) -> list[tuple[Config, Path]]:
             # An audited one beside has a judge of its own.
             runs += runs_within(validate(type(config), other), out / objective)
     return [*runs, (config, out)]
+
+
+def in_their_order(config: Config) -> str:
+    """The objectives of the runs that make up one, for people."""
+    return ", then ".join(part.objective for part, _ in runs_within(config, Path()))
+
+
+def refuse_occupied(runs: Sequence[tuple[Config, Path]]) -> None:
+    """InputError if the directory of a part holds what is none of this run's. runs: of
+    `runs_within`; what `choose_directory` gave is not looked at again."""
+    for config, folder in runs[:-1]:
+        if config.resume is None and (folder / "config.yaml").exists():
+            raise InputError(
+                f"{folder}, where {config.objective} would be trained first, already holds a run; "
+                "choose another --out"
+            )
+        _refuse_foreign(folder)
 
 
 def made_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path:

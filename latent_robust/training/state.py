@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def capture(trainer: Trainer) -> Checkpoint:
     """Everything that the next step depends on."""
     optimizer = trainer.optimizer.optimizer.state_dict()
-    optimizer["state"] = {trainer.names[i]: m for i, m in optimizer["state"].items()}
+    optimizer["state"] = {trainer.names[i]: _flat(m) for i, m in optimizer["state"].items()}
     schedule = {k: v for k, v in trainer.schedule.state_dict().items() if k != "lr_lambdas"}
     scaler, ema = trainer.accelerator.scaler, trainer.ema
     return Checkpoint(
@@ -60,6 +60,14 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if trainer.accelerator.scaler and checkpoint.trainer["scaler"]:
         trainer.accelerator.scaler.load_state_dict(checkpoint.trainer["scaler"])
     trainer.step = checkpoint.trainer["step"]
+
+
+def _flat(moments: dict[str, Any]) -> dict[str, Any]:
+    """bitsandbytes puts all but the step under a key of its own, and reads either form."""
+    flat = {}
+    for name, value in moments.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
 
 
 def trained_state(trainer: Trainer) -> dict[str, Tensor]:

@@ -70,6 +70,27 @@ def test_ideal_denoiser_of_one_image_is_equivariant(parameterization, attack):
     assert penalty(ideal, noisy, t, ideal(noisy)) < 1e-9
 
 
+@pytest.mark.parametrize("parameterization", [*VP, "flow"])
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("how", ["latents in half", "autocast"])
+def test_what_rounding_adds_to_w_is_not_penalized(parameterization, attack, how):
+    """At little noise bfloat16 rounds noisy + sigma w by a good part of sigma w."""
+    process = process_of(parameterization)
+    image = torch.randn(1, 1, 6, 6)
+    t = process.times[[2, 10, 40]]
+    alpha, sigma = process(t, image)
+    noisy = process.add_noise(image, torch.randn(3, 1, 6, 6), t)
+    noisy = noisy.bfloat16() if how == "latents in half" else noisy
+
+    def ideal(noisy):
+        noise = (noisy.bfloat16().float() - alpha * image) / sigma
+        return process.parameterization.target(image, noise, alpha, sigma) + 0 * noisy.float()
+
+    options = {} if how == "latents in half" else {"precision": torch.bfloat16}
+    penalty = EquivariancePenalty(process, Weighting("band", 1.0, 0.5), attack=attack, **options)
+    assert penalty(ideal, noisy, t, ideal(noisy)) < 1e-6
+
+
 @pytest.mark.parametrize("name", ["robust-adversarial", "robust-random", "invariance"])
 def test_zero_weight_equals_plain_training(name):
     process, network = process_of("epsilon"), Network(dropout=0.3)

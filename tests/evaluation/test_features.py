@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from latent_robust.data.scenes import (
     BASE_SHAPES,
@@ -120,7 +121,17 @@ def test_equal_networks_are_equal_files(tmp_path):
     }  # fmt: skip
 
 
-def test_offline_inception_without_weights_is_refused():
+def test_inception_weights_that_were_downloaded_serve_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    name = URL_INCEPTION_V3.rpartition("/")[2]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({}, tmp_path / "checkpoints" / name)
+    with pytest.raises(InputError, match=f"{name} does not hold Inception weights"):
+        make_extractor("inception", offline=True)
+
+
+def test_offline_inception_without_weights_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(InputError, match="give its path as `weights`"):
         make_extractor("inception", offline=True)
 

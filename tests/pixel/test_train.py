@@ -386,6 +386,27 @@ def test_evaluate_says_when_it_knows_nothing_clean(train, capsys):
     assert "training pictures" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (["evaluate", "--size=16"], "--size is the run's own"),
+        (["sample", "--out=s.png", "--steps=2000"], "more than the 1,000 times"),
+        (["evaluate", "--device=mps"], "--device mps is not available"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_run_is_refused(finished_run, told, message, capsys):
+    command, *options = told
+    assert latent_robust([command, str(finished_run), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", [["--steps=0"], ["--device=gpu"], ["--count=-1"]])
+def test_options_of_sample_that_mean_nothing_are_refused(finished_run, told, capsys):
+    with pytest.raises(SystemExit):
+        latent_robust(["sample", str(finished_run), "--out=s.png", *told])
+    assert told[0].partition("=")[0] in capsys.readouterr().err
+
+
 def test_where_pictures_look_clean_it_is_plain_training(train, tmp_path, capsys):
     for objective in ("robust-adversarial", "ddpm"):
         assert train("--limit=400", f"--objective={objective}", f"--out={objective}") == 0
@@ -413,7 +434,9 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
     out = capsys.readouterr().out
     assert yaml.safe_load(out)["data"] == "hf:some/where"
-    assert "would train robust-adversarial" in out
+    assert "would train robust-adversarial:" in out
+    assert train("--dry-run", "--objective=audited", "--beside=ddpm") == 0
+    assert "would train ddpm, then robust-adversarial, then audited:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tiny import Points, make_trainer
 from torch import nn
 
 from latent_robust.errors import Diverged, InputError
+from latent_robust.training import loop
 from latent_robust.training.checkpoint import list_checkpoints, load_checkpoint, load_latest
 from latent_robust.training.loop import without_weight_gradients
 from latent_robust.training.nonfinite import MAX_BAD_STEPS
@@ -57,6 +58,33 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, accumulation, how):
     rows = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "parts")]
     losses = [[json.loads(row)["loss"] for row in run] for run in rows]
     assert losses[0] == losses[1]
+
+
+class AsBitsandbytes(torch.optim.AdamW):
+    """Its state_dict nests the moments; what is loaded is flat."""
+
+    def state_dict(self):
+        whole = super().state_dict()
+        nested = {
+            index: {"step": moments.pop("step"), "__bnb_optimizer_quant_state__": moments}
+            for index, moments in ((i, dict(m)) for i, m in whole["state"].items())
+        }
+        return {**whole, "state": nested}
+
+
+def test_moments_as_bitsandbytes_nests_them_are_saved_and_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        loop, "make_optimizer", lambda config, p, device: AsBitsandbytes(p, config.learning_rate)
+    )
+    whole = make_trainer(tmp_path / "whole")
+    assert whole.train()
+    first = make_trainer(tmp_path / "parts", checkpoint_every=7)
+    first.config = first.config.model_copy(update={"steps": 7})
+    first.train()
+    second = make_trainer(tmp_path / "parts", resume="auto")
+    assert second.step == 7
+    assert second.train()
+    assert_same_state(capture(whole), capture(second))
 
 
 def test_late_start_is_plain_training_until_then(tmp_path):

@@ -8,7 +8,7 @@ from latent_robust.latent.config import LatentConfig
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.continuation import configure_continuation
 from latent_robust.training.options import parse_options
-from latent_robust.training.run import choose_directory, dump
+from latent_robust.training.run import choose_directory, dump, refuse_occupied, runs_within
 from latent_robust.training.state import compare
 
 
@@ -123,6 +123,19 @@ def test_a_folder_that_is_no_run_keeps_what_a_run_would_replace(tmp_path, told):
     (tmp_path / "unet").mkdir()
     with pytest.raises(InputError, match="no run and holds unet"):
         choose_directory(parse("--out", str(tmp_path), *told), "a")
+
+
+@pytest.mark.parametrize("what", ["config.yaml", "audit.jsonl", "unet"])
+def test_what_lies_where_a_part_would_be_trained_is_kept(tmp_path, what):
+    runs = runs_within(parse("--objective=audited"), tmp_path)
+    refuse_occupied(runs)
+    (tmp_path / "robust-adversarial").mkdir()
+    (tmp_path / "robust-adversarial" / what).touch()
+    with pytest.raises(InputError, match=r"robust-adversarial.* (already|no run and) hold"):
+        refuse_occupied(runs)
+    resumed = runs_within(parse("--objective=audited", "--resume"), tmp_path)
+    if what == "config.yaml":
+        refuse_occupied(resumed)
 
 
 def continued(tmp_path, config, *argv):
