@@ -146,12 +146,13 @@ def audit_samples(
     groups: Sequence[Sequence[int]],
     *,
     known: float | None = None,
+    batch: int = BATCH,
     seed: int = 0,
 ) -> Audit:
     """look(indices): samples (B, C, ...) and denoise(noisy, t) => prediction, conditions bound;
     groups: indices 0 .. N - 1, those of a group may share a batch (one that is there twice counts
     once); known: root mean square over all samples of the white noise in them, if it is known, as
-    `measure_spectrum` finds it; 0 if there is none.
+    `measure_spectrum` finds it; 0 if there is none; batch: samples that are asked about at a time.
 
     InputError if the model's answers are not finite.
 
@@ -163,10 +164,10 @@ def audit_samples(
 
     def energies(chosen: Tensor, noise: float, extra: float = 0.0) -> Tensor:
         """Of the chosen ones, in the order of their indices."""
-        batches = _in_batches(once, chosen)
+        batches = _in_batches(once, chosen, batch)
         shown = tqdm(batches, f"auditing at noise {noise:.2g}", unit="batch", delay=2, leave=False)
         found = torch.cat([_energies(look, process, b, noise, extra, seed) for b in shown])
-        return found[torch.tensor([index for batch in batches for index in batch]).argsort()]
+        return found[torch.tensor([index for b in batches for index in b]).argsort()]
 
     tried = _marked(spaced(count, TRIED), count)
     asked = max(NOISES, key=lambda s: otsu(energies(tried, s).mean(1).log())[1])
@@ -276,7 +277,7 @@ def _marked(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     return marked
 
 
-def _in_batches(groups: Sequence[Sequence[int]], chosen: Tensor) -> list[list[int]]:
+def _in_batches(groups: Sequence[Sequence[int]], chosen: Tensor, batch: int) -> list[list[int]]:
     """The chosen ones, no batch of more than one group."""
     kept = ([index for index in group if chosen[index]] for group in groups)
-    return [group[i : i + BATCH] for group in kept for i in range(0, len(group), BATCH)]
+    return [group[i : i + batch] for group in kept for i in range(0, len(group), batch)]

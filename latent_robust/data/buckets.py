@@ -54,15 +54,28 @@ def fit_bucket(picture: Tensor, bucket: tuple[int, int]) -> Tensor:
 
     Cropped first, so that a strip of 1 x 10,000,000 pixels cannot grow when its shorter side does.
     """
-    height, width = bucket
-    full_height, full_width = picture.shape[-2:]
+    part = _part(tuple(picture.shape[-2:]), bucket)
+    picture = v2.center_crop(picture, list(part))
+    return picture if part == bucket else v2.resize(picture, list(bucket), antialias=True)
+
+
+def framing(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, ...]:
+    """What `fit_bucket` does to a picture, in pixels, as SDXL is told it: original height and
+    width; top and left of the crop, in the resized picture; height and width of the bucket."""
+    cut = [
+        round((whole - part) / 2 * side / part)
+        for whole, part, side in zip(size, _part(size, bucket), bucket, strict=True)
+    ]
+    return (*size, *cut, *bucket)
+
+
+def _part(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, int]:
+    """=>  the largest height and width of the bucket's shape within a picture."""
+    (full_height, full_width), (height, width) = size, bucket
     # Integers, so that a picture of exactly the bucket's shape loses no row to rounding.
     part_height = min(full_height, max(1, round(full_width * height / width)))
     part_width = min(full_width, max(1, round(full_height * width / height)))
-    picture = v2.center_crop(picture, [part_height, part_width])
-    if (part_height, part_width) == (height, width):
-        return picture
-    return v2.resize(picture, [height, width], antialias=True)
+    return part_height, part_width
 
 
 def _log_ratio(size: tuple[int, int]) -> float:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .buckets import assign_bucket
+from .buckets import assign_bucket, framing
 from .caption_corruptions import CaptionCorruption
 from .contaminated import Contaminated, digest, to_sample
 from .corruption import Corruption, Size, Surroundings, clean_picture
@@ -60,6 +60,11 @@ class ContaminatedPairs(Contaminated):
     def bucket(self, index: int) -> Size:
         """=>  (height, width)."""
         return self._bucket[index]
+
+    def framing(self, index: int) -> tuple[int, ...]:
+        """=>  the picture's own height and width, top and left of the crop, height and width: see
+        `buckets.framing`."""
+        return framing(self.pairs.sizes[index], self.bucket(index))
 
     def sample(self, index: int) -> Tensor:
         """=>  (3, h, w), float32."""

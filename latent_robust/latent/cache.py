@@ -57,7 +57,7 @@ class LatentCache(Dataset):
         self.empty_text, self.summary = empty_text, summary
         self._shards = shards
         self._picture_keys, self._caption_keys = plan.picture_keys, plan.caption_keys
-        self._sizes = torch.tensor([pairs.bucket(i) for i in range(len(pairs))])
+        self._sizes = torch.tensor([pairs.framing(i) for i in range(len(pairs))])
         self._groups = pairs.groups()
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class LatentCache(Dataset):
         """indices: of pairs that share a bucket.
 
         =>  index (B,); mean, std (B, c, h, w) float32, of scaled latents; text {name: (B, ...)};
-        size (B, 2), the pictures' height and width in pixels. InputError if a shard is gone.
+        size (B, 6), of `framing`. InputError if a shard is gone.
         """
         indices = torch.as_tensor(indices)
         rows = indices.tolist()
@@ -106,7 +106,7 @@ class Uncached(Dataset):
             "index": indices,
             **encode_pictures(self._components, self._pairs, rows),
             "text": encode_captions(self._components, [self._pairs.caption(i) for i in rows]),
-            "size": torch.tensor([self._pairs.bucket(i) for i in rows]),
+            "size": torch.tensor([self._pairs.framing(i) for i in rows]),
         }
 
     def groups(self) -> list[list[int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -21,6 +23,7 @@ from .quiet import quiet_libraries
 from .recognise import recognise
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+CAPTIONS = 64  # that are encoded at a time: 3 GiB of T5's
 
 
 def load_components(
@@ -101,7 +104,11 @@ class Components:
     @torch.no_grad()
     def encode_text(self, captions: list[str]) -> Conditions:
         """What the network is given, each (B, ...), on the CPU in the encoders' dtype."""
-        return self._on_cpu(self.family.encode_text, captions)
+        parts = [
+            self._on_cpu(self.family.encode_text, captions[i : i + CAPTIONS])
+            for i in range(0, len(captions), CAPTIONS)
+        ]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     @torch.no_grad()
     def empty_text(self) -> Conditions:
@@ -119,7 +126,7 @@ class Components:
         keep_vae: for who draws pictures later."""
         for name in (*([] if keep_vae else ["vae"]), *self.text_encoders):
             setattr(self.pipeline, name, None)
-        _free_memory()
+        release_memory()
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -128,17 +135,19 @@ class Components:
         device = self.network.device
         try:
             self.network.to("cpu")
-            _free_memory()
+            release_memory()
             yield
         finally:
-            _free_memory()
+            release_memory()
             self.network.to(device)
 
     def without(self, *names: str) -> Components:
-        """The same but for these parts of the pipeline, for what outlives them."""
+        """The same but for these parts of the pipeline, for what outlives them. Of the network its
+        configuration stays: how far FLUX reads stands in it, and how wide T5's absence is."""
         pipeline = copy(self.pipeline)
         for name in names:
-            setattr(pipeline, name, None)
+            is_network = name == self.family.network_name
+            setattr(pipeline, name, _Configuration(self.network.config) if is_network else None)
         return replace(self, pipeline=pipeline)
 
     def _on_cpu(self, encode: Callable[..., Conditions], *captions: list[str]) -> Conditions:
@@ -159,7 +168,15 @@ class Components:
         return part
 
 
-def _free_memory() -> None:
+@dataclass
+class _Configuration:
+    """What is left of a network. No module: a pipeline computes where its first module is."""
+
+    config: Any
+
+
+def release_memory() -> None:
     """Gives what nothing uses any more back to the device."""
+    gc.collect()  # accelerate's autocast makes a cycle of a network and its forward
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

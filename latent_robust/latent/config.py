@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 
-from latent_robust.training.config import ObjectiveName, TrainConfig
+from latent_robust.training.config import HALF, ObjectiveName, TrainConfig
 from latent_robust.training.options import WHOLE
 
 
@@ -109,6 +109,8 @@ class LatentConfig(TrainConfig):
             raise ValueError("text_encoder trains adapters: it needs --lora")
         if self.text_encoder and self.caption_noise:
             raise ValueError("caption_noise perturbs fixed embeddings: not with text_encoder")
+        if self.workers and not self.cache and self.device != "cpu" and torch.cuda.is_available():
+            raise ValueError("workers cannot encode on a GPU: without cache it needs workers 0")
         self._refuse_dropout_of_a_part(self.dropout)
         if self.alpha is None:
             self.alpha = float(self.rank)
@@ -124,3 +126,8 @@ class LatentConfig(TrainConfig):
                 self.optimizer = "adamw8bit"
             self.low_memory = False  # it has become these settings
         return self
+
+
+def frozen_dtype(lora: bool, mixed_precision: str) -> torch.dtype:
+    """Frozen weights are in the precision of training; what is trained whole stays in float32."""
+    return HALF.get(mixed_precision, torch.float32) if lora else torch.float32

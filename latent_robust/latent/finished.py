@@ -12,6 +12,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
 from latent_robust.data import Audit, ContaminatedPairs, PairSet, audit_samples, open_pairs
+from latent_robust.data.audit import BATCH
 from latent_robust.data.contaminated import spaced
 from latent_robust.errors import InputError
 from latent_robust.training.continuation import refuse_another
@@ -19,12 +20,15 @@ from latent_robust.training.continuation import refuse_another
 from .cache import Uncached
 from .checkpoint import open_part
 from .components import Components, load_components
-from .config import LatentConfig
+from .config import LatentConfig, frozen_dtype
 from .lora_files import load_lora, start_from_lora
 from .modes import evaluation_mode
 from .preparation import comparable, contaminated_pairs
 from .sampling import draw_pictures
 from .task import EncodedPairs
+
+# Pictures of so many pixels in all are audited at a time: eight of 512 x 512.
+PIXELS = 8 * 512**2
 
 # The settings that what is trained goes by.
 NATURE = ("lora", "model", "rank", "alpha", "targets", "dora", "text_encoder")
@@ -62,8 +66,11 @@ def draw_from_run(
 
 
 def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bool) -> Components:
-    """The run's base model with what the run has learned."""
-    components = load_components(config["model"], device=device, offline=offline)
+    """The run's base model with what the run has learned, in the precision of training."""
+    dtype = frozen_dtype(config["lora"], config["mixed_precision"])
+    if device == "cpu" and dtype == torch.float16:
+        dtype = torch.float32
+    components = load_components(config["model"], device=device, offline=offline, dtype=dtype)
     learned = _learned(run, config["lora"], components)
     if config["lora"]:
         load_lora(components, learned)
@@ -126,11 +133,14 @@ def audit_pairs(
 ) -> Audit:
     """captions: by index, where what the text encoders say is not in `pairs`, because they were
     trained."""
+    firsts = [pairs.__getitems__(group[:1])["size"][0, -2:] for group in pairs.groups()]
+    largest = max(int(height * width) for height, width in firsts)
     with evaluation_mode(components.network):
         return audit_samples(
             lambda indices: _look(components, pairs.__getitems__(indices), captions),
             components.process,
             pairs.groups(),
+            batch=min(BATCH, max(1, PIXELS // largest)),
             seed=seed,
         )
 

@@ -44,6 +44,7 @@ from .validation import split_held_out
 LEAST_LOOKED_AT, MOST_LOOKED_AT, PIXELS_LOOKED_AT = 64, 256, 2**22
 GAIN_PICTURES = 16
 PROMPTS = 4  # drawn at every checkpoint
+VALIDATED = 256  # pairs at most, each of which is looked at eight times at every checkpoint
 
 
 @dataclass
@@ -133,11 +134,11 @@ def prepare(
 
     training, held = split_held_out(len(pairs), config.held_out, config.seed)
     dataset = _encode(config, components, pairs, out, accelerator, say)
-    validation, validated = dataset, held
+    validation, validated = dataset, [held[i] for i in spaced(len(held), VALIDATED)]
     if config.reference is not None:
         clean = contaminate(truth, "none")
         validation = _encode(config, components, clean, out, accelerator, say)
-        validated = spaced(len(clean), max(1, len(held)))
+        validated = spaced(len(clean), max(1, len(validated)))
     captions = (truth or source).captions
     drawn = spaced(len(captions), config.samples)
     prompts = config.prompts
@@ -270,7 +271,7 @@ def cache_folder(config: LatentConfig, out: Path) -> Path | None:
 def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | Uncached:
     folder = cache_folder(config, out)
     if folder is None:
-        return Uncached(pairs, components.without(components.family.network_name))
+        return Uncached(pairs, components)
     cache = build_cache(
         pairs, components, folder, batch_size=config.batch_size, accelerator=accelerator
     )

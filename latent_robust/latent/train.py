@@ -15,7 +15,6 @@ from latent_robust.core import LEVELLED, derive_seed
 from latent_robust.data import parse_contamination, read_levels
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.training.command import INTERRUPTED, run_command
-from latent_robust.training.config import HALF
 from latent_robust.training.continuation import (
     configure_continuation,
     identity,
@@ -40,8 +39,8 @@ from latent_robust.training.run import (
     write_config,
 )
 
-from .components import Components, load_components
-from .config import LatentConfig
+from .components import Components, load_components, release_memory
+from .config import LatentConfig, frozen_dtype
 from .finished import audit_pairs, fitting, load_finished, start_from
 from .full import unfreeze_network
 from .lora import adapted_layers, add_lora
@@ -102,7 +101,9 @@ def _main(argv: list[str]) -> int:
     resolution = config.resolution or native_resolution(components)
     config = config.model_copy(update={"resolution": resolution})
     judges = Judges(config, accelerator.device)
-    prepared = prepare(config, components, out, accelerator)
+    with components.set_aside():  # what encodes has the device to itself
+        encoders = components.without(components.family.network_name)
+        prepared = prepare(config, encoders, out, accelerator)
     found = {"resolution": resolution, **prepared.weighting}
     runs = [(config.model_copy(update=found), folder) for config, folder in runs]
     for number, run in enumerate(runs):
@@ -110,6 +111,7 @@ def _main(argv: list[str]) -> int:
         make_trainable(config, trained)
         if afresh[number]:
             start_from(trained, config, config.init)
+        release_encoders(run[0], trained, prepared)
         if number == 0:
             check_memory([config for config, _ in runs], trained, prepared, accelerator, out)
         output = LatentOutput(*run, trained, prepared, judges, accelerator, make_components)
@@ -119,7 +121,8 @@ def _main(argv: list[str]) -> int:
         if accelerator.is_main_process:
             folders = [folder for _, folder in runs[: number + 1]]
             report = write_report(folders, run[1] / "report.html")
-        components = trained = output = None  # before the next model is loaded
+        components = trained = output = None
+        release_memory()  # before the next model is loaded
     if accelerator.is_main_process:
         if config.samples:
             print(f"\n{metrics_text(folders)}")
@@ -148,12 +151,10 @@ def _dry_run(config: LatentConfig) -> int:
 
 
 def load(config: LatentConfig, accelerator: Accelerator) -> Components:
-    """Frozen weights in the precision of training; what is trained whole stays in float32."""
-    precision = config.mixed_precision if config.lora else "no"
     return load_components(
         config.model,
         offline=config.offline,
-        dtype=HALF.get(precision, torch.float32),
+        dtype=frozen_dtype(config.lora, config.mixed_precision),
         device=accelerator.device,
     )
 
@@ -181,6 +182,15 @@ def make_trainable(config: LatentConfig, components: Components) -> None:
             text_encoder=config.text_encoder,
             seed=config.seed,
         )
+
+
+def release_encoders(config: LatentConfig, components: Components, prepared: Preparation) -> None:
+    """Asks them all that will be asked, and unloads those that training does not need."""
+    for prompts in (prepared.prompts, prepared.measured):
+        prompts.conditions(components)
+    if config.cache and not config.text_encoder:
+        draws = config.samples > 0 or bool(prepared.prompts.captions)
+        components.unload_encoders(keep_vae=draws or "encoder-poison" in config.contamination)
 
 
 def check_memory(
@@ -214,11 +224,6 @@ def train(
     task = LatentTask(
         config, components, prepared.dataset, prepared.training, prepared.captions, output.watch
     )
-    for prompts in (prepared.prompts, prepared.measured):
-        prompts.conditions(components)
-    if config.cache and not config.text_encoder:
-        draws = config.samples > 0 or bool(prepared.prompts.captions)
-        components.unload_encoders(keep_vae=draws or "encoder-poison" in config.contamination)
     trainer = Trainer(
         task,
         config.objective_for(task.process),

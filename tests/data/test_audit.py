@@ -133,6 +133,17 @@ def test_samples_keep_their_places_whatever_shares_a_batch():
     assert torch.allclose(one.scores, other.scores, atol=1e-6)
 
 
+def test_it_asks_about_no_more_at_a_time_than_it_may():
+    samples, asked = noisy_samples(torch.linspace(0, 0.3, 50)), []
+
+    def look(indices):
+        asked.append(len(indices))
+        return samples[indices], lambda noisy, t: noisy
+
+    audit_samples(look, FLOW, [range(50)], batch=8)
+    assert max(asked) == 8
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_where_nothing_differs_nothing_is_noisy(count):
     assert not audit(torch.zeros(count, 1, 4, 4)).levels.any()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latent_robust.data import assign_bucket, fit_bucket, make_buckets
+from latent_robust.data.buckets import framing
 from latent_robust.errors import InputError
 
 
@@ -95,3 +96,16 @@ def test_a_strip_does_not_grow():
     # Covering first would make 40 x 400,000,000 pixels of this one.
     strip = torch.ones(1, 10_000_000, 1, dtype=torch.uint8)
     assert (fit_bucket(strip, (24, 40)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        ((512, 512), (512, 512, 0, 0, 512, 512)),
+        ((300, 300), (300, 300, 0, 0, 512, 512)),
+        ((1024, 2048), (1024, 2048, 0, 256, 512, 512)),
+        ((600, 512), (600, 512, 44, 0, 512, 512)),
+    ],
+)
+def test_sdxl_is_told_how_large_a_picture_was_and_where_it_was_cut(size, told):
+    assert framing(size, (512, 512)) == told

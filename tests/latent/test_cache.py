@@ -48,6 +48,9 @@ class Pairs:
     def bucket(self, i):
         return self.buckets[i]
 
+    def framing(self, i):
+        return (*self.buckets[i], 0, 0, *self.buckets[i])
+
     def checksum(self, i):
         return hashlib.sha256(
             repr((self.contents[i], self.buckets[i], self.seed)).encode()
@@ -144,7 +147,7 @@ def test_shapes_and_dtypes(tmp_path):
     assert batch["index"].tolist() == [3, 0]
     assert batch["mean"].shape == batch["std"].shape == (2, 4, 4, 12)
     assert batch["mean"].dtype == torch.float32
-    assert batch["size"].tolist() == [[8, 24], [8, 24]]
+    assert batch["size"].tolist() == [[8, 24, 0, 0, 8, 24]] * 2
     assert batch["text"]["hidden"].shape == (2, 5, 6)
     assert batch["text"]["hidden"].dtype == torch.bfloat16  # as the encoder gave it
     assert cache.empty_text["pooled"].shape == (1, 6)

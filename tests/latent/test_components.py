@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from latent_robust.errors import InputError
+from latent_robust.latent import components
 from latent_robust.latent.components import load_components
 from latent_robust.latent.single_file import recognise_layout
 
@@ -478,3 +479,10 @@ def test_a_single_file_may_say_what_it_predicts(copy_of, said):
     save_file(weights, folder / "one.safetensors", metadata=metadata)
     components = load_components(str(folder / "one.safetensors"))
     assert components.process.parameterization == "v_prediction"
+
+
+def test_many_captions_are_encoded_in_parts(loaded, monkeypatch):
+    captions = ["a", "b", "c"]
+    whole = loaded("sdxl").encode_text(captions)
+    monkeypatch.setattr(components, "CAPTIONS", 2)
+    torch.testing.assert_close(loaded("sdxl").encode_text(captions), whole)

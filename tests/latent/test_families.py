@@ -13,6 +13,7 @@ from diffusers import (
 
 from latent_robust.core import Parameterization
 from latent_robust.errors import InputError
+from latent_robust.latent.components import Components
 from latent_robust.latent.families import time_ids
 from latent_robust.latent.quiet import quiet_libraries
 from latent_robust.latent.recognise import pipeline_class, recognise
@@ -118,6 +119,17 @@ def test_denoiser_is_what_the_pipeline_asks_its_network(pipelines, name):
         # Not bit-equal for FLUX only: t / 1000 * 1000 rounds.
         tolerance = 1e-6 if family_name == "flux" else 0.0
         torch.testing.assert_close(denoise(noisy, t), unpacked(answer), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [*PARAMETERIZATIONS, *VARIANTS])
+def test_text_is_encoded_alike_without_the_network(pipelines, name):
+    """FLUX asks it how far to read, SD 3 without T5 how wide its absence is."""
+    pipeline = VARIANTS[name]() if name in VARIANTS else pipelines(name)
+    whole = Components.of(pipeline, "tiny")
+    alone = whole.without(whole.family.network_name)
+    assert not isinstance(alone.network, torch.nn.Module)
+    torch.testing.assert_close(alone.encode_text(CAPTIONS), whole.encode_text(CAPTIONS))
+    assert alone.cut_captions(CAPTIONS) == whole.cut_captions(CAPTIONS)
 
 
 def test_text_is_what_the_pipeline_encodes(pipelines, family_name):

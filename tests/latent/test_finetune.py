@@ -510,7 +510,7 @@ def test_a_run_starts_from_what_another_has_learned(finetune, tmp_path, how, fil
 
 
 @pytest.mark.usefixtures("unverified")
-@pytest.mark.parametrize("how", ["--cache", "--no-cache"])
+@pytest.mark.parametrize("how", ["--cache", "--no-cache", "--mixed-precision=bf16"])
 def test_a_model_is_gone_before_the_next_is_loaded(finetune, monkeypatch, how):
     """Of a large one a GPU has no room for two."""
     loaded, load = [], train.load
@@ -720,6 +720,19 @@ def test_a_corrupt_tar_is_a_clear_message(finetune, tmp_path, capsys):
     assert finetune("--lora", "--data=wds:shard.tar", "--out=run") == 2
     assert "shard.tar" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("unverified")
+def test_memory_is_looked_at_when_what_encodes_has_left(finetune, monkeypatch):
+    """A cached step needs none of it, and a run that fits must not be refused for it."""
+    seen = []
+    monkeypatch.setattr(
+        train, "check_memory", lambda configs, components, *_: seen.append(components)
+    )
+    assert finetune("--lora", *UNDRAWN, "--out=run") == 0
+    (components,) = seen
+    assert components.pipeline.vae is None
+    assert not components.text_encoders
 
 
 def test_too_little_memory_is_said_before_it_starts(finetune, monkeypatch, capsys, tmp_path):
