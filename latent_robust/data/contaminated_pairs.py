@@ -54,9 +54,6 @@ class ContaminatedPairs(Contaminated):
     def caption(self, index: int) -> str:
         return self._outcome[0][index]
 
-    def clean_caption(self, index: int) -> str:
-        return self.pairs.captions[index]
-
     def bucket(self, index: int) -> Size:
         """=>  (height, width)."""
         return self._bucket[index]

@@ -43,11 +43,6 @@ def own_similarity(features: Tensor) -> Tensor:
     return torch.cat(similarity)
 
 
-def near_duplicate_threshold(training: Tensor) -> float:
-    """The similarity above which a picture is a near-duplicate; training: features (N, D)."""
-    return own_similarity(training).quantile(QUANTILE).item()
-
-
 def memorization(drawn: Tensor, training: Tensor, unseen: Tensor | None = None) -> dict:
     """Features (N, D) of drawn pictures, (M, D) of the training set and, best also (M, D), of
     pictures of the same kind that the model never saw.  =>  plain floats:
@@ -58,12 +53,13 @@ def memorization(drawn: Tensor, training: Tensor, unseen: Tensor | None = None) 
     set than to as many unseen pictures, 0.5 for a model that generalizes and 1 for one that copies
     (a tie counts half).
     """
-    similarity, threshold = nearest_similarity(drawn, training), near_duplicate_threshold(training)
+    similarity, own = nearest_similarity(drawn, training), own_similarity(training)
+    threshold = own.quantile(QUANTILE).item()
     result = {
         "threshold": threshold,
         "near_duplicates": _share(similarity > threshold),
         "quantiles": _quantiles(similarity),
-        "own_quantiles": _quantiles(own_similarity(training)),
+        "own_quantiles": _quantiles(own),
     }
     if unseen is not None:
         other = nearest_similarity(drawn, unseen)

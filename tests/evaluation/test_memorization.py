@@ -4,7 +4,6 @@ import torch
 from latent_robust.errors import InputError
 from latent_robust.evaluation.memorization import (
     memorization,
-    near_duplicate_threshold,
     own_similarity,
     save_similarity_figure,
 )
@@ -40,7 +39,7 @@ def test_own_similarity_is_the_same_in_chunks(monkeypatch):
 
 def test_one_in_a_hundred_training_pictures_is_a_near_duplicate_of_another():
     training = gaussian(1000, 0)
-    assert (own_similarity(training) > near_duplicate_threshold(training)).sum() == 10
+    assert (own_similarity(training) > memorization(training, training)["threshold"]).sum() == 10
 
 
 def test_new_pictures_of_the_same_kind_exceed_the_threshold_as_rarely():
@@ -66,12 +65,14 @@ def test_what_is_as_near_to_both_counts_half():
 
 def test_copies_within_the_training_set_raise_the_threshold():
     training = gaussian(100, 0)
-    assert near_duplicate_threshold(torch.cat([training, training[:5]])) == pytest.approx(1.0)
+    assert memorization(training, torch.cat([training, training[:5]]))[
+        "threshold"
+    ] == pytest.approx(1.0)
 
 
 def test_one_training_picture_cannot_be_compared():
     with pytest.raises(InputError, match="at least 2 training pictures to compare, got 1"):
-        near_duplicate_threshold(gaussian(1, 0))
+        own_similarity(gaussian(1, 0))
 
 
 def test_figure_is_a_picture(tmp_path):
