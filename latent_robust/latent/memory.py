@@ -9,7 +9,10 @@ libraries allocate for themselves (cuDNN workspaces, fragmentation): expect a te
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -80,7 +84,13 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
     blind = NoiseProcess(lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times)
     step = _Step(components, config.objective_for(blind))
     half = HALF.get(config.mixed_precision)
-    with fake, torch.autocast(device.type, half, enabled=half is not None), PeakBytes() as watch:
+    whole = half is not None and network.device.type == "cuda"
+    with (
+        fake,
+        torch.autocast(device.type, half, enabled=half is not None),
+        norms_in_float32() if whole else nullcontext(),
+        PeakBytes() as watch,
+    ):
         functional_call(step, {**parameters, **buffers}, (batch, levels, parameters))
     kept = [network, *(components.text_encoders.values() if config.text_encoder else ())]
     trained = [p for part in kept for p in part.parameters() if p.requires_grad]
@@ -111,7 +121,7 @@ def remembered_memory(
     shapes = {key: list(value.shape[1:]) for key, value in item["text"].items()}
     facts = [
         [torch.__version__, diffusers.__version__, peft.__version__],
-        [str(item["mean"].device), list(item["mean"].shape[1:]), shapes],
+        [components.network.device.type, list(item["mean"].shape[1:]), shapes],
         {name: getattr(config, name) for name in SETTINGS},
         *(_facts(part) for part in (components.network, *components.text_encoders.values())),
     ]
@@ -159,6 +169,26 @@ def free_memory(device: torch.device) -> int | None:
 
         return psutil.virtual_memory().available
     return None
+
+
+@contextmanager
+def norms_in_float32() -> Iterator[None]:
+    """What CUDA's autocast does to norms, and the CPU's, under which fake tensors run, does not:
+    their results stay in float32, up to a third more activations of a U-Net."""
+    norms = {name: getattr(functional, name) for name in ("group_norm", "layer_norm")}
+
+    def upcast(norm: Callable[..., Tensor], *args, **options) -> Tensor:
+        args, options = tree_map_only(Tensor, Tensor.float, (args, options))
+        with torch.autocast(args[0].device.type, enabled=False):
+            return norm(*args, **options)
+
+    try:
+        for name, norm in norms.items():
+            setattr(functional, name, partial(upcast, norm))
+        yield
+    finally:
+        for name, norm in norms.items():
+            setattr(functional, name, norm)
 
 
 class _Step(nn.Module):

@@ -232,3 +232,21 @@ def test_memory_is_told_in_units_that_show_it():
         "3.50 GiB (weights 1.00, optimizer 0.50, activations 2.00)"
     )
     assert str(Memory(2**20, 2**19, 2**21)).startswith("3.50 MiB (weights 1.00")
+
+
+def test_under_autocast_norms_are_in_float32_on_cuda_as_estimated(monkeypatch):
+    """A CPU has no CUDA autocast to compare with; this is what its list of operations says."""
+    norm = torch.nn.GroupNorm(2, 4).bfloat16()
+    x = torch.ones(1, 4, 2, 2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(x).dtype == torch.bfloat16
+        with memory.norms_in_float32():
+            assert norm(x).dtype == torch.float32
+        assert norm(x).dtype == torch.bfloat16
+    components = components_of("sd1", full=False)
+    item = item_of(components)
+    components.network.bfloat16()
+    config = LatentConfig(lora=True, mixed_precision="bf16", objective="ddpm", batch_size=8)
+    here = estimate_memory(components, config, item).step
+    monkeypatch.setattr(type(components.network), "device", torch.device("cuda"))
+    assert 1.1 * here < estimate_memory(components, config, item).step < 1.7 * here
