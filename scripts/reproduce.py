@@ -223,6 +223,9 @@ class Bench:
         else:
             command = read_table(job.table).get("command", "train-pixel")
             settings = {**job.settings, **(QUICK[command] if self.quick else {})}
+            if self.quick and settings.get("drop_noisy"):
+                # A judge that has learned nothing may call everything noisy.
+                settings["objective"] = "ambient"
             if base:
                 settings.update(init=str(base))
             file = out / "settings.yaml"

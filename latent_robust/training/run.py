@@ -160,7 +160,7 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
             raise InputError(f"--out {config.out} is a file; give a directory")
         if config.out.exists() and Path(config.data).exists() and config.out.samefile(config.data):
             raise InputError(f"--out {config.out} is where the data lie; give another")
-        _refuse_foreign(config.out)
+        _refuse_foreign(config, config.out)
         return config.out
     if config.resume not in (None, "auto"):
         run = run_of(Path(config.resume))
@@ -176,9 +176,11 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
     return existing[free]
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(config: TrainConfig, folder: Path) -> None:
     """What a run would replace though it comes from none."""
-    foreign = [name for name in OUTPUTS if (folder / name).exists()]
+    # An audit is written before there is a run, which may be stopped between the two.
+    own = {AUDIT} if config.resume is not None else set()
+    foreign = [name for name in OUTPUTS if name not in own and (folder / name).exists()]
     if foreign and not (folder / "config.yaml").exists():
         raise InputError(
             f"{folder} is no run and holds {', '.join(foreign)}, which a run would replace; choose "
@@ -233,7 +235,7 @@ def refuse_occupied(runs: Sequence[tuple[Config, Path]]) -> None:
                 f"{folder}, where {config.objective} would be trained first, already holds a run; "
                 "choose another --out"
             )
-        _refuse_foreign(folder)
+        _refuse_foreign(config, folder)
 
 
 def made_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path:

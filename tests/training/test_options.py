@@ -134,7 +134,10 @@ def test_what_lies_where_a_part_would_be_trained_is_kept(tmp_path, what):
     with pytest.raises(InputError, match=r"robust-adversarial.* (already|no run and) hold"):
         refuse_occupied(runs)
     resumed = runs_within(parse("--objective=audited", "--resume"), tmp_path)
-    if what == "config.yaml":
+    if what == "unet":
+        with pytest.raises(InputError, match="no run and holds unet"):
+            refuse_occupied(resumed)
+    else:
         refuse_occupied(resumed)
 
 
