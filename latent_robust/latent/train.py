@@ -102,8 +102,10 @@ def _main(argv: list[str]) -> int:
     config = config.model_copy(update={"resolution": resolution})
     judges = Judges(config, accelerator.device)
     with components.set_aside():  # what encodes has the device to itself
-        encoders = components.without(components.family.network_name)
-        prepared = prepare(config, encoders, out, accelerator)
+        # No name for these: it would keep them when they are unloaded.
+        prepared = prepare(
+            config, components.without(components.family.network_name), out, accelerator
+        )
     found = {"resolution": resolution, **prepared.weighting}
     runs = [(config.model_copy(update=found), folder) for config, folder in runs]
     for number, run in enumerate(runs):

@@ -725,10 +725,20 @@ def test_a_corrupt_tar_is_a_clear_message(finetune, tmp_path, capsys):
 @pytest.mark.usefixtures("unverified")
 def test_memory_is_looked_at_when_what_encodes_has_left(finetune, monkeypatch):
     """A cached step needs none of it, and a run that fits must not be refused for it."""
-    seen = []
-    monkeypatch.setattr(
-        train, "check_memory", lambda configs, components, *_: seen.append(components)
-    )
+    seen, encoders, load = [], [], train.load
+
+    def load_and_watch(*told):
+        components = load(*told)
+        parts = (components.vae, *components.text_encoders.values())
+        encoders.extend(weakref.ref(part) for part in parts)
+        return components
+
+    def look(configs, components, *_):
+        seen.append(components)
+        assert [part() for part in encoders] == [None] * 2
+
+    monkeypatch.setattr(train, "load", load_and_watch)
+    monkeypatch.setattr(train, "check_memory", look)
     assert finetune("--lora", *UNDRAWN, "--out=run") == 0
     (components,) = seen
     assert components.pipeline.vae is None
