@@ -119,12 +119,16 @@ def _sample(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     import json
 
-    from .evaluation.features import make_extractor
+    from .evaluation.features import make_extractors
     from .evaluation.metrics import REFERENCE, evaluate
     from .evaluation.runs import read_runs
 
     path = Path(options.pictures)
     run = read_runs([path])[0] if (path / "config.yaml").exists() else None
+    if run is None:
+        refuse_options(options, ("steps", "sampler", "stop_at"), "is for runs, which draw pictures")
+    else:
+        refuse_options(options, ("size", "channels"), "is the run's own")
     config = {} if run is None else run.config
     reference = options.reference or config.get("reference")
     size = options.size or config.get("size") or config.get("resolution")
@@ -133,10 +137,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     channels = options.channels or config.get("channels", 3)
     features = options.features.split(",") if options.features else config.get("features")
     weights = options.weights or config.get("weights")
-    extractors = [
-        make_extractor(spec, device=options.device, weights=weights, offline=options.offline)
-        for spec in features or ["pixels"]
-    ]
+    extractors = make_extractors(
+        features or ["pixels"], device=options.device, weights=weights, offline=options.offline
+    )
     count = max(REFERENCE, options.samples)
     if run is not None and run.latent and options.reference is None:
         from .latent.finished import clean_pictures
@@ -154,10 +157,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if run is not None:
-        refuse_options(options, ("size", "channels"), "is the run's own")
         samples = _draw(path, config, options.samples, options)
     else:
-        refuse_options(options, ("steps", "sampler", "stop_at"), "is for runs, which draw pictures")
         samples = _pictures(options, options.pictures, size, channels, options.samples)
     metrics = evaluate(samples, clean, extractors, seed=options.seed)
     if options.out is None:

@@ -131,7 +131,9 @@ def _memorization(options: argparse.Namespace) -> int:
             features, known = extractor(drawn), extractor(training)
             new = None if unseen is None else extractor(unseen)
             found.setdefault(run.name, {})[extractor.name] = memorization(features, known, new)
-            _, shown = panels.setdefault(extractor.name, (own_similarity(known), {}))
+            if extractor.name not in panels:
+                panels[extractor.name] = own_similarity(known), {}
+            _, shown = panels[extractor.name]
             shown[run.name] = nearest_similarity(features, known)
     told = {name: getattr(options, name) for name in ("originals", "samples", "seed")}
     write_json(options.out, {**told, "runs": found})
@@ -143,7 +145,7 @@ def _memorization(options: argparse.Namespace) -> int:
 
 
 def _open(options: argparse.Namespace) -> tuple[list[tuple[Path, Run]], list[Extractor]]:
-    from .evaluation.features import make_extractor
+    from .evaluation.features import make_extractors
     from .evaluation.runs import read_runs
 
     if options.out.suffix != ".json":
@@ -154,10 +156,9 @@ def _open(options: argparse.Namespace) -> tuple[list[tuple[Path, Run]], list[Ext
             raise InputError(f"{path} is a run of finetune-latent; only pixel runs can be probed")
     features = options.features.split(",") if options.features else runs[0].config["features"]
     weights = options.weights or runs[0].config.get("weights")
-    extractors = [
-        make_extractor(spec, device=options.device, weights=weights, offline=options.offline)
-        for spec in features
-    ]
+    extractors = make_extractors(
+        features, device=options.device, weights=weights, offline=options.offline
+    )
     return list(zip(options.runs, runs, strict=True)), extractors
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from latent_robust.core import REGULARIZED
 from latent_robust.data import ContaminatedPictures, audit_facts, open_pictures
 from latent_robust.evaluation.directory import begin_directory
-from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.features import make_extractors
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import REFERENCE, measure, require_enough
 from latent_robust.files import write_json, writing
@@ -52,15 +52,12 @@ class Output:
             self.clean = dataset
         require_enough(config.features, config.samples, dataset, self.clean)
         if config.samples:
-            self.extractors = [
-                make_extractor(
-                    spec,
-                    device=accelerator.device,
-                    weights=config.weights,
-                    offline=config.offline,
-                )
-                for spec in config.features
-            ]
+            self.extractors = make_extractors(
+                config.features,
+                device=accelerator.device,
+                weights=config.weights,
+                offline=config.offline,
+            )
 
     def begin(self) -> None:
         """What is known before the first step: settings, what was broken, what it trains on."""

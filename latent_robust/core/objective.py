@@ -22,7 +22,12 @@ import torch
 from torch import Tensor
 
 from .dropout import shared_dropout
-from .perturbation import ATTACKS, adversarial_perturbation, random_perturbation
+from .perturbation import (
+    ATTACKS,
+    adversarial_perturbation,
+    displacement_of,
+    random_perturbation,
+)
 from .process import NoiseProcess
 from .radius import RadiusSchedule, unit_sigma
 from .rows import check_share, choose_rows, rows_in_turn
@@ -119,7 +124,7 @@ class EquivariancePenalty:
             by_gradient = self.attack == "gradient"
             once = not by_gradient and self.attack_steps == 1
             to_noise = parameterization.to_noise
-            moved_at = _displacement(denoise, noisy, prediction, once)
+            moved_at = displacement_of(denoise, noisy, prediction, once)
 
             def displacement(w: Tensor) -> Tensor:
                 moved = moved_at(seen(w))
@@ -145,25 +150,6 @@ class EquivariancePenalty:
             )
         residual = at_perturbed.float() - prediction.float() - perturbed.shift
         return perturbed.weighting * residual.square().flatten(1).mean(1)
-
-
-def _displacement(
-    denoise: Callable[[Tensor], Tensor], noisy: Tensor, prediction: Tensor | None, once: bool
-) -> Callable[[Tensor], Tensor]:
-    """x -> the prediction at x less that at `noisy`, float32. prediction: at `noisy`, where it is
-    there; once: that function is called once, without gradient: both in one batch, then."""
-    if prediction is None and once:
-
-        def both(x: Tensor) -> Tensor:
-            at_x, at_noisy = denoise(torch.cat([x, noisy])).float().chunk(2)
-            return at_x - at_noisy
-
-        return both
-    if prediction is None:
-        with torch.no_grad():
-            prediction = denoise(noisy)
-    still = prediction.detach().float()
-    return lambda x: denoise(x).float() - still
 
 
 @dataclass

@@ -80,3 +80,22 @@ def adversarial_perturbation(
         # What is not finite is not hidden: the loss at w is non-finite too, and is skipped.
         w = (w.detach() + step_size * direction.sign()).clamp(-radius, radius)
     return w
+
+
+def displacement_of(
+    denoise: Callable[[Tensor], Tensor], noisy: Tensor, prediction: Tensor | None, once: bool
+) -> Callable[[Tensor], Tensor]:
+    """x -> the prediction at x less that at `noisy`, float32. prediction: at `noisy`, where it is
+    there; once: that function is called once, without gradient: both in one batch, then."""
+    if prediction is None and once:
+
+        def both(x: Tensor) -> Tensor:
+            at_x, at_noisy = denoise(torch.cat([x, noisy])).float().chunk(2)
+            return at_x - at_noisy
+
+        return both
+    if prediction is None:
+        with torch.no_grad():
+            prediction = denoise(noisy)
+    still = prediction.detach().float()
+    return lambda x: denoise(x).float() - still

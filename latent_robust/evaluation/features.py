@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,11 @@ class Extractor:
             batch = batch.to(self.device, torch.float32)
             features.append(self.network(batch.clamp(-1, 1) if self.clamp else batch).float().cpu())
         return torch.cat(features)
+
+
+def make_extractors(specs: Iterable[str], **options: Any) -> list[Extractor]:
+    """options: as for `make_extractor`."""
+    return [make_extractor(spec, **options) for spec in specs]
 
 
 def make_extractor(

@@ -84,11 +84,11 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
     blind = NoiseProcess(lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times)
     step = _Step(components, config.objective_for(blind))
     half = HALF.get(config.mixed_precision)
-    whole = half is not None and network.device.type == "cuda"
+    on_cuda = half is not None and network.device.type == "cuda"
     with (
         fake,
         torch.autocast(device.type, half, enabled=half is not None),
-        norms_in_float32() if whole else nullcontext(),
+        norms_in_float32() if on_cuda else nullcontext(),
         PeakBytes() as watch,
     ):
         functional_call(step, {**parameters, **buffers}, (batch, levels, parameters))

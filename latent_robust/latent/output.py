@@ -14,7 +14,7 @@ from latent_robust.core import REGULARIZED
 from latent_robust.data import audit_facts
 from latent_robust.evaluation.clip_score import load_clip_score
 from latent_robust.evaluation.directory import begin_directory
-from latent_robust.evaluation.features import make_extractor
+from latent_robust.evaluation.features import make_extractors
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import measure
 from latent_robust.files import write_json
@@ -43,10 +43,9 @@ class Judges:
         self.extractors, self.clip = [], None
         if config.samples == 0:
             return
-        self.extractors = [
-            make_extractor(spec, device=device, weights=config.weights, offline=config.offline)
-            for spec in config.features
-        ]
+        self.extractors = make_extractors(
+            config.features, device=device, weights=config.weights, offline=config.offline
+        )
         if config.clip_score is not None:
             self.clip = load_clip_score(config.clip_score, device=device)
 

@@ -34,6 +34,7 @@ MEASUREMENT = (
     "clip_score", "reference",
 )  # fmt: skip
 
+# What `python -m` calls the commands that train.
 MODULES = {"train-pixel": "pixel.train", "finetune-latent": "latent_robust.latent.train"}
 
 # The judge of an audited run that is not trained for it: the model that is fine-tuned.
@@ -152,15 +153,11 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
     """--out; or the run that --resume names; or runs/NAME, runs/NAME-2, ... Never one that already
     holds a run, unless it is to be resumed, or something else that a run would replace."""
     if config.out is not None:
-        if (config.out / "config.yaml").exists() and config.resume is None:
-            raise InputError(
-                f"{config.out} already holds a run; add --resume, or choose another --out"
-            )
         if config.out.exists() and not config.out.is_dir():
             raise InputError(f"--out {config.out} is a file; give a directory")
         if config.out.exists() and Path(config.data).exists() and config.out.samefile(config.data):
             raise InputError(f"--out {config.out} is where the data lie; give another")
-        _refuse_foreign(config, config.out)
+        _refuse_occupied(config, config.out)
         return config.out
     if config.resume not in (None, "auto"):
         run = run_of(Path(config.resume))
@@ -176,12 +173,16 @@ def choose_directory(config: TrainConfig, name: str, root: Path = Path("runs")) 
     return existing[free]
 
 
-def _refuse_foreign(config: TrainConfig, folder: Path) -> None:
-    """What a run would replace though it comes from none."""
+def _refuse_occupied(config: TrainConfig, folder: Path) -> None:
+    """A run that is not to be resumed, or what one would replace though it comes from none."""
+    if (folder / "config.yaml").exists():
+        if config.resume is None:
+            raise InputError(f"{folder} already holds a run; add --resume, or choose another --out")
+        return
     # An audit is written before there is a run, which may be stopped between the two.
     own = {AUDIT} if config.resume is not None else set()
     foreign = [name for name in OUTPUTS if name not in own and (folder / name).exists()]
-    if foreign and not (folder / "config.yaml").exists():
+    if foreign:
         raise InputError(
             f"{folder} is no run and holds {', '.join(foreign)}, which a run would replace; choose "
             "another --out"
@@ -230,12 +231,7 @@ def refuse_occupied(runs: Sequence[tuple[Config, Path]]) -> None:
     """InputError if the directory of a part holds what is none of this run's. runs: of
     `runs_within`; what `choose_directory` gave is not looked at again."""
     for config, folder in runs[:-1]:
-        if config.resume is None and (folder / "config.yaml").exists():
-            raise InputError(
-                f"{folder}, where {config.objective} would be trained first, already holds a run; "
-                "choose another --out"
-            )
-        _refuse_foreign(config, folder)
+        _refuse_occupied(config, folder)
 
 
 def made_once(file: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path:
