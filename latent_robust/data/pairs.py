@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -46,9 +48,7 @@ class PairSet:
         self._keys: list = []
         self._checksums: list[bytes] = []
         self._scan(pairs, known)
-        self.without_caption = [
-            name for name, caption in zip(self._names, self.captions, strict=True) if not caption
-        ]
+        self._list_without_caption()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -66,6 +66,16 @@ class PairSet:
             return decode_picture(data, name, channels=3)
         except BadPicture as bad:
             raise changed(name, bad.reason) from bad
+
+    def pick(self, indices: Sequence[int]) -> PairSet:
+        """The pairs of these indices alone, in this order, as a set of their own."""
+        picked = copy.copy(self)
+        picked.__dict__.pop("_fingerprint", None)
+        for what in ("captions", "repeats", "sizes", "_names", "_keys", "_checksums"):
+            values = getattr(self, what)
+            setattr(picked, what, [values[i] for i in indices])
+        picked._list_without_caption()
+        return picked
 
     def checksum(self, index: int) -> str:
         """SHA-256 of the stored bytes of the picture."""
@@ -102,6 +112,10 @@ class PairSet:
         if self.without_picture:
             parts.append(f"{_count(len(self.without_picture), 'caption')} without a picture")
         return ", ".join(parts)
+
+    def _list_without_caption(self) -> None:
+        named = zip(self._names, self.captions, strict=True)
+        self.without_caption = [name for name, caption in named if not caption]
 
     def _scan(self, pairs: PairList, known: KnownSizes) -> None:
         """Decode everything once, but for what is known; keep sizes and checksums."""

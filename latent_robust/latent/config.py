@@ -83,7 +83,10 @@ class LatentConfig(TrainConfig):
         description="drawn at every checkpoint; may be repeated (default: captions of the data)",
     )
     held_out: float = Field(
-        0.05, ge=0, lt=1, description="share of the pairs kept for the validation loss"
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of the pairs kept for the validation loss; none beside a reference",
     )
     reference: str | None = Field(
         None, description="clean pairs to validate and measure against, as --data"

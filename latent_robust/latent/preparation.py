@@ -132,18 +132,19 @@ def prepare(
     if cut:
         say(f"captions longer than the text encoder reads, which cuts their ends: {len(cut):,}")
 
-    training, held = split_held_out(len(pairs), config.held_out, config.seed)
+    share = config.held_out if config.reference is None else 0
+    training, held = split_held_out(len(pairs), share, config.seed)
     dataset = _encode(config, components, pairs, out, accelerator, say)
     validation, validated = dataset, [held[i] for i in spaced(len(held), VALIDATED)]
     if config.reference is not None:
-        clean = contaminate(truth, "none")
+        clean = contaminate(truth.pick(spaced(len(truth), VALIDATED)), "none")
         validation = _encode(config, components, clean, out, accelerator, say)
-        validated = spaced(len(clean), max(1, len(validated)))
+        validated = list(range(len(clean)))
     captions = (truth or source).captions
     drawn = spaced(len(captions), config.samples)
     prompts = config.prompts
     if prompts is None:
-        known = [captions[i] for i in held] if held and config.reference is None else captions
+        known = [captions[i] for i in held] if held else captions
         prompts = [known[i] for i in spaced(len(known), PROMPTS)]
     return Preparation(
         pairs=pairs,

@@ -359,6 +359,19 @@ def test_fingerprint_follows_the_data_and_not_the_place(folder, tmp_path):
     assert len(seen) == 5
 
 
+def test_picked_pairs_are_a_set_of_their_own(folder):
+    (folder / "d.txt").write_text("d")
+    pairs = open_pairs(str(folder))
+    whole = pairs.fingerprint()
+    picked = pairs.pick([3, 1])
+    assert captions(picked) == {"d.png": "d", "b.png": ""}
+    assert picked.without_caption == ["b.png"]
+    assert torch.equal(picked.picture(0), pairs.picture(3))
+    assert picked.checksum(1) == pairs.checksum(1)
+    assert picked.fingerprint() != whole == pairs.fingerprint()
+    assert len(pairs) == 5
+
+
 def test_a_picture_that_changes_afterwards_is_noticed(folder):
     pairs = open_pairs(str(folder))
     (folder / "a.png").write_bytes((folder / "b.png").read_bytes())

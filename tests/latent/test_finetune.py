@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_robust.cli import main as latent_robust
 from latent_robust.errors import InputError
-from latent_robust.latent import memory, output, train
+from latent_robust.latent import memory, output, preparation, train
 from latent_robust.latent.train import main
 from latent_robust.training.loop import Trainer
 from latent_robust.training.run import OUTPUTS
@@ -258,6 +258,21 @@ def test_it_says_so_where_there_is_no_noise_to_act_on(finetune, capfd):
     assert said in capfd.readouterr().out
     assert finetune("--lora", *UNDRAWN, "--steps=1", "--objective=ddpm", "--out=plain") == 0
     assert said not in capfd.readouterr().out
+
+
+def test_beside_a_reference_no_pair_is_held_out(finetune, unverified, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(preparation, "VALIDATED", 3)
+    prepared = []
+    prepare = train.prepare
+    monkeypatch.setattr(train, "prepare", lambda *a: prepared.append(prepare(*a)) or prepared[-1])
+    options = ("--lora", *DIRTY, "--reference=scenes", "--samples=0", "--prompts=[]", "--steps=2")
+    assert finetune(*options, "--out=run") == 0
+    (ready,) = prepared
+    assert ready.training == list(range(10))
+    assert ready.validated == [0, 1, 2]
+    assert "encoded 10 pictures" in (said := capfd.readouterr().out)
+    assert "encoded 3 pictures" in said  # what is not looked at is not encoded
+    assert any("validation/loss" in row for row in rows_of(tmp_path / "run"))
 
 
 def test_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
