@@ -108,6 +108,8 @@ class PixelConfig(TrainConfig):
             )
         if self.rounds > 1 and "audited" not in (self.objective, self.beside):
             raise ValueError(f"rounds {self.rounds} is of objective audited")
+        if self.parameterization == "sample" and "invariance" in (self.objective, self.beside):
+            raise ValueError("invariance of a predicted sample is the regularizer, no control")
         if self.parameterization == "flow" and (self.learned_variance or self.sampler == "ddpm"):
             raise ValueError("flow has no ancestral sampler: use sampler ddim, learned_variance no")
         if self.parameterization == "flow" and self.clip is not None:

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 
-def shared_dropout(denoise: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+def shared_dropout(
+    denoise: Callable[..., Tensor], device: torch.device | str
+) -> Callable[..., Tensor]:
     """`denoise`, of which every call draws the dropout masks of the first one.
 
     (For inputs of one shape.) Without this, two forward passes of a network with dropout differ by
     far more than the displacement under study. To be made anew in every training step: what is made
     once replays the same masks for ever. Only the first call moves the random state on.
     """
-    at_first = None
+    at_first, device = None, torch.device(device)
 
     def replayed(*args, **kwargs) -> Tensor:
         nonlocal at_first

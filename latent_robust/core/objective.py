@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .dropout import shared_dropout
+from .parameterization import Parameterization
 from .perturbation import (
     ATTACKS,
     adversarial_perturbation,
@@ -59,6 +60,11 @@ class EquivariancePenalty:
             raise ValueError(f"`attack` must be one of {', '.join(ATTACKS)}, got {attack!r}")
         if attack_steps < 1:
             raise ValueError(f"`attack_steps` must be >= 1, got {attack_steps}")
+        if not equivariant and process.parameterization is Parameterization.SAMPLE:
+            raise ValueError(
+                "a sample that stays where it is when its noise moves is what equivariance asks: "
+                "for predictors of the sample there is no invariance to compare with"
+            )
         self.process = process
         self.weighting = weighting or Weighting()
         self.radius = radius or RadiusSchedule()
@@ -133,19 +139,20 @@ class EquivariancePenalty:
             w = adversarial_perturbation(
                 displacement, noisy, radius, generator, self.attack_steps, by_gradient=by_gradient
             )
-        weighting, moved = self.weighting(w, radius, alpha, sigma), seen(w)
+        moved = seen(w)
         if precision.itemsize < 4:
-            w = (moved.float() - noisy.to(precision).float()) / sigma
+            w = (moved.float() - noisy.to(precision).float()) / sigma.clamp_min(1e-12)
         shift = parameterization.shift(w, alpha, sigma) if self.equivariant else 0.0
-        return Perturbed(moved, shift, weighting)
+        return Perturbed(moved, shift, self.weighting(w, radius, alpha, sigma))
 
     @staticmethod
     def compare(at_perturbed: Tensor, prediction: Tensor, perturbed: Perturbed) -> Tensor:
         """weighting * || at_perturbed - prediction - shift ||^2.  =>  (B,). ValueError if only one
         of the branches has a gradient."""
-        if at_perturbed.requires_grad and not prediction.requires_grad:
+        if at_perturbed.requires_grad != prediction.requires_grad:
+            which = "what `denoise` gives" if prediction.requires_grad else "`prediction`"
             raise ValueError(
-                "`prediction` has no gradient: do not detach it, nor make it under no_grad; the "
+                f"{which} has no gradient: do not detach it, nor make it under no_grad; the "
                 "gradient must flow through both branches, or training diverges"
             )
         residual = at_perturbed.float() - prediction.float() - perturbed.shift

@@ -68,7 +68,7 @@ class NoiseProcess:
         cls, alphas_cumprod: Tensor, parameterization: Parameterization | str
     ) -> NoiseProcess:
         """Discrete times 0..T-1; alphas_cumprod: (T,), in [0, 1]."""
-        alphas_cumprod = alphas_cumprod.detach().double().cpu()
+        alphas_cumprod = alphas_cumprod.detach().cpu().double()
         steps = len(alphas_cumprod)
         on_device = {torch.device("cpu"): (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())}
 

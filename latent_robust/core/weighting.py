@@ -117,8 +117,8 @@ class Weighting:
 
     def __call__(self, w: Tensor, radius: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """w: (B, ...); alpha, sigma: (B, 1, ...); radius: (B, 1 or C, ...).  =>  (B,)."""
+        # A radius of exactly 0 means w = 0 and a residual of 0: the floors keep 0 / 0 at 0.
         if self.preset is Preset.PAPER:
-            return self.weight * (3**0.5 / radius).flatten()
-        # A radius of exactly 0 means w = 0 and a residual of 0: the floor keeps 0 / 0 at 0.
+            return self.weight * (3**0.5 / radius.clamp_min(1e-10)).flatten()
         mean_square = w.square().flatten(1).mean(1).clamp_min(1e-20)
         return self.weight * self.mean_gate(alpha, sigma) / mean_square
