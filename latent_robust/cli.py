@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .data_commands import DATA_HELP, add_data_commands, add_max_bad_fraction
 from .errors import InputError, refuse_options
 from .files import write_json
-from .probes import add_device, add_probes, audit_pixel_run, pictures_of, positive
+from .probes import (
+    add_device,
+    add_probes,
+    audit_pixel_run,
+    chosen_sampler,
+    pictures_of,
+    positive,
+)
 from .training.command import choose_device, run_command
 
 if TYPE_CHECKING:
@@ -235,11 +242,10 @@ def _draw(run: Path, config: dict[str, Any], count: int, options: argparse.Names
             device=options.device,
             offline=options.offline,
         )
-    if config["parameterization"] == "flow":
-        refuse_options(options, ("sampler",), "is not for flow matching, which has one of its own")
+    refuse_options(options, ("prompt", "guidance"), f"is for latent runs, and {run} is none")
     from .evaluation.sampling import draw_samples, load_run
 
-    network, scheduler = load_run(run, options.sampler or config["sampler"])
+    network, scheduler = load_run(run, chosen_sampler(options, config))
     return draw_samples(
         network.to(options.device),
         scheduler,

@@ -16,9 +16,10 @@ class Diverged(RuntimeError):
 
 
 def refuse_options(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """InputError, "--an-option " + why, for the first of `names` that was given."""
+    """InputError, "--an-option " + why, for the first of `names` that was given; `options` may have
+    no such."""
     for name in names:
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if value is not None and value is not False:
             raise InputError(f"--{name.replace('_', '-')} {why}")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .errors import InputError, refuse_options
 from .files import write_json
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _attack(options: argparse.Namespace) -> int:
     for path, run in runs:
         if run.config.get("stop_at"):
             raise InputError(f"{path} stops its sampler early, which `attack` cannot do")
-        network, scheduler = load_run(path, options.sampler or run.config["sampler"])
+        network, scheduler = load_run(path, chosen_sampler(options, run.config))
         clean = pictures_of(run, options.offline, options.reference or run.config["reference"])
         curves[run.name] = attack_curve(
             network.to(options.device),
@@ -107,6 +107,13 @@ def _attack(options: argparse.Namespace) -> int:
     return 0
 
 
+def chosen_sampler(options: argparse.Namespace, config: dict[str, Any]) -> str:
+    """--sampler, or the run's. config: the run's."""
+    if config["parameterization"] == "flow":
+        refuse_options(options, ("sampler",), "is not for flow matching, which has one of its own")
+    return options.sampler or config["sampler"]
+
+
 def _memorization(options: argparse.Namespace) -> int:
     from .evaluation.memorization import memorization, own_similarity, save_similarity_figure
     from .evaluation.metrics import nearest_similarity
@@ -131,10 +138,8 @@ def _memorization(options: argparse.Namespace) -> int:
             features, known = extractor(drawn), extractor(training)
             new = None if unseen is None else extractor(unseen)
             found.setdefault(run.name, {})[extractor.name] = memorization(features, known, new)
-            if extractor.name not in panels:
-                panels[extractor.name] = own_similarity(known), {}
-            _, shown = panels[extractor.name]
-            shown[run.name] = nearest_similarity(features, known)
+            similarities = own_similarity(known), nearest_similarity(features, known)
+            panels.setdefault(extractor.name, {})[run.name] = similarities
     told = {name: getattr(options, name) for name in ("originals", "samples", "seed")}
     write_json(options.out, {**told, "runs": found})
     save_similarity_figure(panels, options.out.with_suffix(".png"))

@@ -27,7 +27,7 @@ from latent_robust.core import (
     random_perturbation,
 )
 
-from .sampling import advance, clean_estimate, predict
+from .sampling import advance, predict, unclipped_estimate
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ class TrajectoryAttack:
         return x + sigma * w
 
     def _follow(self, x: Tensor, step: int, pictures: range, draw: int) -> Tensor:
-        """The clean estimate (B, ...) after `depth` networks from this step on, or at the end."""
+        """The clean estimate (B, ...) after `depth` networks from this step on, or at the end. Not
+        clipped: a value at its limit would hide from the attack what moves it."""
         generators = [derive_generator(self.seed, "attack", step, draw, i) for i in pictures]
         scheduler = copy.copy(self.scheduler)  # Euler's counts its steps
         *before, last = scheduler.timesteps[step : step + self.depth]
         for t in before:
             x = advance(scheduler, predict(self.network, scheduler, x, t), t, x, generators)
-        return clean_estimate(scheduler, predict(self.network, scheduler, x, last), last, x)
+        return unclipped_estimate(scheduler, predict(self.network, scheduler, x, last), last, x)
 
 
 def nearest_steps(timesteps: Tensor, times: Sequence[float]) -> set[int]:

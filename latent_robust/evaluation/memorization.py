@@ -77,24 +77,31 @@ def _quantiles(similarity: Tensor) -> dict[str, float]:
     return {f"{q:g}": similarity.quantile(q).item() for q in _SHOWN}
 
 
-def save_similarity_figure(panels: dict[str, tuple[Tensor, dict[str, Tensor]]], path: Path) -> None:
-    """A PNG of one histogram for each feature space: its name => (the training set's own
-    similarities, those of each run's drawings by the run's name). Bins span what is there."""
+def save_similarity_figure(panels: dict[str, dict[str, tuple[Tensor, Tensor]]], path: Path) -> None:
+    """A PNG of one histogram for each feature space: its name => by the name of each run, its
+    training set's own similarities, and those of its drawings. Bins span what is there."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
-    for axes, (space, (own, runs)) in zip(
+    for axes, (space, runs) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        everything = torch.cat([own, *runs.values()])
+        trained_on: list[Tensor] = []
+        for own, _ in runs.values():
+            if not any(torch.equal(own, other) for other in trained_on):
+                trained_on.append(own)
+        owns = torch.cat(trained_on)
+        everything = torch.cat([owns, *(similarity for _, similarity in runs.values())])
         low = everything.quantile(0.005).item()  # a few outliers would leave no room for the rest
         bins = torch.linspace(low, everything.max().item(), 41).numpy()
         style = {"bins": bins, "density": True}
-        axes.hist(own.numpy(), color="0.85", label="training set, one another", **style)
-        for name, similarity in runs.items():
+        sets = "training set" if len(trained_on) == 1 else "training sets"
+        axes.hist(owns.numpy(), color="0.85", label=f"{sets}, one another", **style)
+        for name, (_, similarity) in runs.items():
             axes.hist(similarity.numpy(), histtype="step", linewidth=1.5, label=name, **style)
-        threshold = own.quantile(QUANTILE).item()
-        axes.axvline(threshold, color="0.3", linewidth=0.8, linestyle=":")
+        for own in trained_on:
+            threshold = own.quantile(QUANTILE).item()
+            axes.axvline(threshold, color="0.3", linewidth=0.8, linestyle=":")
         axes.set_xlabel(f"cosine to the nearest training picture ({label(space)})")
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)

@@ -78,13 +78,18 @@ def clean_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
 
     output: of `predict`, for x (B, C, H, W) at t ().
     """
-    process = NoiseProcess.from_scheduler(scheduler)
-    alpha, sigma = process(t.expand(len(x)), x)
-    estimate = process.parameterization.to_sample(x, output[:, : x.shape[1]], alpha, sigma)
+    estimate = unclipped_estimate(scheduler, output, t, x)
     if scheduler.config.get("clip_sample", False):
         limit = scheduler.config.clip_sample_range
         estimate = estimate.clamp(-limit, limit)
     return estimate
+
+
+def unclipped_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    """As `clean_estimate`, of a sampler that does not clip."""
+    process = NoiseProcess.from_scheduler(scheduler)
+    alpha, sigma = process(t.expand(len(x)), x)
+    return process.parameterization.to_sample(x, output[:, : x.shape[1]], alpha, sigma)
 
 
 def load_judge(run: Path, dataset, device: torch.device | str) -> tuple[Callable, NoiseProcess]:

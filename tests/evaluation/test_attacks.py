@@ -133,6 +133,19 @@ def test_fgsm_on_a_linear_denoiser_in_closed_form():
     assert torch.equal(attack(x, step, range(3)), x + sigma * w)
 
 
+def test_a_sampler_that_clips_hides_nothing_from_the_attack():
+    """Where the clean estimate is beyond the limit, what moves it is still found."""
+    network, step = Linear(random_matrix()), 2
+    x = 50 * torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    found = []
+    for clips in (False, True):
+        scheduler = type(sampler("ddim")).from_config(sampler("ddim").config, clip_sample=clips)
+        scheduler.set_timesteps(STEPS)
+        attack = TrajectoryAttack(network, scheduler, 0.3, at_step(scheduler, step), seed=7)
+        found.append(attack(x, step, range(3)))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_depth_is_the_clean_estimate_after_that_many_networks(depth):
     """Of a linear denoiser, DDIM's map from x to the estimate is a matrix; the attack's gradient

@@ -77,5 +77,6 @@ def test_one_training_picture_cannot_be_compared():
 
 def test_figure_is_a_picture(tmp_path):
     own, drawn = torch.rand(50).double(), torch.rand(30).double()
-    save_similarity_figure({"pixels": (own, {"a": drawn})}, tmp_path / "m.png")
+    runs = {"a": (own, drawn), "b": (own, drawn), "c": (own / 2, drawn)}
+    save_similarity_figure({"pixels": runs}, tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")

@@ -1,14 +1,16 @@
 import json
+from argparse import Namespace
 
 import pytest
 import torch
 
 from latent_robust.cli import main
+from latent_robust.errors import InputError
 from latent_robust.evaluation.features import make_extractor
 from latent_robust.evaluation.metrics import frechet_distance
 from latent_robust.evaluation.runs import read_runs
 from latent_robust.evaluation.sampling import draw_samples, load_run
-from latent_robust.probes import _seen_and_unseen, pictures_of
+from latent_robust.probes import _seen_and_unseen, chosen_sampler, pictures_of
 
 PNG = b"\x89PNG"
 
@@ -40,6 +42,13 @@ def test_radius_zero_of_the_curve_is_the_run_as_it_draws(finished_run, tmp_path)
     clean = pictures_of(run, True, "digits").clean_tensor()
     pixels = make_extractor("pixels")
     assert rows[0]["frechet"]["pixels"] == frechet_distance(pixels(drawn), pixels(clean))
+
+
+def test_flow_matching_has_one_sampler():
+    run = {"parameterization": "flow", "sampler": "ddim"}
+    assert chosen_sampler(Namespace(sampler=None), run) == "ddim"
+    with pytest.raises(InputError, match="--sampler is not for flow"):
+        chosen_sampler(Namespace(sampler="ddpm"), run)
 
 
 def test_memorization_compares_with_what_the_run_saw(runs, tmp_path):
