@@ -152,6 +152,11 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads `no` as false
+
     @field_validator("contamination", mode="before")
     @classmethod
     def _join(cls, value: Any) -> Any:

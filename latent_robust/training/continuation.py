@@ -34,13 +34,20 @@ RESOLVED = {"band": "auto", "weight": "auto", "resolution": None}
 
 
 def saved_options(argv: list[str]) -> list[str]:
-    """Where `argv` names a run to resume and nothing else of it: that run's configuration and
-    directory, as options."""
+    """Where `argv` names a run to resume and nothing else of it: that run's configuration, and
+    its directory if `argv` names none, as options."""
     given = peek(argv, "resume", "out", "config")
-    if given.resume in (None, "auto") or given.out or given.config:
+    if given.resume is None or given.config:
         return []
-    run = run_of(Path(given.resume))
-    return [] if run is None else ["--config", str(run / "config.yaml"), "--out", str(run)]
+    run = None if given.resume == "auto" else run_of(Path(given.resume))
+    if given.out:
+        run = run_of(Path(given.out)) or run
+        options = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+        if not all(option.removeprefix("no-").replace("-", "_") in FREE for option in options):
+            return []  # the whole command, or a part of another
+    if run is None:
+        return []
+    return ["--config", str(run / "config.yaml"), *([] if given.out else ["--out", str(run)])]
 
 
 def run_of(path: Path) -> Path | None:

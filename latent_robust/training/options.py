@@ -37,9 +37,9 @@ def parse_options(
     Raises InputError for an unknown key or option (with the nearest valid one), a wrong type or
     range, or an unreadable file.
     """
-    argv = _whole_texts(_complete_resume(argv), config_class)
+    argv, texts = _take_whole_texts(_complete_resume(argv), config_class)
     path = peek(argv, "config").config
-    values = {**values, **(read_yaml(Path(path), config_class) if path else {})}
+    values = {**values, **(read_yaml(Path(path), config_class) if path else {}), **texts}
 
     class Options(config_class, BaseSettings):
         __doc__ = config_class.__doc__
@@ -132,33 +132,36 @@ def _complete_resume(argv: list[str]) -> list[str]:
     return completed
 
 
-def _whole_texts(argv: list[str], config_class: type[BaseModel]) -> list[str]:
-    """The values of options whose field is marked WHOLE as JSON: others are cut at commas, which
-    sentences have."""
+def _take_whole_texts(
+    argv: list[str], config_class: type[BaseModel]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """=>  `argv` without the options whose field is marked WHOLE, and what these say, each a text
+    or a JSON list of texts: others are cut at commas, which sentences have, and unescaped."""
     whole = {
-        "--" + name.replace("_", "-")
+        "--" + name.replace("_", "-"): name
         for name, field in config_class.model_fields.items()
         if WHOLE in field.metadata
     }
-    told, words = [], iter(argv)
+    left, taken, words = [], {}, iter(argv)
     for word in words:
         option, equals, value = word.partition("=")
         if option not in whole:
-            told.append(word)
+            left.append(word)
             continue
         value = value if equals else next(words, None)
         if value is None or (value.startswith("--") and not equals):
-            told += [option, *([] if value is None else [value])]  # argparse says what is missing
+            left += [option, *([] if value is None else [value])]  # argparse says what is missing
         else:
-            told += [option, value if _is_list(value) else json.dumps([value])]
-    return told
+            taken.setdefault(whole[option], []).extend(_texts(value))
+    return left, taken
 
 
-def _is_list(text: str) -> bool:
+def _texts(value: str) -> list[str]:
     try:
-        return isinstance(json.loads(text), list)
+        texts = json.loads(value)
     except ValueError:
-        return False
+        return [value]
+    return texts if isinstance(texts, list) else [value]
 
 
 def _explain_unknown(message: str, argv: list[str], config_class: type[BaseModel]) -> str:

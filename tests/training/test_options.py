@@ -46,6 +46,11 @@ def test_contamination_may_be_a_list_in_yaml(tmp_path):
         parse("--config", str(file))
 
 
+def test_what_yaml_reads_as_false_may_be_the_word_no(tmp_path):
+    (tmp_path / "c.yaml").write_text("mixed_precision: no\n")
+    assert parse("--config", str(tmp_path / "c.yaml")).mixed_precision == "no"
+
+
 def test_options_win_over_values_that_stand_in_for_a_file():
     values = {"targets": ["attention", "mlp"], "steps": 7}
     options = ["--targets", '["attention"]']
