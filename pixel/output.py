@@ -65,8 +65,8 @@ class Output:
         grids = {"training": dataset.sample_tensor(limit=PREVIEW)}
         if self.clean is not None:
             grids["clean"] = self.clean.clean_tensor(limit=PREVIEW)
+        write_config(self.config, self.out)  # first: it says that what follows is a run's
         begin_directory(self.out, dataset.manifest(), dataset.quarantine, grids, COLUMNS)
-        write_config(self.config, self.out)
 
     def finish(self, task: PixelTask, network: nn.Module, seconds: float | None) -> None:
         """With the averaged weights: save them for diffusers, draw, measure.

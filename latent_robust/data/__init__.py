@@ -22,6 +22,7 @@ _MODULES = {
     "fit_bucket": "buckets",
     "make_buckets": "buckets",
     "open_pairs": "pairs",
+    "open_reference": "pairs",
     "open_pictures": "sources",
     "parse_contamination": "contamination",
     "pictures_to_look_at": "spectrum",

@@ -175,6 +175,17 @@ def open_pairs(
     return pairs
 
 
+def open_reference(spec: str, caption_column: str | None, **options) -> PairSet:
+    """Clean pairs to compare with, of which nothing need be like the others: with the others'
+    caption column where they have it. options: of `open_pairs`."""
+    try:
+        return open_pairs(spec, caption_column=caption_column, **options)
+    except InputError:
+        if caption_column is None:
+            raise
+        return open_pairs(spec, **options)
+
+
 def _list(
     spec: str, caption_column: str | None, folder_repeats: bool, limit: int | None, offline: bool
 ) -> PairList:

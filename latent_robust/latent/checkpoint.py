@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,10 +36,24 @@ WHAT_IS_READ = (
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def open_pipeline(model: str, *, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
-    """`dtype` is for all parts but the VAE, which is small, used once per picture, and overflows in
-    float16: it is always float32. See `load_components` for the rest."""
-    pipeline = _open(model, offline, dtype)
+@dataclass(frozen=True)
+class Dtypes:
+    """network: of it; text: of the text encoders."""
+
+    network: torch.dtype
+    text: torch.dtype
+
+    def of(self, part: str) -> torch.dtype:
+        """part: its name in the pipeline. The VAE is small, used once per picture, and overflows in
+        float16: it is always float32."""
+        if part == "vae":
+            return torch.float32
+        return self.text if part.startswith("text_encoder") else self.network
+
+
+def open_pipeline(model: str, *, offline: bool, dtypes: Dtypes) -> DiffusionPipeline:
+    """See `load_components`."""
+    pipeline = _open(model, offline, dtypes)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             check_weights(part, f"{name} of {model}")
@@ -46,31 +61,31 @@ def open_pipeline(model: str, *, offline: bool, dtype: torch.dtype) -> Diffusion
     return pipeline
 
 
-def _open(model: str, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
+def _open(model: str, offline: bool, dtypes: Dtypes) -> DiffusionPipeline:
     path = Path(model).expanduser()
     if model == "demo":
         from .demo_model import load_demo_pipeline
 
-        return cast_parts(load_demo_pipeline(), dtype)
+        return cast_parts(load_demo_pipeline(), dtypes)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise InputError(
                 f"{model} has no model_index.json, so it is not a diffusers folder. Give the "
                 "folder that `save_pretrained` wrote, or a single .safetensors file"
             )
-        return open_folder(path, dtype)
+        return open_folder(path, dtypes)
     if path.is_file():
         from .single_file import open_single_file
 
         refuse_pickled_file(path)
-        return open_single_file(path, offline=offline, dtype=dtype)
+        return open_single_file(path, offline=offline, dtypes=dtypes)
     on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
     if not on_hub or path.suffix in {".safetensors", *PICKLES}:
         raise InputError(f"{model} does not exist. {WHAT_IS_READ}")
-    return open_folder(fetch(model, PARTS, offline=offline), dtype)
+    return open_folder(fetch(model, PARTS, offline=offline), dtypes)
 
 
-def open_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+def open_folder(folder: Path, dtypes: Dtypes) -> DiffusionPipeline:
     """The parts with weights are loaded one by one, because only then do the libraries say which
     weights were missing and made up."""
     index = read_index(folder)
@@ -78,7 +93,7 @@ def open_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     parts = dict.fromkeys(name for name in IGNORED if name in index)
     for name, part_class in part_classes(index, folder).items():
         if issubclass(part_class, nn.Module):
-            parts[name] = open_part(part_class, folder / name, dtype)
+            parts[name] = open_part(part_class, folder / name, dtypes.of(name))
     try:
         return pipeline.from_pretrained(folder, **parts, local_files_only=True)
     except LIBRARY_ERRORS as error:
@@ -115,7 +130,7 @@ def _class_of(library: str, class_name: str, *, name: str, model: Path) -> type:
 
 
 def open_part(part_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """One network, with every weight from the checkpoint; the VAE in float32."""
+    """One network, with every weight from the checkpoint."""
     if not folder.is_dir():
         raise InputError(f"{folder} is missing. Download or copy the model again")
     refuse_pickled_part(folder)
@@ -124,7 +139,7 @@ def open_part(part_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
         part, info = part_class.from_pretrained(
             folder,
             variant="fp16" if half_only else None,
-            dtype=torch.float32 if folder.name == "vae" else dtype,
+            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -135,8 +150,8 @@ def open_part(part_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     return part
 
 
-def cast_parts(pipeline: DiffusionPipeline, dtype: torch.dtype) -> DiffusionPipeline:
+def cast_parts(pipeline: DiffusionPipeline, dtypes: Dtypes) -> DiffusionPipeline:
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            part.to(torch.float32 if name == "vae" else dtype)
+            part.to(dtypes.of(name))
     return pipeline

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from latent_robust.core import NoiseProcess
 
-from .checkpoint import open_pipeline
+from .checkpoint import Dtypes, open_pipeline
 from .families import Conditions, Family
 from .identity import encoders_identity
 from .quiet import quiet_libraries
@@ -31,15 +31,16 @@ def load_components(
     *,
     offline: bool = False,
     dtype: torch.dtype = torch.float32,
+    text_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Components:
     """model: a diffusers folder, a single .safetensors file, a name on the Hugging Face hub, or
-    "demo"; offline: of the hub's models only those already downloaded; dtype: of the network and
-    the text encoders (the VAE is in float32).
+    "demo"; offline: of the hub's models only those already downloaded; dtype: of the network;
+    text_dtype: of the text encoders, by default the same. The VAE is in float32.
 
     Raises InputError: no such model, an unknown family, pickles, missing or non-finite weights."""
     with quiet_libraries():
-        pipeline = open_pipeline(model, offline=offline, dtype=dtype)
+        pipeline = open_pipeline(model, offline=offline, dtypes=Dtypes(dtype, text_dtype or dtype))
     pipeline.set_progress_bar_config(disable=True)
     return Components.of(pipeline.to(device), model)
 

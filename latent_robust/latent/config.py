@@ -131,6 +131,8 @@ class LatentConfig(TrainConfig):
         return self
 
 
-def frozen_dtype(lora: bool, mixed_precision: str) -> torch.dtype:
-    """Frozen weights are in the precision of training; what is trained whole stays in float32."""
-    return HALF.get(mixed_precision, torch.float32) if lora else torch.float32
+def dtypes(lora: bool, mixed_precision: str) -> dict[str, torch.dtype]:
+    """=>  `dtype` and `text_dtype` of `load_components`: frozen weights are in the precision of
+    training, what is trained whole stays in float32."""
+    frozen = HALF.get(mixed_precision, torch.float32)
+    return {"dtype": frozen if lora else torch.float32, "text_dtype": frozen}

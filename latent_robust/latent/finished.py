@@ -11,7 +11,14 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
-from latent_robust.data import Audit, ContaminatedPairs, PairSet, audit_samples, open_pairs
+from latent_robust.data import (
+    Audit,
+    ContaminatedPairs,
+    PairSet,
+    audit_samples,
+    open_pairs,
+    open_reference,
+)
 from latent_robust.data.audit import BATCH
 from latent_robust.data.contaminated import spaced
 from latent_robust.errors import InputError
@@ -20,7 +27,7 @@ from latent_robust.training.continuation import refuse_another
 from .cache import Uncached
 from .checkpoint import open_part
 from .components import Components, load_components
-from .config import LatentConfig, frozen_dtype
+from .config import LatentConfig, dtypes
 from .lora_files import load_lora, start_from_lora
 from .modes import evaluation_mode
 from .preparation import comparable, contaminated_pairs
@@ -67,10 +74,12 @@ def draw_from_run(
 
 def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bool) -> Components:
     """The run's base model with what the run has learned, in the precision of training."""
-    dtype = frozen_dtype(config["lora"], config["mixed_precision"])
-    if device == "cpu" and dtype == torch.float16:
-        dtype = torch.float32
-    components = load_components(config["model"], device=device, offline=offline, dtype=dtype)
+    precision = config["mixed_precision"]
+    if device == "cpu" and precision == "fp16":
+        precision = "no"
+    components = load_components(
+        config["model"], device=device, offline=offline, **dtypes(config["lora"], precision)
+    )
     learned = _learned(run, config["lora"], components)
     if config["lora"]:
         load_lora(components, learned)
@@ -171,8 +180,12 @@ def _captions(config: dict[str, Any], count: int, offline: bool) -> list[str]:
 
 def _pairs(config: dict[str, Any], offline: bool, spec: str | None = None) -> PairSet:
     """spec: by default that of the clean ones."""
+    if spec is None and config["reference"] is not None:
+        return open_reference(
+            config["reference"], config["caption_column"], max_bad_fraction=1.0, offline=offline
+        )
     return open_pairs(
-        spec or config["reference"] or config["data"],
+        spec or config["data"],
         caption_column=config["caption_column"],
         limit=config["limit"],
         max_bad_fraction=1.0,  # what was refused is known since the run

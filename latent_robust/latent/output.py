@@ -74,9 +74,9 @@ class LatentOutput:
         if prepared.truth is not None:
             grids["clean"] = _first(prepared.truth, prepared.truth.clean)
         pairs = prepared.pairs
+        write_config(self.config, self.out)  # first: it says that what follows is a run's
         begin_directory(self.out, pairs.manifest(), pairs.quarantine, grids, COLUMNS)
         write_json(self.out / "samples" / "prompts.json", prepared.prompts.captions)
-        write_config(self.config, self.out)
 
     def watch(self, network: nn.Module, step: int) -> None:
         """At a checkpoint, with the averaged weights: the prompts, and the validation losses. At

@@ -21,6 +21,7 @@ from latent_robust.data import (
     PairSet,
     make_buckets,
     open_pairs,
+    open_reference,
     parse_contamination,
     read_levels,
 )
@@ -107,8 +108,16 @@ def prepare(
             print(f"{what}: {shown}", file=sys.stderr)
     contaminate = partial(contaminated_pairs, config, components)
     pairs = contaminate(source, config.contamination)
-    truth = None if config.reference is None else _open(config, config.reference, known)
-    if truth is None and pairs.corruptions:
+    truth = None
+    if config.reference is not None:
+        truth = open_reference(
+            config.reference,
+            config.caption_column,
+            max_bad_fraction=config.max_bad_fraction,
+            offline=config.offline,
+            known=known,
+        )
+    elif pairs.corruptions:
         truth = source
     require_enough(config.features, config.samples, pairs, truth)
     weighting = {}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from latent_robust.errors import InputError
 
-from .checkpoint import IGNORED, open_part, part_classes, read_index
+from .checkpoint import IGNORED, Dtypes, open_part, part_classes, read_index
 from .checks import DAMAGED, LIBRARY_ERRORS, first_sentence
 from .hub import fetch
 from .recognise import BASE_REMEDY, PIPELINES
@@ -66,8 +66,8 @@ class Header:
             ) from error
 
 
-def open_single_file(path: Path, *, offline: bool, dtype: torch.dtype) -> DiffusionPipeline:
-    """See `load_components`; the VAE is loaded in float32."""
+def open_single_file(path: Path, *, offline: bool, dtypes: Dtypes) -> DiffusionPipeline:
+    """See `load_components`; text encoders that are in the file are in the network's dtype."""
     header = Header.read(path)
     layout = recognise_layout(header.shapes, path)
     pipeline = PIPELINES[LAYOUTS[layout]]
@@ -81,14 +81,16 @@ def open_single_file(path: Path, *, offline: bool, dtype: torch.dtype) -> Diffus
     if absent and folder != path.parent:
         folder = fetch(_model_of(layout), absent, offline=offline)
     parts = dict.fromkeys(name for name in IGNORED if name in index)
-    parts |= {name: open_part(kind, folder / name, dtype) for name, kind in absent.items()}
+    parts |= {
+        name: open_part(kind, folder / name, dtypes.of(name)) for name, kind in absent.items()
+    }
     try:
         if "vae" not in parts:
             parts["vae"] = AutoencoderKL.from_single_file(
-                str(path), config=config, subfolder="vae", dtype=torch.float32
+                str(path), config=config, subfolder="vae", dtype=dtypes.of("vae")
             )
         loaded = pipeline.from_single_file(
-            str(path), config=config, dtype=dtype, local_files_only=True, **parts
+            str(path), config=config, dtype=dtypes.network, local_files_only=True, **parts
         )
     except NotImplementedError as error:  # torch's, when it moves weights that were never read
         raise InputError(f"{path} lacks weights that a {layout} model has. {DAMAGED}") from error

@@ -40,7 +40,7 @@ from latent_robust.training.run import (
 )
 
 from .components import Components, load_components, release_memory
-from .config import LatentConfig, frozen_dtype
+from .config import LatentConfig, dtypes
 from .finished import audit_pairs, fitting, load_finished, start_from
 from .full import unfreeze_network
 from .lora import adapted_layers, add_lora
@@ -156,8 +156,8 @@ def load(config: LatentConfig, accelerator: Accelerator) -> Components:
     return load_components(
         config.model,
         offline=config.offline,
-        dtype=frozen_dtype(config.lora, config.mixed_precision),
         device=accelerator.device,
+        **dtypes(config.lora, config.mixed_precision),
     )
 
 

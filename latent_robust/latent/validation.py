@@ -111,4 +111,4 @@ def _losses(
         target = process.parameterization.target(sample, noise_now, *process(t_now, sample))
         error = denoise(noisy, t_now, everyone) - target
         losses.append(error.square().flatten(1).mean(1))
-    return torch.stack(losses).double().cpu()
+    return torch.stack(losses).cpu().double()

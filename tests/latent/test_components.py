@@ -70,6 +70,12 @@ def test_precision_is_the_networks_and_the_encoders_not_the_vaes(folders, loaded
     assert all(v.dtype == torch.bfloat16 for v in components.encode_text(["a cat"]).values())
 
 
+def test_encoders_may_have_another_precision(folders, family_name):
+    components = load_components(str(folders(family_name)), text_dtype=torch.bfloat16)
+    assert {components.network.dtype, components.vae.dtype} == {torch.float32}
+    assert {e.dtype for e in components.text_encoders.values()} == {torch.bfloat16}
+
+
 def test_the_demo_model_is_cast_like_any_other(monkeypatch):
     place = "latent_robust.latent.demo_model.load_demo_pipeline"
     monkeypatch.setattr(place, lambda: make_pipeline("sd1"))

@@ -275,6 +275,25 @@ def test_beside_a_reference_no_pair_is_held_out(finetune, unverified, tmp_path, 
     assert any("validation/loss" in row for row in rows_of(tmp_path / "run"))
 
 
+def test_a_reference_need_not_look_like_the_data(finetune, unverified, tmp_path):
+    """Neither its caption column, nor repeats in names, nor so few pictures."""
+    for name, caption in (("10_data", "metadata.jsonl"), ("clean", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for n in range(4):
+            Image.new("RGB", (32, 32), (60 * n, 0, 0)).save(folder / f"{n}.png")
+            (folder / f"{n}.txt").write_text(f"red {n}")
+        if caption:
+            rows = ({"file_name": f"{n}.png", "text_en": f"red {n}"} for n in range(4))
+            (folder / caption).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = ("--data=10_data", "--caption-column=text_en", "--folder-repeats", "--limit=2")
+    options = ("--lora", *UNDRAWN, *told, "--reference=clean", "--out=run")
+    assert finetune(*options) == 0
+    cached = next(iter(tmp_path.glob("run/cache")))
+    assert cached.is_dir()
+    assert any("validation/loss" in row for row in rows_of(tmp_path / "run"))
+
+
 def test_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--lora", "--model=no/where", "--data=hf:some/where", "--dry-run"]) == 0
@@ -298,6 +317,10 @@ def test_prompts_keep_their_commas():
     assert train.configure(told).prompts == ("a red cat, oil painting", "two, or three")
     assert train.configure(["--lora", '--prompts=["a, b", "c"]']).prompts == ("a, b", "c")
     assert train.configure(["--lora", "--prompts=[cat] on a mat"]).prompts == ("[cat] on a mat",)
+    odd = ["ünï 猫", 'a sign: "OPEN"', "C:\\new", "two\nlines", '{"a": 1}', "true"]
+    told = ["--lora", *(f"--prompts={text}" for text in odd)]
+    assert train.configure(told).prompts == tuple(odd)
+    assert train.configure(["--lora", "--prompts", json.dumps(odd)]).prompts == tuple(odd)
     for missing in (["--prompts"], ["--prompts", "--low-memory"]):
         with pytest.raises(InputError, match="expected one argument"):
             train.configure(["--lora", *missing])
@@ -369,6 +392,27 @@ def test_killed_run_resumes_bit_for_bit(moment, finished_run, finetune, model, s
     assert not (tmp_path / "run/metrics.json").exists()
     assert main([*argv, "--resume"]) == 0
     assert_same_run(finished_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "told", [["--resume"], ["--resume=RUN"], ["--resume", "RUN/checkpoints/x"]]
+)
+def test_a_run_goes_on_where_out_names_it(told, finished_run, tmp_path):
+    """Without its settings, which are known."""
+    run = tmp_path / "run"
+    (run / "checkpoints/x").mkdir(parents=True)
+    (run / "checkpoints/x/manifest.json").write_text("{}")
+    shutil.copy(finished_run / "config.yaml", run)
+    argv = [*(word.replace("RUN", str(run)) for word in told), f"--out={run}", "--no-dry-run"]
+    config = train.configure(argv)
+    assert (config.lora, config.rank, config.beside) == (True, 16, "ddpm")
+    other = tmp_path / "other"  # a branch, which only a named run can have
+    argv = [*(word.replace("RUN", str(run)) for word in told), f"--out={other}"]
+    if told == ["--resume"]:
+        with pytest.raises(InputError, match="choose one"):
+            train.configure(argv)
+    else:
+        assert (train.configure(argv).rank, train.configure(argv).out) == (16, other)
 
 
 def test_a_stopped_run_says_how_it_goes_on(finished_run, finetune, tmp_path, monkeypatch, capsys):

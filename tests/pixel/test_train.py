@@ -17,6 +17,7 @@ from latent_robust.cli import main as latent_robust
 from latent_robust.evaluation.runs import read_runs
 from latent_robust.training.loop import Trainer
 from latent_robust.training.run import OUTPUTS
+from pixel import output
 from pixel.train import main
 
 
@@ -392,6 +393,8 @@ def test_evaluate_says_when_it_knows_nothing_clean(train, capsys):
         (["evaluate", "--size=16"], "--size is the run's own"),
         (["sample", "--out=s.png", "--steps=2000"], "more than the 1,000 times"),
         (["evaluate", "--device=mps"], "--device mps is not available"),
+        (["sample", "--out=s.png", "--prompt=a cat"], "--prompt is for latent runs"),
+        (["sample", "--out=s.png", "--guidance=7"], "--guidance is for latent runs"),
     ],
 )
 def test_what_cannot_be_asked_of_a_run_is_refused(finished_run, told, message, capsys):
@@ -473,6 +476,7 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--norm-groups=3"], "multiple of norm_groups"),
         (["--dropout=0.1"], "fraction 1"),
         (["--parameterization=flow", "--clip=1"], "cannot clip"),
+        (["--parameterization=sample", "--objective=invariance"], "no control"),
         (["--band=[0.1,0.2]"], "2 bands for data of 1 channels"),
         (["--channels=3", "--band=[0.1,0.2,0.3]"], "for several give a number"),
         (["--band=none"], "must be > 0"),
@@ -525,6 +529,22 @@ def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):
     monkeypatch.setattr(files.os, "fsync", full)
     assert train("--out=run") == 2
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_while_it_began_goes_on(train, monkeypatch, tmp_path):
+    """Also in the directory of its first part."""
+    write = output.begin_directory
+
+    def killed(*args):
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "begin_directory", killed)
+        assert train("--out=run", "--beside=ddpm") == 1
+    assert (tmp_path / "run/ddpm/manifest.jsonl").exists()
+    assert train("--out=run", "--beside=ddpm", "--resume") == 0
+    assert (tmp_path / "run/metrics.json").exists()
 
 
 @pytest.mark.slow
