@@ -59,3 +59,11 @@ def test_settings_of_the_tables_are_those_of_their_commands():
             )
             in reproduce.MODULES
         )
+
+
+def test_results_have_every_row_of_the_tables():
+    """On a clone a table trains nothing: each of its rows was measured."""
+    bench = reproduce.Bench(ROOT / "results")
+    for name in reproduce.tables():
+        wanted = {(job.row["name"], job.seed) for job in reproduce.jobs_of(name)}
+        assert wanted <= bench.current(name).keys(), name
