@@ -48,13 +48,17 @@ class PairSet:
         self._keys: list = []
         self._checksums: list[bytes] = []
         self._scan(pairs, known)
-        self._list_without_caption()
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
         return self._names[index]
+
+    @property
+    def without_caption(self) -> list[str]:
+        named = zip(self._names, self.captions, strict=True)
+        return [name for name, caption in named if not caption]
 
     def picture(self, index: int) -> Tensor:
         """=>  uint8 (3, H, W), upright, transparency composited on white, at full resolution."""
@@ -74,7 +78,6 @@ class PairSet:
         for what in ("captions", "repeats", "sizes", "_names", "_keys", "_checksums"):
             values = getattr(self, what)
             setattr(picked, what, [values[i] for i in indices])
-        picked._list_without_caption()
         return picked
 
     def checksum(self, index: int) -> str:
@@ -112,10 +115,6 @@ class PairSet:
         if self.without_picture:
             parts.append(f"{_count(len(self.without_picture), 'caption')} without a picture")
         return ", ".join(parts)
-
-    def _list_without_caption(self) -> None:
-        named = zip(self._names, self.captions, strict=True)
-        self.without_caption = [name for name, caption in named if not caption]
 
     def _scan(self, pairs: PairList, known: KnownSizes) -> None:
         """Decode everything once, but for what is known; keep sizes and checksums."""

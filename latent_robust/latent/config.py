@@ -82,11 +82,12 @@ class LatentConfig(TrainConfig):
         None,
         description="drawn at every checkpoint; may be repeated (default: captions of the data)",
     )
-    held_out: float = Field(
-        0.05,
+    held_out: float | None = Field(
+        None,
         ge=0,
         lt=1,
-        description="share of the pairs kept for the validation loss; none beside a reference",
+        description="share of the pairs kept for the validation loss (default: 0.05, but 0 beside "
+        "a reference, which serves instead)",
     )
     reference: str | None = Field(
         None, description="clean pairs to validate and measure against, as --data"
@@ -117,6 +118,9 @@ class LatentConfig(TrainConfig):
         self._refuse_dropout_of_a_part(self.dropout)
         if self.alpha is None:
             self.alpha = float(self.rank)
+        # Resolved here, so that a reference that is added later leaves a run what it trains on.
+        if self.held_out is None:
+            self.held_out = 0.05 if self.reference is None else 0.0
         if self.features is None:
             self.features = ("pixels", "scenes") if self.data == "scenes" else ()
         if self.low_memory:

@@ -97,7 +97,7 @@ def prepare(
     say = print if accelerator.is_main_process else _silent
     folder = cache_folder(config, out)
     known = None if folder is None else folder / "pictures.json"
-    source = _open(config, config.data, known)
+    source = _open_data(config, known)
     say(f"{config.data}: {source.summary()}")
     for what, names in (
         ("without a caption", source.without_caption),
@@ -141,8 +141,7 @@ def prepare(
     if cut:
         say(f"captions longer than the text encoder reads, which cuts their ends: {len(cut):,}")
 
-    share = config.held_out if config.reference is None else 0
-    training, held = split_held_out(len(pairs), share, config.seed)
+    training, held = split_held_out(len(pairs), config.held_out, config.seed)
     dataset = _encode(config, components, pairs, out, accelerator, say)
     validation, validated = dataset, [held[i] for i in spaced(len(held), VALIDATED)]
     if config.reference is not None:
@@ -153,7 +152,7 @@ def prepare(
     drawn = spaced(len(captions), config.samples)
     prompts = config.prompts
     if prompts is None:
-        known = [captions[i] for i in held] if held else captions
+        known = [captions[i] for i in held] if held and config.reference is None else captions
         prompts = [known[i] for i in spaced(len(known), PROMPTS)]
     return Preparation(
         pairs=pairs,
@@ -211,9 +210,9 @@ def _vae_alone(components: Components) -> Components:
     return components.without(components.family.network_name, *components.text_encoders)
 
 
-def _open(config: LatentConfig, spec: str, known: Path | None) -> PairSet:
+def _open_data(config: LatentConfig, known: Path | None) -> PairSet:
     return open_pairs(
-        spec,
+        config.data,
         caption_column=config.caption_column,
         limit=config.limit,
         max_bad_fraction=config.max_bad_fraction,

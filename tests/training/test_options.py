@@ -169,6 +169,17 @@ def test_a_command_is_the_same_without_what_it_compared_with(tmp_path):
     assert (found.batch_size, found.gradient_accumulation) == (1, 8)
 
 
+def test_a_reference_that_is_added_later_changes_nothing_that_is_trained_on(tmp_path):
+    argv = ["--lora", "--data=pairs"]
+    begun = parse_options(LatentConfig, argv, prog="train")
+    assert begun.held_out == 0.05
+    for told in (argv, ["--lora"]):
+        assert continued(tmp_path, begun, *told, "--reference=clean").held_out == 0.05
+    argv.append("--reference=clean")
+    assert parse_options(LatentConfig, argv, prog="train").held_out == 0
+    assert parse_options(LatentConfig, [*argv, "--held-out=0.1"], prog="train").held_out == 0.1
+
+
 def test_help_says_no_default_where_there_is_none(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
