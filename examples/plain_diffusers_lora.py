@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """A LoRA for Stable Diffusion 1.x or 2.x by a plain diffusers loop, and what makes it robust.
 
-    python examples/plain_diffusers_lora.py MODEL PICTURES OUT
+    python examples/plain_diffusers_lora.py MODEL IMAGES OUT
 
-MODEL: a diffusers folder or a hub name. PICTURES: an "imagefolder" of `datasets`: pictures and a
+MODEL: a diffusers folder or a hub name. IMAGES: an "imagefolder" of `datasets`: images and a
 metadata.jsonl of {"file_name": ..., "text": ...}. OUT: where pytorch_lora_weights.safetensors goes.
 
 The five lines marked `# latent-robust` are all that was added; without them this is the plain loop.
-The fourth of them is there to save time: the penalty looks at every fourth picture of a batch only.
+The fourth of them is there to save time: the penalty looks at every fourth image of a batch only.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from latent_robust import EquivariancePenalty, NoiseProcess  # latent-robust
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
-parser.add_argument("pictures")
+parser.add_argument("images")
 parser.add_argument("out")
 parser.add_argument("--resolution", type=int, default=512)
 parser.add_argument("--rank", type=int, default=16)
@@ -64,14 +64,14 @@ def collate(rows):
     return torch.stack([to_sample(r["image"]) for r in rows]), [r["text"] for r in rows]
 
 
-dataset = load_dataset("imagefolder", data_dir=args.pictures, split="train")
+dataset = load_dataset("imagefolder", data_dir=args.images, split="train")
 sampler = RandomSampler(dataset, num_samples=args.steps * args.batch_size)
 batches = DataLoader(dataset, args.batch_size, sampler=sampler, collate_fn=collate)
 
 
-def training_loss(pictures, captions):
+def training_loss(images, captions):
     with torch.no_grad():
-        latents = vae.encode(pictures.to(device)).latent_dist.sample() * vae.config.scaling_factor
+        latents = vae.encode(images.to(device)).latent_dist.sample() * vae.config.scaling_factor
         text, _ = pipeline.encode_prompt(captions, device, 1, do_classifier_free_guidance=False)
     noise = torch.randn_like(latents)
     t = torch.randint(noise_scheduler.config.num_train_timesteps, (len(latents),), device=device)
@@ -88,8 +88,8 @@ def training_loss(pictures, captions):
 
 
 unet.train()
-for pictures, captions in batches:
-    loss = training_loss(pictures, captions)
+for images, captions in batches:
+    loss = training_loss(images, captions)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(lora, 1.0)
     optimizer.step()

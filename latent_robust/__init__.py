@@ -1,4 +1,4 @@
-"""latent-robust: diffusion models that learn clean pictures from dirty training data.
+"""latent-robust: diffusion models that learn clean images from dirty training data.
 
 In your own training loop:
 
@@ -6,30 +6,25 @@ In your own training loop:
     loss = loss + penalty(lambda x: unet(x, t, text).sample, noisy, t, prediction)    # in the step
 """
 
-from .core import (
-    OBJECTIVES,
-    EquivariancePenalty,
-    NoiseProcess,
-    Objective,
-    Parameterization,
-    RadiusSchedule,
-    RobustObjective,
-    Weighting,
-    make_objective,
-    shared_dropout,
-)
+from .lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = [
-    "OBJECTIVES",
-    "EquivariancePenalty",
-    "NoiseProcess",
-    "Objective",
-    "Parameterization",
-    "RadiusSchedule",
-    "RobustObjective",
-    "Weighting",
-    "make_objective",
-    "shared_dropout",
-]
+_MODULES = {
+    name: "core"
+    for name in (
+        "OBJECTIVES",
+        "EquivariancePenalty",
+        "NoiseProcess",
+        "Objective",
+        "Parameterization",
+        "RadiusSchedule",
+        "Weighting",
+        "make_objective",
+        "shared_dropout",
+    )
+}
+
+__all__ = ["__version__", *sorted(_MODULES)]
+
+__getattr__ = lazy_names(__name__, _MODULES)

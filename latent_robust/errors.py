@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterable
 
@@ -13,15 +12,6 @@ class InputError(ValueError):
 
 class Diverged(RuntimeError):
     """Several training steps in close succession had a non-finite loss or gradient. Exit code 1."""
-
-
-def refuse_options(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """InputError, "--an-option " + why, for the first of `names` that was given; `options` may have
-    no such."""
-    for name in names:
-        value = getattr(options, name, None)
-        if value is not None and value is not False:
-            raise InputError(f"--{name.replace('_', '-')} {why}")
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:

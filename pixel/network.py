@@ -11,13 +11,13 @@ from diffusers import (
     UNet2DModel,
 )
 
-from latent_robust.evaluation.sampling import load_run
 from latent_robust.training.continuation import refuse_another
 
 from .config import PixelConfig
+from .finished import load_run
 
 # The settings that a network and what it has learned go by.
-NATURE = (
+NETWORK_FIELDS = (
     "size", "channels", "block_out_channels", "layers_per_block", "attention_levels",
     "attention_head_dim", "norm_groups", "scale_shift", "learned_variance", "parameterization",
     "noise_steps", "beta_schedule",
@@ -48,7 +48,7 @@ def build_network(config: PixelConfig) -> UNet2DModel:
 def start_from(network: UNet2DModel, config: PixelConfig, run: Path) -> None:
     """The averaged weights of a finished run. InputError if it is none, or of another network."""
     other, _ = load_run(run, "ddim")
-    refuse_another(run, config, NATURE)
+    refuse_another(run, config, NETWORK_FIELDS)
     network.load_state_dict(other.state_dict())
 
 
@@ -60,7 +60,7 @@ def training_scheduler(config: PixelConfig) -> SchedulerMixin:
         num_train_timesteps=config.noise_steps,
         beta_schedule=config.beta_schedule,
         prediction_type=config.parameterization,
-        # Without it a few pictures of each hundred leave the range, where no training has been. The
+        # Without it a few images of each hundred leave the range, where no training has been. The
         # cosine schedule needs it with epsilon: at its last step alpha is 1e-5, and an error of the
         # prediction is divided by that.
         clip_sample=config.clip is not None,

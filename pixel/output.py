@@ -8,14 +8,19 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from latent_robust.core import REGULARIZED
-from latent_robust.data import ContaminatedPictures, audit_facts, open_pictures
+from latent_robust.audit import audit_facts
+from latent_robust.data import ContaminatedImages, open_images
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractors
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import REFERENCE, measure, require_enough
 from latent_robust.files import write_json, writing
-from latent_robust.training.run import AUDIT, measurement, timing, write_config
+from latent_robust.training.directory import (
+    AUDIT,
+    measurement,
+    timing,
+    write_config,
+)
 
 from .config import PixelConfig
 from .task import COLUMNS, PREVIEW, PixelTask
@@ -31,23 +36,23 @@ class Output:
         self,
         config: PixelConfig,
         out: Path,
-        dataset: ContaminatedPictures,
+        dataset: ContaminatedImages,
         accelerator: Accelerator,
     ):
         self.config, self.out, self.dataset = config, out, dataset
-        self.clean: ContaminatedPictures | None = None
+        self.clean: ContaminatedImages | None = None
         self.extractors = []
         if not accelerator.is_main_process:
             return
         if config.reference is not None:
-            pictures = open_pictures(
+            images = open_images(
                 config.reference,
                 size=config.size,
                 channels=config.channels,
                 max_bad_fraction=config.max_bad_fraction,
                 offline=config.offline,
             )
-            self.clean = ContaminatedPictures(pictures, [], config.seed)
+            self.clean = ContaminatedImages(images, [], config.seed)
         elif dataset.corruptions:
             self.clean = dataset
         require_enough(config.features, config.samples, dataset, self.clean)
@@ -78,24 +83,24 @@ class Output:
             network.save_pretrained(self.out / "unet")
             task.scheduler.save_pretrained(self.out / "scheduler")
         facts = {"objective": config.objective, "steps": config.steps, "seed": config.seed}
-        if config.objective in REGULARIZED:
+        if config.facts.regularized:
             facts.update(weight=config.weight, band=config.band)
         facts.update(timing(self.out) if seconds is None else {"seconds": round(seconds, 1)})
         facts["measurement"] = measurement(config)
         if task.stop_at != config.stop_at:
             facts["stop_at"] = task.stop_at  # it was found, and is not for others of this config
         measured = {}
-        if config.objective == "audited":
+        if config.facts.needs_audit:
             known = self.dataset.dirty() if self.dataset.corruptions else None
             facts["audit"] = audit_facts(self.out / AUDIT, known)
         if config.samples:
-            samples = task.draw(network, config.samples)
+            samples = task.generate(network, config.samples)
             if samples.isfinite().all():
                 save_grid(samples[:PREVIEW], self.out / "samples" / "final.png", COLUMNS)
                 measured = self._measure(samples)
             else:
                 logger.warning(
-                    "%s draws non-finite pictures: it has diverged, nothing is measured", self.out
+                    "%s draws non-finite images: it has diverged, nothing is measured", self.out
                 )
         write_json(self.out / "metrics.json", {**facts, **measured})
 

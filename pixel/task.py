@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from latent_robust.core import NoiseProcess
-from latent_robust.data import ContaminatedPictures
+from latent_robust.data import ContaminatedImages
 from latent_robust.evaluation.figures import save_grid
-from latent_robust.evaluation.sampling import draw_samples, sampling_scheduler
+from latent_robust.evaluation.sampling import generate_samples, sampling_scheduler
 
 from .config import PixelConfig
 from .network import build_network, training_scheduler
 from .variance import LearnedVariance
 
-PREVIEW, COLUMNS = 36, 6  # pictures in each grid of `samples/`: few enough to see their noise
+PREVIEW, COLUMNS = 36, 6  # images in each grid of `samples/`: few enough to see their noise
 
 
 class PixelTask:
-    """The `Task` of latent_robust/training/loop.py for pictures in [-1, 1]."""
+    """The `Task` of latent_robust/training/loop.py for images in [-1, 1]."""
 
-    def __init__(self, config: PixelConfig, dataset: ContaminatedPictures, out: Path, main: bool):
+    def __init__(self, config: PixelConfig, dataset: ContaminatedImages, out: Path, main: bool):
         self.config, self.dataset = config, dataset
-        self.groups = [range(len(dataset))]
+        self.buckets = [range(len(dataset))]
         self.out, self.main = out, main
         self.stop_at = config.stop_at
         self.network = build_network(config)
@@ -54,12 +54,14 @@ class PixelTask:
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
         if self.main and step > 0:  # an untrained network draws noise
             save_grid(
-                self.draw(network, PREVIEW), self.out / "samples" / f"step-{step:08d}.png", COLUMNS
+                self.generate(network, PREVIEW),
+                self.out / "samples" / f"step-{step:08d}.png",
+                COLUMNS,
             )
 
-    def draw(self, network: nn.Module, count: int) -> Tensor:
+    def generate(self, network: nn.Module, count: int) -> Tensor:
         """=>  (count, C, H, W); always the same noise for the same seed."""
-        return draw_samples(
+        return generate_samples(
             network,
             sampling_scheduler(self.scheduler, self.config.sampler),
             count,

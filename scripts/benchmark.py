@@ -37,16 +37,17 @@ from diffusers import (
 from measure_sd15 import bare_stable_diffusion, forked, peak_bytes, return_freed_memory
 from reproduce import render
 
-from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
+from latent_robust.data import ContaminatedImages, open_images, parse_contamination
 from latent_robust.files import write_json
-from latent_robust.latent.components import Components
+from latent_robust.latent.base.components import Components
+from latent_robust.latent.base.demo_model import load_demo_pipeline
+from latent_robust.latent.base.families import Family, StableDiffusion, StableDiffusion3
 from latent_robust.latent.config import LatentConfig
-from latent_robust.latent.demo_model import load_demo_pipeline
-from latent_robust.latent.families import Family, StableDiffusion, StableDiffusion3
+from latent_robust.latent.session import make_trainable
 from latent_robust.latent.task import LatentTask
-from latent_robust.latent.train import make_trainable
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.loop import Task, Trainer
+from latent_robust.training.objectives import build_objective
 from latent_robust.training.run import start_accelerator
 from pixel.config import PixelConfig
 from pixel.task import PixelTask
@@ -140,13 +141,13 @@ def peak(make: Callable[..., Trainer], name: str) -> int:
 def pixel(out: Path, **recipe) -> Trainer:
     """The digits of RESULTS.md, with the weight and the band that they ask for."""
     config = PixelConfig(**{"weight": 8.0, "band": 0.2, **recipe}, device="cpu")
-    pictures = ContaminatedPictures(
-        open_pictures("digits", size=config.size, channels=config.channels),
+    images = ContaminatedImages(
+        open_images("digits", size=config.size, channels=config.channels),
         parse_contamination(["gaussian:fraction=0.9,sigma=0.2"]),
         config.seed,
     )
-    pictures.materialize()
-    return trainer_of(PixelTask(config, pictures, out, main=False), config, out)
+    images.materialize()
+    return trainer_of(PixelTask(config, images, out, main=False), config, out)
 
 
 def demo(out: Path, **settings) -> Trainer:
@@ -208,7 +209,7 @@ class RandomLatents:
     def __len__(self) -> int:
         return len(self.mean)
 
-    def groups(self) -> list[range]:
+    def buckets(self) -> list[range]:
         return [range(len(self))]
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def latent(
 
 
 def trainer_of(task: Task, config: TrainConfig, out: Path) -> Trainer:
-    objective = config.objective_for(task.process)
+    objective = build_objective(config, task.process)
     trainer = Trainer(task, objective, config, start_accelerator(config), out=out)
     trainer.network.train()
     return trainer

@@ -89,7 +89,14 @@ def run(
 ) -> dict[str, float]:
     """seconds: from the start of the process to its end; first_step: to the last row of its log;
     peak: its memory, bytes; speed: samples a second, the median of the rows but for the first."""
-    command = [sys.executable, "-m", "latent_robust.latent.train", *COMMON, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "latent_robust.commands.finetune_latent",
+        *COMMON,
+        "--out",
+        str(out),
+    ]
     command += ["--limit", str(count), "--steps", str(steps), "--objective", objective]
     command += ["--no-cache"] if cache is None else ["--cache-dir", str(cache)]
     began, clock = time.perf_counter(), time.time()

@@ -1,5 +1,5 @@
-"""Train a small Stable Diffusion pipeline for pictures of 32 x 32: the one that ships with the
-project, on procedurally drawn scenes, or one for captioned pictures of your own.
+"""Train a small Stable Diffusion pipeline for images of 32 x 32: the one that ships with the
+project, on procedurally drawn scenes, or one for captioned images of your own.
 
     python scripts/build_demo_model.py --work runs/demo-model \\
         --out latent_robust/latent/assets/demo
@@ -10,7 +10,7 @@ two hours of one slow core. The shipped model was trained by this code in severa
 learning rate that rises and falls: the autoencoder in three, while the weights of its loss were
 being found, U-Net and text encoder in two of 9,000 and 13,000 steps.
 
-With --pairs, the shipped autoencoder learns their pictures besides generic ones, U-Net and text
+With --pairs, the shipped autoencoder learns their images besides generic ones, U-Net and text
 encoder start from nothing, and the result is a diffusers folder for `finetune-latent --model`. At
 the speed of its first steps it takes about an hour of one slow core.
 
@@ -33,16 +33,16 @@ from torchvision.utils import save_image
 
 from latent_robust.data import open_pairs
 from latent_robust.data.buckets import fit_bucket
-from latent_robust.data.contaminated import spaced
-from latent_robust.data.scenes import (
+from latent_robust.data.sources.scenes import (
     BASE_SHAPES,
     CONCEPT_SHAPES,
     SIDE,
     draw_scene,
     sample_scenes,
 )
-from latent_robust.latent.demo_model import load_demo_pipeline, save_demo_model
+from latent_robust.latent.base.demo_model import load_demo_pipeline, save_demo_model
 from latent_robust.latent.scene_match import match_scenes
+from latent_robust.subset import evenly_spaced
 
 LOOKED_AT = 64  # samples, ten times during training
 
@@ -57,39 +57,37 @@ def build_from_scenes(work: Path, out: Path, steps: int) -> None:
     new = sample_scenes(LOOKED_AT, SEED + 1)  # not trained on
 
     def look(pipeline: StableDiffusionPipeline) -> str:
-        pictures = draw(pipeline, [scene.caption for scene in new])
-        save_image(pictures, work / "samples.png", nrow=16)
-        shares = match_scenes(pictures * 2 - 1, new)
+        images = draw(pipeline, [scene.caption for scene in new])
+        save_image(images, work / "samples.png", nrow=16)
+        shares = match_scenes(images * 2 - 1, new)
         return ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
 
     vae = once(work / "vae", trained_autoencoder)
     scenes = sample_scenes(24_000, SEED)
-    pictures = torch.stack([draw_scene(scene) for scene in scenes])
+    images = torch.stack([draw_scene(scene) for scene in scenes])
     captions = [scene.caption for scene in scenes]
-    save_demo_model(
-        train_denoiser(vae, pictures, captions, look, widths=(32, 64), steps=steps), out
-    )
+    save_demo_model(train_denoiser(vae, images, captions, look, widths=(32, 64), steps=steps), out)
 
 
 def build_from_pairs(spec: str, work: Path, out: Path, steps: int) -> None:
     pairs = open_pairs(spec)
     print(f"{spec}: {pairs.summary()}")
-    pictures = torch.stack([fit_bucket(pairs.picture(i), (SIDE, SIDE)) for i in range(len(pairs))])
+    images = torch.stack([fit_bucket(pairs.image(i), (SIDE, SIDE)) for i in range(len(pairs))])
 
     def trained_autoencoder() -> AutoencoderKL:
         vae = load_demo_pipeline().vae
-        train_autoencoder(vae, pictures, work, steps=3_000)
+        train_autoencoder(vae, images, work, steps=3_000)
         return vae
 
     def look(pipeline: StableDiffusionPipeline) -> str:
-        """Each picture, and beside it what its caption makes the model draw."""
-        shown = spaced(len(pairs), LOOKED_AT)
+        """Each image, and beside it what its caption makes the model draw."""
+        shown = evenly_spaced(len(pairs), LOOKED_AT)
         drawn = draw(pipeline, [pairs.captions[i] for i in shown])
-        save_image(torch.cat([pictures[shown] / 255, drawn], 3), work / "samples.png", nrow=8)
+        save_image(torch.cat([images[shown] / 255, drawn], 3), work / "samples.png", nrow=8)
         return "samples.png"
 
     vae = once(work / "vae", trained_autoencoder)
-    pipeline = train_denoiser(vae, pictures, pairs.captions, look, widths=(48, 96), steps=steps)
+    pipeline = train_denoiser(vae, images, pairs.captions, look, widths=(48, 96), steps=steps)
     pipeline.save_pretrained(out)
 
 
@@ -117,7 +115,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="where the model is written")
     parser.add_argument("--work", type=Path, required=True, help="for what is made on the way")
-    parser.add_argument("--pairs", help="captioned pictures, as --data of finetune-latent")
+    parser.add_argument("--pairs", help="captioned images, as --data of finetune-latent")
     parser.add_argument("--steps", type=int, help="of the U-Net (scenes 22,000, pairs 10,000)")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
     python scripts/emoji_pairs.py package emoji/animals --only "Animals & Nature"
 
 A caption is the emoji's name, its other short names and its subcategory: "dog face, dog, animal
-mammal". Pictures are linked, not copied, where the file system has links.
+mammal". Images are linked, not copied, where the file system has links.
 """
 
 from __future__ import annotations

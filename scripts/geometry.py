@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reproduce import render, spread
+from reproduce import mean_std, render
 
+from latent_robust.commands.exit_codes import INTERRUPTED, run_command
 from latent_robust.files import write_json
-from latent_robust.training.command import INTERRUPTED, run_command
-from pixel.geometry.figures import draw_clouds, draw_fields, draw_pictures
+from pixel.geometry.figures import draw_clouds, draw_fields, generate_images
 from pixel.geometry.study import (
     SHOWN,
     Row,
@@ -32,7 +32,7 @@ from pixel.geometry.study import (
     seeds_of,
     settings_of,
 )
-from pixel.geometry.task import draw_points
+from pixel.geometry.task import generate_points
 from pixel.geometry.toys import TOYS, make_toy
 from pixel.geometry.train import load_network, train
 
@@ -125,13 +125,13 @@ def draw_toy(toy_name: str, runs: Path, steps: int, count: int, figures: Path) -
         return
     networks = {n: load_network(folders[n]) for n in wanted}
     training = toy.training_set(0)
-    drawn = {n: draw_points(networks[n], count, 0) for n in SHOWN}
+    drawn = {n: generate_points(networks[n], count, 0) for n in SHOWN}
     panels = {"training set": training[:count], **drawn, "truth": toy.fresh(count, 0)}
     draw_clouds(toy, training, panels, figures / f"geometry-{toy_name}.png")
     titled = {n.replace(" (floor)", ""): network for n, network in networks.items()}
     draw_fields(toy, training, titled, 0, figures / f"geometry-{toy_name}-fields.png")
     if toy_name == "pca":
-        draw_pictures(panels, figures / "geometry-pca-pictures.png")
+        generate_images(panels, figures / "geometry-pca-images.png")
 
 
 def markdown(toy: str, results: Path) -> str:
@@ -156,7 +156,7 @@ def line(name: str, runs: list[dict | None]) -> str:
         cells = ["diverged", *[""] * (len(COLUMNS) - 1)]
     else:
         values = [[run.get(key) for run in runs] for key in COLUMNS.values()]
-        cells = [spread(v) for v in values]
+        cells = [mean_std(v) for v in values]
     return f"| {name} | {len(runs)} | {' | '.join(cells)} |"
 
 

@@ -34,11 +34,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from latent_robust.core import derive_generator
 from latent_robust.files import write_json
-from latent_robust.latent.components import Components
+from latent_robust.latent.base.components import Components
+from latent_robust.latent.base.families import StableDiffusion
 from latent_robust.latent.config import LatentConfig
-from latent_robust.latent.families import StableDiffusion
-from latent_robust.latent.lora import add_lora, lora_parameters
+from latent_robust.latent.lora.adapters import add_lora, lora_parameters
 from latent_robust.latent.memory import GIB, estimate_memory
+from latent_robust.training.objectives import build_objective
 from latent_robust.training.optimizer import make_optimizer
 
 RESULTS = Path(__file__).parent.parent / "results" / "sd15.json"
@@ -51,7 +52,7 @@ SETTINGS = [
 ]
 OBJECTIVES = [
     {"objective": "ddpm"},
-    {"objective": "robust-adversarial", "fraction": 0.25, "every": 1},  # one picture at least
+    {"objective": "robust-adversarial", "fraction": 0.25, "every": 1},  # one image at least
 ]
 
 
@@ -90,7 +91,7 @@ def main() -> None:
 
 @torch.no_grad()
 def encoding() -> dict[str, list[float]]:
-    """Processor seconds to encode a picture of 512 pixels and a caption, two turns each, by the VAE
+    """Processor seconds to encode an image of 512 pixels and a caption, two turns each, by the VAE
     and the text encoder of SD 1.5 with random weights."""
     # Where it is not told otherwise, CLIPTextConfig is narrower than SD 1.5's.
     wide = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
@@ -103,11 +104,11 @@ def encoding() -> dict[str, list[float]]:
         layers_per_block=2,
         latent_channels=4,
     ).eval()
-    picture, caption = torch.randn(1, 3, 512, 512), torch.randint(40_000, (1, 77))
-    seconds: dict[str, list[float]] = {"picture": [], "caption": []}
+    image, caption = torch.randn(1, 3, 512, 512), torch.randint(40_000, (1, 77))
+    seconds: dict[str, list[float]] = {"image": [], "caption": []}
     for _ in range(2):
         for name, encode in (
-            ("picture", lambda: vae.encode(picture)),
+            ("image", lambda: vae.encode(image)),
             ("caption", lambda: text_encoder(caption)),
         ):
             began = time.process_time()
@@ -182,7 +183,7 @@ def step(components: Components, row: dict, turn: int) -> tuple[float, int]:
     t = components.process.draw_times(config.batch_size, generator)
     parameters = lora_parameters(components)
     optimizer = make_optimizer(config, parameters, sample.device)
-    objective = config.objective_for(components.process)
+    objective = build_objective(config, components.process)
 
     began = time.process_time()
     denoise = components.family.denoiser(components.network, {"text": text})

@@ -33,12 +33,13 @@ from pathlib import Path
 
 import yaml
 
+from latent_robust.commands import finetune_latent, train_pixel
 from latent_robust.files import write_atomically
-from latent_robust.training.run import MODULES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "RESULTS.md"
-EVALUATE = "latent_robust.cli"
+EVALUATE = "latent_robust.commands.main"
+MODULES = {module.COMMAND.prog: module.COMMAND.module for module in (train_pixel, finetune_latent)}
 
 # Settings that make a run one of seconds.
 QUICK = {
@@ -334,17 +335,17 @@ def markdown(table: dict, entries: dict[tuple[str, int], dict]) -> str:
         if any("metrics" not in e for e in runs):
             lines.append(f"| {row['name']} | {len(runs)} | diverged |" + " |" * (len(columns) - 1))
             continue
-        cells = [spread([value(e) for e in runs]) for _, value in columns]
+        cells = [mean_std([value(e) for e in runs]) for _, value in columns]
         lines.append(f"| {row['name']} | {len(runs)} | {' | '.join(cells)} |")
     # Each seed has a contaminated training set of its own; rows of a seed share it.
     dirty = [e for e in measured if has_dirt(e)]
     floors = {e["seed"]: {"metrics": e["floors"]["training set"]} for e in dirty}
     if len({e["settings"]["contamination"] for e in dirty}) == 1:
-        cells = [spread([value(floor) for floor in floors.values()]) for _, value in columns]
+        cells = [mean_std([value(floor) for floor in floors.values()]) for _, value in columns]
         label = "*the contaminated training set itself*"
         lines.append(f"| {label} | {len(floors)} | {' | '.join(cells)} |")
     clean = first["residual_noise_reference"]
-    return "\n".join(lines) + f"\n\nResidual noise of the clean pictures: {clean:.3g}."
+    return "\n".join(lines) + f"\n\nResidual noise of the clean images: {clean:.3g}."
 
 
 def has_dirt(entry: dict) -> bool:
@@ -369,7 +370,7 @@ def draw_figure(name: str, table: dict) -> None:
     figure.savefig(ROOT / f"results/{name}.png", dpi=100)
 
 
-def spread(values: list[float | None]) -> str:
+def mean_std(values: list[float | None]) -> str:
     """Mean and, for several seeds, sample standard deviation, to three significant figures."""
     if None in values:
         return "-"

@@ -12,8 +12,8 @@ from latent.tiny import saved
 from PIL import Image
 
 import latent_robust
-from latent_robust.latent.components import load_components
-from latent_robust.latent.lora_files import load_lora
+from latent_robust.latent.base.components import load_components
+from latent_robust.latent.lora.files import load_lora
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = (ROOT / "examples/plain_diffusers_lora.py").read_text()
@@ -22,10 +22,10 @@ PLAIN = "".join(line for line in EXAMPLE.splitlines(True) if MARK not in line)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Five captioned pictures as an imagefolder of `datasets`."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rows = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(5)]
+def images(tmp_path_factory) -> Path:
+    """Five captioned images as an imagefolder of `datasets`."""
+    folder = tmp_path_factory.mktemp("images")
+    rows = [{"file_name": f"{i}.png", "text": f"image {i}"} for i in range(5)]
     for i, row in enumerate(rows):
         noise = np.random.default_rng(i).integers(0, 256, (20, 24, 3), np.uint8)
         Image.fromarray(noise).save(folder / row["file_name"])
@@ -40,13 +40,13 @@ def model(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(model, pictures, tmp_path, monkeypatch):
+def run(model, images, tmp_path, monkeypatch):
     """(text, out) -> the names that the text leaves behind after two steps."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def run(text: str, out: Path = tmp_path / "lora") -> dict:
         options = ["--resolution", "16", "--rank", "2", "--steps", "2", "--learning-rate", "0.01"]
-        monkeypatch.setattr("sys.argv", ["example", str(model), str(pictures), str(out), *options])
+        monkeypatch.setattr("sys.argv", ["example", str(model), str(images), str(out), *options])
         names = {"__name__": "__main__"}
         exec(compile(text, "plain_diffusers_lora.py", "exec"), names)
         return names

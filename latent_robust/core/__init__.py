@@ -1,40 +1,34 @@
-"""The method. Imports torch and nothing else."""
+"""The method. Imports torch and nothing else, and torch only when a name is used."""
 
-from .dropout import shared_dropout
-from .forecast import forecast_spread
-from .objective import EquivariancePenalty, Loss, Objective, RobustObjective
-from .parameterization import Parameterization
-from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
-from .perturbation import ATTACKS, adversarial_perturbation, random_perturbation
-from .process import NoiseProcess
-from .radius import RadiusSchedule
-from .registry import LEVELLED, OBJECTIVES, REGULARIZED, make_objective
-from .seeds import derive_generator, derive_seed
-from .weighting import Preset, Weighting
+from latent_robust.lazy import lazy_names
 
-__all__ = [
-    "ATTACKS",
-    "LEVELLED",
-    "OBJECTIVES",
-    "REGULARIZED",
-    "AdversarialDenoising",
-    "Ambient",
-    "EquivariancePenalty",
-    "InputPerturbation",
-    "Loss",
-    "NoiseProcess",
-    "Objective",
-    "Parameterization",
-    "Preset",
-    "PseudoHuber",
-    "RadiusSchedule",
-    "RobustObjective",
-    "Weighting",
-    "adversarial_perturbation",
-    "derive_generator",
-    "derive_seed",
-    "forecast_spread",
-    "make_objective",
-    "random_perturbation",
-    "shared_dropout",
-]
+_MODULES = {
+    "ADVERSARIAL": "registry",
+    "ATTACKS": "registry",
+    "OBJECTIVES": "registry",
+    "AdversarialDenoising": "peers",
+    "Ambient": "peers",
+    "EquivariancePenalty": "objective",
+    "InputPerturbation": "peers",
+    "Loss": "batch",
+    "NoiseProcess": "process",
+    "Objective": "batch",
+    "ObjectiveFacts": "registry",
+    "Parameterization": "parameterization",
+    "Preset": "weighting",
+    "PseudoHuber": "peers",
+    "RadiusSchedule": "radius",
+    "Weighting": "weighting",
+    "adversarial_perturbation": "perturbation",
+    "derive_generator": "seeds",
+    "derive_seed": "seeds",
+    "facts_of": "registry",
+    "forecast_std": "forecast",
+    "make_objective": "factory",
+    "random_perturbation": "perturbation",
+    "shared_dropout": "dropout",
+}
+
+__all__ = sorted(_MODULES)
+
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 
 from .parameterization import Parameterization
-from .perturbation import ATTACKS
+from .registry import ATTACKS
 from .weighting import Preset, Weighting
 
 STEPS = 600  # of the integral over ln s; it is exact to 1e-3 there
 ITERATIONS = 5  # the attack depends on the denoiser, which depends on the attack
 
 
-def forecast_spread(
+def forecast_std(
     tau: Tensor,
     weighting: Weighting,
     attack: str = "displacement",
@@ -44,7 +44,7 @@ def forecast_spread(
 ) -> Tensor:
     """tau: (D,), standard deviations of the data along their principal directions.  =>  (D,),
     those of what is sampled after training with the regularizer at full cost. Without an attack
-    this is `tau * weighting.spread(tau)`. ValueError for the preset `paper`, as there.
+    this is `tau * weighting.std_ratio(tau)`. ValueError for the preset `paper`, as there.
 
     shares: (D, C), how much of each direction lies in each channel, rows of sum 1; where the
     weighting has a band for each."""

@@ -1,48 +1,49 @@
-"""START HERE. The paper's loss, in our notation:
+"""START HERE. The paper's regularizer, and nothing else.
+
+"Why Adversarially Train Diffusion Models?" (ICLR 2026), in our notation:
 
     noisy      = alpha(t) * sample + sigma(t) * noise
     prediction = denoise(noisy, t)
-    residual   = denoise(noisy + sigma * w, t) - prediction - shift(w)       # equivariance
-    loss       = || prediction - target ||^2 + weighting * || residual ||^2
-    weighting  = weight * gate(t) / || w ||^2
+    w          = a perturbation of the noise, |w| <= radius(t)                perturbation.py
+    residual   = denoise(noisy + sigma * w, t) - prediction - shift(w)        equivariance
+    penalty    = weighting(t) * mean(residual^2)                              weighting.py
 
-where || . ||^2 is the mean over a sample's elements ("Why Adversarially Train Diffusion Models?",
-ICLR 2026). Move the noise by w, and the prediction must move with it; then the clean sample that it
-implies stays where it is. How far: radius.py. In which direction: perturbation.py. How much it
-counts: weighting.py, where this weighting is ours, `band`, and the paper's is `paper`. On which
-samples, to save cost: rows.py. What else to train: peers.py.
+Move the noise by w, and the prediction must move with it. Then the clean sample that the
+prediction implies stays where it is. The paper's joint objective L_AT is the denoising loss plus
+this penalty; batch.py adds the two up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .dropout import shared_dropout
 from .parameterization import Parameterization
-from .perturbation import (
-    ATTACKS,
-    adversarial_perturbation,
-    displacement_of,
-    random_perturbation,
-)
+from .perturbation import adversarial_perturbation, displacement_of, random_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule, unit_sigma
-from .rows import check_share, choose_rows, rows_in_turn
+from .registry import ATTACKS
+from .rounding import as_network_sees
 from .weighting import Weighting
+
+Denoiser = Callable[[Tensor], Tensor]  # noisy (B, ...) => prediction (B, ...), time already bound
+Branches = Callable[[Tensor], tuple[Tensor, Tensor]]  # perturbed => predictions at perturbed, noisy
 
 
 class EquivariancePenalty:
-    """weighting * || denoise(noisy + sigma w, t) - prediction - shift(w) ||^2, for any loop.
+    """The second term of L_AT, for any training loop.
 
-    attack: "displacement", "gradient" or "random", see perturbation.py; attack_steps: of the first
-    two, more than 1 is PGD and its like; equivariant=False gives the *invariance* of adversarially
-    trained classifiers, shift(w) = 0, which a denoiser must not have (the paper's negative
-    control); precision: in which the network sees its input, where that is not `noisy`'s own, as
-    under autocast: what rounding adds to w is part of how far the prediction must move.
+    attack: "displacement", "gradient" (the paper's) or "random", see perturbation.py.
+    attack_steps: more than 1 gives PGD and its like; not used by "random".
+    equivariant: False gives the *invariance* of adversarially trained classifiers, shift(w) = 0;
+        the paper's negative control.
+    precision: the dtype that the network casts its input to, if that is not `noisy`'s own dtype
+        (autocast). See rounding.py.
+
+    Raises ValueError for an unknown attack, attack_steps < 1, and invariance of a predictor of the
+    clean sample, where shift(w) is 0 anyway.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class EquivariancePenalty:
             raise ValueError(f"`attack_steps` must be >= 1, got {attack_steps}")
         if not equivariant and process.parameterization is Parameterization.SAMPLE:
             raise ValueError(
-                "a sample that stays where it is when its noise moves is what equivariance asks: "
-                "for predictors of the sample there is no invariance to compare with"
+                "invariance is the same as equivariance for a network that predicts the clean "
+                "sample, so there is no invariance to compare with; use another parameterization"
             )
         self.process = process
         self.weighting = weighting or Weighting()
@@ -75,223 +76,115 @@ class EquivariancePenalty:
 
     def __call__(
         self,
-        denoise: Callable[[Tensor], Tensor],
+        denoise: Denoiser,
         noisy: Tensor,
         t: Tensor,
         prediction: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The penalty, a scalar to be added to the loss.
+        """The penalty: a scalar to add to the loss.
 
-        denoise: noisy (B, ...) => prediction (B, ...), with t and conditions bound; t: (B,), in the
-        unit of the process: what a scheduler's `timesteps` are, 1000 * sigma for flow matching (of
-        which FLUX's network is given a thousandth); prediction: what it gave for `noisy`,
-        *not detached*: the gradient must flow through both branches, or training diverges. For a
-        network with dropout see `shared_dropout`.
+        denoise: noisy (B, ...) => prediction (B, ...), with `t` and conditions bound. A network
+            with dropout needs `shared_dropout`.
+        noisy: (B, ...).
+        t: (B,), in the unit of the scheduler's `timesteps`; 1000 * sigma for flow matching, also
+            where the network itself is given sigma (FLUX).
+        prediction: `denoise(noisy)`, *not detached*. The gradient must flow through both branches,
+            or training diverges.
         """
         return self.per_sample(denoise, noisy, t, prediction, generator).mean()
 
     def per_sample(
         self,
-        denoise: Callable[[Tensor], Tensor],
+        denoise: Denoiser,
         noisy: Tensor,
         t: Tensor,
         prediction: Tensor,
         generator: torch.Generator | None = None,
-        attacked: Callable[[Tensor], Tensor] | None = None,
+        attacked: Denoiser | None = None,
     ) -> Tensor:
-        """As above, (B,). attacked: the network that the attack asks; under
-        DistributedDataParallel the unwrapped one, whose extra passes do not touch the buckets."""
-        perturbed = self.perturb(attacked or denoise, noisy, t, prediction, generator)
-        return self.compare(denoise(perturbed.noisy), prediction, perturbed)
+        """As above, one value a sample, (B,).
 
-    def perturb(
-        self,
-        denoise: Callable[[Tensor], Tensor],
-        noisy: Tensor,
-        t: Tensor,
-        prediction: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Perturbed:
-        """Chooses w. prediction: at `noisy`; where it is None an attack asks `denoise` for it, if
-        it can in one batch with the perturbed input, which then has twice as many rows."""
-        alpha, sigma = self.process(t, noisy)
-        radius = self.radius(unit_sigma(alpha, sigma), generator)
-        radius = radius * self.weighting.reach(alpha, sigma)
-        parameterization = self.process.parameterization
-        precision = self.precision or noisy.dtype
-
-        def seen(w: Tensor) -> Tensor:
-            return (noisy + sigma * w).to(precision).to(noisy.dtype)  # as the network is given it
-
-        if self.attack == "random":
-            w = random_perturbation(noisy, radius, generator)
-        else:
-            by_gradient = self.attack == "gradient"
-            once = not by_gradient and self.attack_steps == 1
-            to_noise = parameterization.to_noise
-            moved_at = displacement_of(denoise, noisy, prediction, once)
-
-            def displacement(w: Tensor) -> Tensor:
-                moved = moved_at(seen(w))
-                return moved if by_gradient else to_noise(sigma * w, moved, alpha, sigma)
-
-            w = adversarial_perturbation(
-                displacement, noisy, radius, generator, self.attack_steps, by_gradient=by_gradient
-            )
-        moved = seen(w)
-        if precision.itemsize < 4:
-            w = (moved.float() - noisy.to(precision).float()) / sigma.clamp_min(1e-12)
-        shift = parameterization.shift(w, alpha, sigma) if self.equivariant else 0.0
-        return Perturbed(moved, shift, self.weighting(w, radius, alpha, sigma))
-
-    @staticmethod
-    def compare(at_perturbed: Tensor, prediction: Tensor, perturbed: Perturbed) -> Tensor:
-        """weighting * || at_perturbed - prediction - shift ||^2.  =>  (B,). ValueError if only one
-        of the branches has a gradient."""
-        if at_perturbed.requires_grad != prediction.requires_grad:
-            which = "what `denoise` gives" if prediction.requires_grad else "`prediction`"
-            raise ValueError(
-                f"{which} has no gradient: do not detach it, nor make it under no_grad; the "
-                "gradient must flow through both branches, or training diverges"
-            )
-        residual = at_perturbed.float() - prediction.float() - perturbed.shift
-        return perturbed.weighting * residual.square().flatten(1).mean(1)
-
-
-@dataclass
-class Perturbed:
-    """Samples at noise + w. noisy: what the network sees, (B, ...); shift: how its prediction must
-    have moved, like it; weighting: (B,)."""
-
-    noisy: Tensor
-    shift: Tensor | float
-    weighting: Tensor
-
-
-@dataclass
-class Loss:
-    """denoising: (B,); penalty: (k,), of some rows of the batch, weight included, empty where there
-    is none."""
-
-    denoising: Tensor
-    penalty: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """The scalar to differentiate."""
-        return self.denoising.mean() + (self.penalty.mean() if self.penalty.numel() else 0.0)
-
-
-class Objective:
-    """Plain denoising (Ho et al. 2020), plus a penalty on a share of each batch.
-
-    penalty: None for plain training. fraction: the share of the samples, in (0, 1], that the
-    penalty looks at; every: it does so in every so-manieth step, at as many times more of a batch.
-    An unbiased estimate at a fraction of the cost, see rows.py. Masks cannot be shared between
-    different rows: a network with dropout needs fraction 1.
-    """
-
-    def __init__(
-        self,
-        process: NoiseProcess,
-        penalty: EquivariancePenalty | None = None,
-        fraction: float = 1.0,
-        every: int = 1,
-    ):
-        check_share(fraction, every)
-        self.process = process
-        self.penalty = penalty if penalty is None or penalty.weighting.weight > 0 else None
-        self.fraction = fraction
-        self.every = every
-
-    def __call__(
-        self,
-        denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
-        sample: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        levels: Tensor | None = None,
-        attacked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-        regularize: bool = True,
-        turn: int | None = None,
-    ) -> Loss:
-        """denoise(noisy, t, rows): `rows`, (k,), says which rows of the batch these are, so that
-        the caller can take the same rows of its conditions; sample, noise: (B, ...); t: (B,);
-        levels: (B,) or (B, C), the noise in each sample, or channel, in its own units (`ambient`);
-        regularize: False leaves the penalty out of this step, at the cost of a plain one; turn: the
-        number of this call, 0, 1, ..., the same on all ranks, by which `every` and a fraction that
-        is not a whole number of samples are counted; None looks at the most that there is."""
-        alpha, sigma = self.process(t, sample)
-        noisy = self.corrupt(sample, noise, alpha, sigma, generator, levels)
-        count, factor = rows_in_turn(len(t), self.fraction, self.every, turn)
-        attacked = attacked or denoise
-        if self.penalty is None or not regularize or not count:
-            prediction, penalty = denoise(noisy, t, all_rows(t)), sample.new_zeros(0)
-        elif count == len(t):
-            prediction, penalty = self._whole_batch(denoise, attacked, noisy, t, generator)
-        else:
-            gate = self.penalty.weighting.mean_gate(alpha, sigma)
-            rows, share = choose_rows(gate, count, generator)
-            prediction, penalty = self._some_rows(denoise, attacked, noisy, t, rows, generator)
-            factor = factor * share
-        denoising = self.denoising(prediction.float(), noisy, sample, noise, alpha, sigma, levels)
-        return Loss(denoising, factor * penalty)
-
-    def _whole_batch(self, denoise, attacked, noisy, t, generator) -> tuple[Tensor, Tensor]:
-        """=>  prediction; penalty of all rows, branch after branch, with the same dropout masks."""
-        rows = all_rows(t)
-        replayed = shared_dropout(lambda network, x: network(x, t, rows), noisy.device)
-        prediction = replayed(denoise, noisy)
-        return prediction, self.penalty.per_sample(
-            lambda x: replayed(denoise, x),
+        attacked: the network that the attack queries. Under DistributedDataParallel this must be
+            the unwrapped one, whose extra passes do not touch the gradient buckets.
+        """
+        return self.of_branches(
+            lambda perturbed: (denoise(perturbed), prediction),
+            attacked or denoise,
             noisy,
             t,
             prediction,
             generator,
-            attacked=lambda x: replayed(attacked, x),
         )
 
-    def _some_rows(self, denoise, attacked, noisy, t, rows, generator) -> tuple[Tensor, Tensor]:
-        """=>  prediction; penalty of some rows, whose second branch goes through the network in one
-        pass with the batch: by themselves a few take almost as long as many."""
-
-        def of_rows(x: Tensor) -> Tensor:
-            again = rows.repeat(len(x) // len(rows))
-            return attacked(x, t[again], again)
-
-        perturbed = self.penalty.perturb(of_rows, noisy[rows], t[rows], generator=generator)
-        both = torch.cat([all_rows(t), rows])
-        prediction, at_perturbed = denoise(
-            torch.cat([noisy, perturbed.noisy]), t[both], both
-        ).split([len(t), len(rows)])
-        return prediction, self.penalty.compare(at_perturbed, prediction[rows], perturbed)
-
-    def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
-        """=>  noisy (B, ...). Peers override this, or `denoising`, or both."""
-        return alpha * sample + sigma * noise
-
-    def denoising(self, prediction, noisy, sample, noise, alpha, sigma, levels) -> Tensor:
-        """=>  the loss of each sample, (B,)."""
-        target = self.process.parameterization.target(sample, noise, alpha, sigma)
-        return (prediction - target).square().flatten(1).mean(1)
-
-
-def all_rows(t: Tensor) -> Tensor:
-    """Those of a whole batch."""
-    return torch.arange(len(t), device=t.device)
-
-
-class RobustObjective(Objective):
-    """Plain denoising with the regularizer: the default `EquivariancePenalty` unless given."""
-
-    def __init__(
+    def of_branches(
         self,
-        process: NoiseProcess,
-        penalty: EquivariancePenalty | None = None,
-        fraction: float = 1.0,
-        every: int = 1,
-    ):
-        super().__init__(process, penalty or EquivariancePenalty(process), fraction, every)
+        branches: Branches,
+        attacked: Denoiser,
+        noisy: Tensor,
+        t: Tensor,
+        prediction: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """THE LOSS, (B,). Both branches may share one forward pass.
+
+        branches: perturbed (B, ...) => the predictions at `perturbed` and at `noisy`, both with
+            gradient. prediction: at `noisy`, if it is known before w is chosen.
+        """
+        alpha, sigma = self.process(t, noisy)
+        radius = self.radius(unit_sigma(alpha, sigma), generator)
+        radius = radius * self.weighting.channel_scale(alpha, sigma)
+
+        w = self.perturb(attacked, noisy, alpha, sigma, radius, prediction, generator)
+        perturbed, w = as_network_sees(noisy, w, sigma, self.precision)
+        moved, prediction = branches_with_gradient(*branches(perturbed))
+        residual = moved - prediction - self.shift(w, alpha, sigma)
+        return self.weighting(w, radius, alpha, sigma) * residual.square().flatten(1).mean(1)
+
+    def perturb(
+        self,
+        denoise: Denoiser,
+        noisy: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        radius: Tensor,
+        prediction: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The perturbation w, (B, ...), |w| <= radius. An attack maximises the paper's J.
+
+        prediction: at `noisy`. If None, an attack queries `denoise` for it, where it can in one
+            batch with the perturbed input.
+        """
+        if self.attack == "random":
+            return random_perturbation(noisy, radius, generator)
+        by_gradient = self.attack == "gradient"
+        one_query = not by_gradient and self.attack_steps == 1
+        displacement_at = displacement_of(denoise, noisy, prediction, one_query)
+
+        def displacement(w: Tensor) -> Tensor:
+            moved = displacement_at(as_network_sees(noisy, w, sigma, self.precision)[0])
+            if by_gradient:
+                return moved
+            return self.process.parameterization.to_noise(sigma * w, moved, alpha, sigma)
+
+        return adversarial_perturbation(
+            displacement, noisy, radius, generator, self.attack_steps, by_gradient=by_gradient
+        )
+
+    def shift(self, w: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor | float:
+        """How far the prediction must move with w: (B, ...), or 0 for invariance."""
+        if not self.equivariant:
+            return 0.0
+        return self.process.parameterization.shift(w, alpha, sigma)
+
+
+def branches_with_gradient(moved: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32. Raises ValueError if only one of them has a gradient."""
+    if moved.requires_grad != prediction.requires_grad:
+        without = "what `denoise` gives" if prediction.requires_grad else "`prediction`"
+        raise ValueError(
+            f"{without} has no gradient: do not detach it, and do not compute it under no_grad; "
+            "the gradient must flow through both branches, or training diverges"
+        )
+    return moved.float(), prediction.float()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .objective import Loss, Objective, all_rows
+from .batch import Loss, Objective, all_rows
 from .perturbation import adversarial_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule, unit_sigma
+from .registry import GAMMA, HUBER_C
 
 
 class PseudoHuber(Objective):
@@ -18,7 +19,7 @@ class PseudoHuber(Objective):
     nearly squared error at low noise, robust to outliers at high noise.
     """
 
-    def __init__(self, process: NoiseProcess, c: float = 0.1):
+    def __init__(self, process: NoiseProcess, c: float = HUBER_C):
         if not 0 < c <= 1:
             raise ValueError(f"pseudo-Huber `c` must lie in (0, 1], got {c}")
         super().__init__(process)
@@ -34,7 +35,7 @@ class PseudoHuber(Objective):
 class InputPerturbation(Objective):
     """DDPM-IP (Ning et al. 2023): the input carries noise + gamma * xi, the target only noise."""
 
-    def __init__(self, process: NoiseProcess, gamma: float = 0.1):
+    def __init__(self, process: NoiseProcess, gamma: float = GAMMA):
         if gamma < 0:
             raise ValueError(f"`gamma` must be >= 0, got {gamma}; 0 is plain training")
         super().__init__(process)

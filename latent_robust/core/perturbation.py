@@ -11,13 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-ATTACKS = {
-    "displacement": "along the displacement that a random perturbation causes, by forward passes",
-    "gradient": "by the gradient of that displacement's size (FGSM), as in the paper",
-    "random": "at random",
-}
-ADVERSARIAL = tuple(name for name in ATTACKS if name != "random")
-
 
 def random_perturbation(
     like: Tensor, radius: Tensor, generator: torch.Generator | None = None

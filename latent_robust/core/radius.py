@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class RadiusSchedule:
 
     def __call__(self, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """sigma: (B, 1, ...), in [0, 1].  =>  radius (B, 1, ...)."""
-        u = torch.rand(sigma.shape, generator=generator, device=sigma.device, dtype=sigma.dtype)
+        u = sigma.new_empty(sigma.shape).uniform_(generator=generator)
         bias = self.bias_min + (self.bias_max - self.bias_min) * u
         return self.scale * sigma**self.rho + bias
 
@@ -42,4 +44,4 @@ def unit_sigma(alpha: Tensor, sigma: Tensor) -> Tensor:
     """sigma, in [0, 1], of the process that scales its samples so that alpha^2 + sigma^2 <= 1, as
     all but variance-exploding ones do: there sigma / sqrt(alpha^2 + sigma^2)."""
     size = (alpha.square() + sigma.square()).sqrt()
-    return torch.where(size > 1.001, sigma / size, sigma)  # rounding is no reason to rescale
+    return (sigma / size).where(size > 1.001, sigma)  # rounding is no reason to rescale

@@ -1,78 +1,95 @@
-"""One name for each objective; the one place where the choice is made."""
+"""Every objective by name, and what is true of it. factory.py makes them.
+
+Imports no torch, so that a command can print its help or refuse a typo at once.
+"""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from .objective import EquivariancePenalty, Objective, RobustObjective
-from .peers import AdversarialDenoising, Ambient, InputPerturbation, PseudoHuber
-from .perturbation import ADVERSARIAL
-from .process import NoiseProcess
-from .radius import RadiusSchedule
-from .weighting import Weighting
+ATTACKS = {
+    "displacement": "along the displacement that a random perturbation causes, by forward passes",
+    "gradient": "by the gradient of that displacement's size (FGSM), as in the paper",
+    "random": "at random",
+}
+# Defaults of the peers' own settings.
+HUBER_C = 0.1
+GAMMA = 0.1
+
+ADVERSARIAL = tuple(name for name in ATTACKS if name != "random")
+
+
+@dataclass(frozen=True)
+class ObjectiveFacts:
+    """summary: for help texts.
+    regularized: has the penalty, and so its settings and its cost.
+    random: its perturbation is random, whatever `attack` says.
+    equivariant: False for the negative control.
+    needs_levels: trains on a sample only at more noise than the sample has itself.
+    needs_audit: the levels come from a model that was trained, or loaded, before.
+    standard_noising: the network sees alpha * sample + sigma * noise at every time.
+    plain: the denoising loss alone.
+    """
+
+    summary: str
+    regularized: bool = False
+    random: bool = False
+    equivariant: bool = True
+    needs_levels: bool = False
+    needs_audit: bool = False
+    standard_noising: bool = True
+    plain: bool = False
+
+    @property
+    def takes_levels(self) -> bool:
+        """The levels are given: by a file, or by a contamination whose true levels are known."""
+        return self.needs_levels and not self.needs_audit
+
 
 OBJECTIVES = {
-    "ddpm": "plain denoising",
-    "robust-adversarial": "the regularizer, perturbed where it moves the prediction most",
-    "robust-random": "the regularizer, perturbed at random",
-    "invariance": "the regularizer without its equivariance; a negative control",
-    "pseudo-huber": "scheduled pseudo-Huber loss",
-    "input-perturbation": "DDPM-IP",
-    "at-diff": "adversarial training of the denoising loss itself",
-    "ambient": "ambient diffusion, given the noise level of each sample",
-    "audited": "ambient diffusion with the levels that a trained model finds in its own data",
+    "ddpm": ObjectiveFacts("plain denoising", plain=True),
+    "robust-adversarial": ObjectiveFacts(
+        "the regularizer, perturbed where it moves the prediction most", regularized=True
+    ),
+    "robust-random": ObjectiveFacts(
+        "the regularizer, perturbed at random", regularized=True, random=True
+    ),
+    "audited": ObjectiveFacts(
+        "ambient diffusion with the levels that a trained model finds in its own data",
+        needs_levels=True,
+        needs_audit=True,
+        standard_noising=False,
+    ),
+    "ambient": ObjectiveFacts(
+        "ambient diffusion, given the noise level of each sample",
+        needs_levels=True,
+        standard_noising=False,
+    ),
+    "invariance": ObjectiveFacts(
+        "the regularizer without its equivariance; a negative control",
+        regularized=True,
+        equivariant=False,
+    ),
+    "pseudo-huber": ObjectiveFacts("scheduled pseudo-Huber loss"),
+    "input-perturbation": ObjectiveFacts("DDPM-IP", standard_noising=False),
+    "at-diff": ObjectiveFacts(
+        "adversarial training of the denoising loss itself", standard_noising=False
+    ),
 }
 
-# Those that train on samples at no less noise than these have themselves.
-LEVELLED = frozenset({"ambient", "audited"})
 
-# Those that have the regularizer, and so its settings and its cost.
-REGULARIZED = frozenset({"robust-adversarial", "robust-random", "invariance"})
+def facts_of(name: str | None) -> ObjectiveFacts:
+    """Those of no objective at all for None."""
+    return OBJECTIVES[name] if name is not None else ObjectiveFacts("")
 
 
-def make_objective(
-    name: str,
-    process: NoiseProcess,
-    *,
-    weighting: Weighting | None = None,
-    radius: RadiusSchedule | None = None,
-    attack: str = "displacement",
-    attack_steps: int = 1,
-    fraction: float = 1.0,
-    every: int = 1,
-    precision: torch.dtype | None = None,
-    huber_c: float = 0.1,
-    gamma: float = 0.1,
-) -> Objective:
-    """name: a key of OBJECTIVES; attack: of robust-adversarial and invariance, one of ADVERSARIAL;
-    what a name does not use is ignored. ValueError otherwise."""
-    if attack not in ADVERSARIAL:
+def check_share(penalty_fraction: float, penalty_every: int) -> None:
+    """Raises ValueError unless every N-th batch can hold N times the share."""
+    if not 0 < penalty_fraction <= 1:
+        raise ValueError(f"`penalty_fraction` must lie in (0, 1], got {penalty_fraction}")
+    if penalty_every < 1 or penalty_every * penalty_fraction > 1:
         raise ValueError(
-            f"`attack` must be one of {', '.join(ADVERSARIAL)}, got {attack!r}; a random one is "
-            "the objective robust-random"
+            "`penalty_every` must lie between 1 and 1 / penalty_fraction, got "
+            f"{penalty_every} with penalty_fraction {penalty_fraction}: the samples would not fit "
+            "into one batch; 1 always works"
         )
-
-    def penalty(**kind) -> EquivariancePenalty:
-        return EquivariancePenalty(
-            process, weighting, radius, attack_steps=attack_steps, precision=precision, **kind
-        )
-
-    match name:
-        case "ddpm":
-            return Objective(process)
-        case "robust-adversarial":
-            return RobustObjective(process, penalty(attack=attack), fraction, every)
-        case "robust-random":
-            return RobustObjective(process, penalty(attack="random"), fraction, every)
-        case "invariance":
-            control = penalty(attack=attack, equivariant=False)
-            return RobustObjective(process, control, fraction, every)
-        case "pseudo-huber":
-            return PseudoHuber(process, huber_c)
-        case "input-perturbation":
-            return InputPerturbation(process, gamma)
-        case "at-diff":
-            return AdversarialDenoising(process, radius, attack_steps)
-        case "ambient" | "audited":
-            return Ambient(process)
-    raise ValueError(f"unknown objective {name!r}; one of: {', '.join(OBJECTIVES)}")

@@ -8,19 +8,8 @@ import torch
 from torch import Tensor
 
 
-def check_share(fraction: float, every: int) -> None:
-    """ValueError unless every `every`-th batch can give `every` times its share."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` must lie in (0, 1], got {fraction}")
-    if every < 1 or every * fraction > 1:
-        raise ValueError(
-            f"`every` must lie between 1 and 1 / fraction, got {every} with fraction {fraction}: "
-            "a batch has no more samples than all; 1 always goes"
-        )
-
-
-def rows_in_turn(
-    batch: int, fraction: float, every: int = 1, turn: int | None = None
+def rows_at_step(
+    batch: int, fraction: float, every: int = 1, step_index: int | None = None
 ) -> tuple[int, float]:
     """How many rows of a batch the penalty looks at in turn 0, 1, ..., and the factor that makes
     the sum over the turns what it would be if each of them looked at `fraction * batch` rows.
@@ -31,9 +20,9 @@ def rows_in_turn(
     most that there is, with factor 1.  =>  count, factor.
     """
     share = round(fraction * batch, 9)  # 0.07 * 100 is not 7
-    if turn is None:
+    if step_index is None:
         return ceil(round(every * share, 6)), 1.0
-    passed, rest = divmod(turn + 1, every)
+    passed, rest = divmod(step_index + 1, every)
     if rest:
         return 0, 0.0
     portion = round(every * share, 6)  # nor is 3 * (4 / 3) 4

@@ -86,14 +86,14 @@ class Weighting:
         """The mean of the channels' gates. alpha, sigma: (B, 1, ...).  =>  (B,)."""
         return self.gate(alpha, sigma).flatten(1).mean(1)
 
-    def reach(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def channel_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """How far w goes in each channel, over how far it goes where that is most. alpha, sigma:
         (B, 1, ...).  =>  (B, 1 or C, ...); 1 where all gates are shut."""
         gate = self.gate(alpha, sigma)
         widest = gate.amax(1, keepdim=True)
         return torch.where(widest > 0, (gate / widest.clamp_min(1e-30)).sqrt(), 1.0)
 
-    def spread(self, tau: float) -> float:
+    def std_ratio(self, tau: float) -> float:
         """Standard deviation at which the probability-flow ODE ends for Gaussian data of standard
         deviation tau, over tau: 1 is untouched, 0 is gone.
 
@@ -108,7 +108,7 @@ class Weighting:
         if self.preset is Preset.NORMALIZED:
             return (shrunk / t2) ** 0.5
         if isinstance(self.band, tuple):
-            raise ValueError("the spread is known for one band; see forecast_spread for several")
+            raise ValueError("the spread is known for one band; see forecast_std for several")
         # Above the band s^2 L = lam b^2 is constant: d ln y / ds = (s^2 + A) / (s (s^2 + C)).
         b2 = self.band**2
         a, c = lam * b2, lam * b2 + t2

@@ -1,39 +1,25 @@
-"""What comes in: decoding, quarantine, sources of pictures, contamination, noise levels.
+"""What comes in: decoding, quarantine, sources of images, contamination made on purpose."""
 
-Names are imported from their modules when they are first used; torchvision takes seconds.
-"""
-
-from importlib import import_module
+from latent_robust.lazy import lazy_names
 
 _MODULES = {
-    "Audit": "audit",
-    "BadPicture": "decode",
-    "ContaminatedPairs": "contaminated_pairs",
-    "ContaminatedPictures": "contamination",
+    "BadImage": "decode",
+    "ContaminatedImages": "contamination.image_dataset",
+    "ContaminatedPairs": "contamination.pair_dataset",
+    "ImageSet": "images",
     "PairSet": "pairs",
-    "PictureSet": "pictures",
     "assign_bucket": "buckets",
-    "audit_facts": "audit",
-    "audit_pictures": "audit",
-    "audit_samples": "audit",
-    "contaminate_folder": "contaminate",
-    "contaminate_pairs": "contaminate",
-    "decode_picture": "decode",
+    "contaminate_folder": "contamination.export",
+    "contaminate_pairs": "contamination.export",
+    "decode_image": "decode",
     "fit_bucket": "buckets",
     "make_buckets": "buckets",
+    "open_images": "images",
     "open_pairs": "pairs",
-    "open_pictures": "sources",
     "open_reference": "pairs",
-    "parse_contamination": "contamination",
-    "pictures_to_look_at": "spectrum",
-    "read_levels": "levels",
-    "recommend": "spectrum",
+    "parse_contamination": "contamination.spec",
 }
 
 __all__ = sorted(_MODULES)
 
-
-def __getattr__(name: str):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: sizes of about equal area, one for each shape of picture.
+"""Aspect-ratio buckets: sizes of about equal area, one for each shape of image.
 
-A batch holds pictures of one bucket, so that little of a wide or tall picture must be cropped.
+A batch holds images of one bucket, so that little of a wide or tall image must be cropped.
 The sizes follow the rule of kohya's sd-scripts and of SDXL (Podell et al. 2023, appendix I).
 """
 
@@ -49,19 +49,19 @@ def assign_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> 
     return min(buckets, key=lambda bucket: abs(_log_ratio(bucket) - _log_ratio(size)))
 
 
-def fit_bucket(picture: Tensor, bucket: tuple[int, int]) -> Tensor:
+def fit_bucket(image: Tensor, bucket: tuple[int, int]) -> Tensor:
     """(C, H, W)  =>  (C, h, w): the largest central part of the bucket's shape, antialiased.
 
     Cropped first, so that a strip of 1 x 10,000,000 pixels cannot grow when its shorter side does.
     """
-    part = _part(tuple(picture.shape[-2:]), bucket)
-    picture = v2.center_crop(picture, list(part))
-    return picture if part == bucket else v2.resize(picture, list(bucket), antialias=True)
+    part = _part(tuple(image.shape[-2:]), bucket)
+    image = v2.center_crop(image, list(part))
+    return image if part == bucket else v2.resize(image, list(bucket), antialias=True)
 
 
 def framing(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, ...]:
-    """What `fit_bucket` does to a picture, in pixels, as SDXL is told it: original height and
-    width; top and left of the crop, in the resized picture; height and width of the bucket."""
+    """What `fit_bucket` does to an image, in pixels, as SDXL is told it: original height and
+    width; top and left of the crop, in the resized image; height and width of the bucket."""
     cut = [
         round((whole - part) / 2 * side / part)
         for whole, part, side in zip(size, _part(size, bucket), bucket, strict=True)
@@ -70,9 +70,9 @@ def framing(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, ...]:
 
 
 def _part(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, int]:
-    """=>  the largest height and width of the bucket's shape within a picture."""
+    """=>  the largest height and width of the bucket's shape within an image."""
     (full_height, full_width), (height, width) = size, bucket
-    # Integers, so that a picture of exactly the bucket's shape loses no row to rounding.
+    # Integers, so that an image of exactly the bucket's shape loses no row to rounding.
     part_height = min(full_height, max(1, round(full_width * height / width)))
     part_width = min(full_width, max(1, round(full_height * width / height)))
     return part_height, part_width

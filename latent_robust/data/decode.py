@@ -18,40 +18,40 @@ MAX_PIXELS = 89_478_485
 # Not all that Pillow can open: its EPS reader, for one, starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# What a picture that was accepted was accepted by. The number is to be raised with every change
+# What an image that was accepted was accepted by. The number is to be raised with every change
 # that refuses more, or that changes a size.
 DECODER = f"Pillow {PIL.__version__}, 1"
 
-# Python's warning filters belong to the process; pictures are decoded in threads.
+# Python's warning filters belong to the process; images are decoded in threads.
 _OPENING = threading.Lock()
 
 
-class BadPicture(Exception):
-    """A picture that cannot be used. `reason` says why, for the quarantine."""
+class BadImage(Exception):
+    """An image that cannot be used. `reason` says why, for the quarantine."""
 
     def __init__(self, reason: str, name: str = ""):
         super().__init__(f"{name}: {reason}" if name else reason)
         self.reason = reason
 
 
-def decode_picture(data: bytes, name: str, channels: int) -> torch.Tensor:
+def decode_image(data: bytes, name: str, channels: int) -> torch.Tensor:
     """data: a whole file; name: for the message; channels: 1 (gray) or 3.  =>  uint8 (C, H, W).
 
     Turned upright as EXIF says; transparency is composited on white, CMYK and palettes are
-    converted; of an animation the first frame. Raises BadPicture.
+    converted; of an animation the first frame. Raises BadImage.
     """
     if not data:
-        raise BadPicture("0 bytes", name)
+        raise BadImage("0 bytes", name)
     try:
         with _open(data) as image:
             _check(image)
             image.load()
             return v2.pil_to_tensor(_convert(ImageOps.exif_transpose(image), channels))
-    except BadPicture as bad:
-        raise BadPicture(bad.reason, name) from bad.__cause__
+    except BadImage as bad:
+        raise BadImage(bad.reason, name) from bad.__cause__
     except Exception as error:  # Pillow raises nearly every type there is on malformed files
         reason = f"cannot be decoded: {type(error).__name__}: {error}"
-        raise BadPicture(reason, name) from error
+        raise BadImage(reason, name) from error
 
 
 def _open(data: bytes) -> Image.Image:
@@ -61,22 +61,22 @@ def _open(data: bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadPicture(f"too large, a decompression bomb? {error}") from error
+        raise BadImage(f"too large, a decompression bomb? {error}") from error
     except Image.UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
-        raise BadPicture(f"not a picture ({formats}), or damaged at its beginning") from error
+        raise BadImage(f"not an image ({formats}), or damaged at its beginning") from error
 
 
 def _check(image: Image.Image) -> None:
     """Before any pixel is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise BadPicture(
+        raise BadImage(
             f"too large, a decompression bomb? {width}x{height} is more than {MAX_PIXELS} pixels"
         )
     # Pillow would convert these by clipping at 255, which turns most of them white (or black).
     if image.mode == "F" or image.mode.startswith("I"):
-        raise BadPicture(
+        raise BadImage(
             f"more than 8 bits a channel (mode {image.mode}); rescale its values to 0..255 and "
             "save it as an 8-bit PNG"
         )

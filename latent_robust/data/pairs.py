@@ -1,4 +1,4 @@
-"""Pictures with captions: from a `--data` specification to a set of pairs known to be good."""
+"""Images with captions: from a `--data` specification to a set of pairs known to be good."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 from torch import Tensor
 
 from latent_robust.errors import InputError
+from latent_robust.limits import MAX_BAD_FRACTION
 
-from .decode import BadPicture, decode_picture
-from .pair_list import PairList
-from .scan import KnownSizes, changed, check_limits, refuse_too_many_bad, try_all
-from .sources import existing_path, hub_name
-
-FORMS = {
-    "scenes": "scenes",
-    "parquet": "parquet:FILE",
-    "hf": "hf:NAME[:SPLIT]",
-    "wds": "wds:SHARDS (a tar file, a folder of them, or a pattern)",
-}
+from .decode import BadImage, decode_image
+from .scan import (
+    KnownSizes,
+    changed,
+    check_limits,
+    refuse_too_many_bad,
+    try_all,
+)
+from .sources.pair_list import PairList
+from .sources.spec import PAIR_FORMS, parse_spec
 
 
 class PairSet:
-    """What `open_pairs` gives. Read-only; holds names and captions, and no picture.
+    """What `open_pairs` gives. Read-only; holds names and captions, and no image.
 
     captions: "" where there is none; repeats: how often a pair counts in an epoch, >= 1; sizes:
     (height, width), upright; quarantine: rows {"name", "reason"}, none of them a pair of this set;
-    without_caption: pictures of this set whose caption is ""; without_picture: caption files
-    beside no picture; ignored: files that claim to be neither picture nor caption.
+    without_caption: images of this set whose caption is ""; without_image: caption files
+    beside no image; ignored: files that claim to be neither image nor caption.
     """
 
     def __init__(self, pairs: PairList, spec: str, known: KnownSizes):
@@ -41,7 +41,7 @@ class PairSet:
         self.repeats: list[int] = []
         self.sizes: list[tuple[int, int]] = []
         self.quarantine = list(pairs.quarantine)
-        self.without_picture = pairs.without_picture
+        self.without_image = pairs.without_image
         self.ignored = pairs.ignored
         self._read = pairs.read
         self._names: list[str] = []
@@ -60,15 +60,15 @@ class PairSet:
         named = zip(self._names, self.captions, strict=True)
         return [name for name, caption in named if not caption]
 
-    def picture(self, index: int) -> Tensor:
+    def image(self, index: int) -> Tensor:
         """=>  uint8 (3, H, W), upright, transparency composited on white, at full resolution."""
         name = self._names[index]
         try:
             data = self._read(self._keys[index])
             if hashlib.sha256(data).digest() != self._checksums[index]:
                 raise changed(name, "its bytes have changed")
-            return decode_picture(data, name, channels=3)
-        except BadPicture as bad:
+            return decode_image(data, name, channels=3)
+        except BadImage as bad:
             raise changed(name, bad.reason) from bad
 
     def pick(self, indices: Sequence[int]) -> PairSet:
@@ -81,7 +81,7 @@ class PairSet:
         return picked
 
     def checksum(self, index: int) -> str:
-        """SHA-256 of the stored bytes of the picture."""
+        """SHA-256 of the stored bytes of the image."""
         return self._checksums[index].hex()
 
     def fingerprint(self) -> str:
@@ -106,14 +106,14 @@ class PairSet:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """e.g. "2,914 pairs, 31 quarantined, 12 pictures without a caption"."""
+        """e.g. "2,914 pairs, 31 quarantined, 12 images without a caption"."""
         parts = [
             _count(len(self), "pair"),
             f"{len(self.quarantine):,} quarantined",
-            f"{_count(len(self.without_caption), 'picture')} without a caption",
+            f"{_count(len(self.without_caption), 'image')} without a caption",
         ]
-        if self.without_picture:
-            parts.append(f"{_count(len(self.without_picture), 'caption')} without a picture")
+        if self.without_image:
+            parts.append(f"{_count(len(self.without_image), 'caption')} without an image")
         return ", ".join(parts)
 
     def _scan(self, pairs: PairList, known: KnownSizes) -> None:
@@ -125,9 +125,9 @@ class PairSet:
                 checksum = hashlib.sha256(data).digest()
                 size = known.get(checksum)
                 if size is None:
-                    picture = decode_picture(data, pairs.names[index], channels=3)
-                    size = tuple(picture.shape[-2:])
-            except BadPicture as bad:
+                    image = decode_image(data, pairs.names[index], channels=3)
+                    size = tuple(image.shape[-2:])
+            except BadImage as bad:
                 return bad.reason
             return size, checksum
 
@@ -151,20 +151,20 @@ def open_pairs(
     *,
     caption_column: str | None = None,
     limit: int | None = None,
-    max_bad_fraction: float = 0.05,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     offline: bool = False,
     folder_repeats: bool = False,
     known: Path | None = None,
 ) -> PairSet:
-    """Every picture is decoded once here; bad ones are left out and named in `.quarantine`.
+    """Every image is decoded once here; bad ones are left out and named in `.quarantine`.
 
-    spec: a folder, or one of FORMS; caption_column: of the metadata, table or JSON members, None
+    spec: a folder, or one of PAIR_FORMS; caption_column: of the metadata, table or JSON members, None
     for the usual names; limit: the first so many of the source, bad ones included;
-    max_bad_fraction: in [0, 1]; folder_repeats: pictures in a folder `10_name` count ten times;
-    known: a file that remembers which pictures could be decoded, so that the next call need not.
+    max_bad_fraction: in [0, 1]; folder_repeats: images in a folder `10_name` count ten times;
+    known: a file that remembers which images could be decoded, so that the next call need not.
 
     Raises InputError: the specification, an unreadable source, a column that is not there, no
-    picture, too many bad ones.
+    image, too many bad ones.
     """
     check_limits(limit, max_bad_fraction)
     sizes = KnownSizes(known)
@@ -188,38 +188,33 @@ def open_reference(spec: str, caption_column: str | None, **options) -> PairSet:
 def _list(
     spec: str, caption_column: str | None, folder_repeats: bool, limit: int | None, offline: bool
 ) -> PairList:
-    # The libraries of each source are imported only when it is used.
-    kind, _, rest = spec.partition(":")
-    if kind in FORMS and folder_repeats:
+    """Imports the libraries of a source only when it is used."""
+    if folder_repeats and spec.partition(":")[0] in PAIR_FORMS:
         raise InputError(f"repeats in folder names need a folder, got {spec!r}")
-    match kind, rest:
-        case "scenes", "" if spec == "scenes":
-            from .scene_sources import list_scenes
+    parsed = parse_spec(spec, PAIR_FORMS)
+    match parsed.kind:
+        case "scenes":
+            from .sources.scene_sources import list_scenes
 
             return list_scenes(limit, caption_column)
-        case "parquet", rest if rest:
-            from .pair_table import list_table
-            from .table import read_parquet
+        case "parquet":
+            from .sources.pair_table import list_table
+            from .sources.table import read_parquet
 
-            path = existing_path(rest, FORMS, folder=False)
-            return list_table(read_parquet(path, limit), spec, caption_column)
-        case "hf", rest if rest:
-            from .pair_table import list_table
-            from .table import read_hub
+            return list_table(read_parquet(*parsed.paths, limit), spec, caption_column)
+        case "hf":
+            from .sources.pair_table import list_table
+            from .sources.table import read_hub
 
-            name, split = hub_name(rest)
-            return list_table(read_hub(name, split, offline, limit), spec, caption_column)
-        case "wds", rest if rest:
-            from .pair_shards import find_shards, list_shards
+            table = read_hub(parsed.name, parsed.split, offline, limit)
+            return list_table(table, spec, caption_column)
+        case "wds":
+            from .sources.pair_shards import list_shards
 
-            shards = find_shards(rest) or [existing_path(rest, FORMS, folder=False)]
-            return list_shards(shards, spec, caption_column, limit)
-    if kind in FORMS:
-        raise InputError(f"{spec!r} is not of the form {FORMS[kind]}")
-    from .pair_folder import list_folder
+            return list_shards(parsed.paths, spec, caption_column, limit)
+    from .sources.pair_folder import list_folder
 
-    folder = existing_path(spec, FORMS, folder=True)
-    return list_folder(folder, caption_column, folder_repeats, limit)
+    return list_folder(*parsed.paths, caption_column, folder_repeats, limit)
 
 
 def _count(number: int, what: str) -> str:

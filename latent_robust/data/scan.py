@@ -1,4 +1,4 @@
-"""Trying every picture once before a run, and what to say of those that fail."""
+"""Trying every image once before a run, and what to say of those that fail."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Outcome = TypeVar("Outcome")
 
 
 class KnownSizes:
-    """(height, width) of pictures that were decoded without fault, by the SHA-256 of their bytes.
+    """(height, width) of images that were decoded without fault, by the SHA-256 of their bytes.
 
-    Kept in a file from one run to the next: hashing a picture takes a fraction of the time of
+    Kept in a file from one run to the next: hashing an image takes a fraction of the time of
     decoding it. Without a file nothing is known, and nothing kept. Of a damaged file, or one that
     another decoder wrote, nothing is believed.
     """
@@ -68,19 +68,19 @@ def try_all(attempt: Callable[[int], Outcome], total: int) -> Iterator[Outcome]:
             while portion := list(islice(indices, 256)):
                 yield from pool.map(attempt, portion)
 
-    return iter(tqdm(outcomes(), "checking pictures", total, delay=2, leave=False))
+    return iter(tqdm(outcomes(), "checking images", total, delay=2, leave=False))
 
 
 def refuse_too_many_bad(
     what: str, spec: str, good: int, quarantine: Sequence[dict], max_bad_fraction: float
 ) -> None:
-    """what: "pictures" or "pairs"; good: how many are left; max_bad_fraction: in [0, 1]."""
+    """what: "images" or "pairs"; good: how many are left; max_bad_fraction: in [0, 1]."""
     bad = len(quarantine)
     total = good + bad
     if good and bad <= max_bad_fraction * total:
         return
     examples = "; ".join(f"{row['name']}: {row['reason']}" for row in quarantine[:3])
-    limit = f"at most {max_bad_fraction:.1%}" if good else "at least one good picture"
+    limit = f"at most {max_bad_fraction:.1%}" if good else "at least one good image"
     raise InputError(
         f"{bad} of {total} {what} of {spec} cannot be used ({limit} allowed). "
         f"The first: {examples}. Mend or remove them, or raise --max-bad-fraction"
@@ -89,13 +89,13 @@ def refuse_too_many_bad(
 
 def check_limits(limit: int | None, max_bad_fraction: float) -> None:
     if limit is not None and limit < 1:
-        raise InputError(f"`limit` must be >= 1, got {limit}; leave it out to take every picture")
+        raise InputError(f"`limit` must be >= 1, got {limit}; leave it out to take every image")
     if not 0 <= max_bad_fraction <= 1:
         raise InputError(f"`max_bad_fraction` must lie in [0, 1], got {max_bad_fraction}")
 
 
 def changed(name: str, reason: str) -> InputError:
-    """The error for a picture that was good when it was tried."""
+    """The error for an image that was good when it was tried."""
     return InputError(
         f"{name} was readable when the run began, now: {reason}; "
         "leave the data alone while it is being used"

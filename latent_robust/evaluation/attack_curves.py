@@ -8,11 +8,12 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from ..files import whole_file
+from latent_robust.files import whole_file
+
 from .attacks import TrajectoryAttack
 from .features import Extractor, metric_name
 from .metrics import FeatureCache, frechet_distance
-from .sampling import draw_samples
+from .sampling import generate_samples
 
 # By its name: how many gradient steps an attack takes.
 ITERATIONS = {"random": 0, "fgsm": 1, "pgd": 10}
@@ -32,16 +33,16 @@ def attack_curve(
     **attack,
 ) -> list[dict]:
     """A row for radius 0, plain sampling, and one for each of `radii`: {"radius", "displacement",
-    "frechet": {extractor: distance to the clean pictures}}.
+    "frechet": {extractor: distance to the clean images}}.
 
-    Every row draws the same `count` pictures from the same noise; displacement: how far the attack
+    Every row draws the same `count` images from the same noise; displacement: how far the attack
     moved them, root mean square, in [-1, 1] units. `attack`: further settings of TrajectoryAttack.
-    Where pictures are no longer finite, displacement and distances are None.
+    Where images are no longer finite, displacement and distances are None.
     """
     rows, plain = [], None
     for radius in tqdm([0.0, *radii], "radius", leave=False):
         perturb = TrajectoryAttack(network, scheduler, radius, seed=seed, **attack)
-        drawn = draw_samples(
+        drawn = generate_samples(
             network,
             scheduler,
             count,
@@ -82,7 +83,7 @@ def save_attack_figure(curves: dict[str, list[dict]], title: str, path: Path) ->
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    displacement.set_ylabel("RMS change of the pictures")
+    displacement.set_ylabel("RMS change of the images")
     for axes in (*panels, displacement):
         axes.set_xlabel("radius, in units of the noise")
         axes.spines[["top", "right"]].set_visible(False)

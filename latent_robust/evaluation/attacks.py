@@ -32,7 +32,7 @@ from .sampling import advance, predict, unclipped_estimate
 
 @dataclass(frozen=True)
 class TrajectoryAttack:
-    """A `perturb` of `draw_samples`, for the same network and scheduler.
+    """A `perturb` of `generate_samples`, for the same network and scheduler.
 
     radius: >= 0, in noise units. at: times, in the scheduler's unit; each means the sampling step
     nearest to it. iterations: 1 is FGSM, more is PGD, both from a random start; 0 takes +-radius at
@@ -58,18 +58,18 @@ class TrajectoryAttack:
                 f"{self.radius}, {self.iterations}, {self.depth} and {self.draws}"
             )
 
-    def __call__(self, x: Tensor, step: int, pictures: range) -> Tensor:
+    def __call__(self, x: Tensor, step: int, images: range) -> Tensor:
         if step not in nearest_steps(self.scheduler.timesteps, self.at):
             return x
         t = self.scheduler.timesteps[step]
         _, sigma = NoiseProcess.from_scheduler(self.scheduler)(t.expand(len(x)), x)
         radius = torch.full_like(sigma, self.radius)
-        start = derive_generator(self.seed, "attack", step, pictures.start, device=x.device)
+        start = derive_generator(self.seed, "attack", step, images.start, device=x.device)
         if self.iterations == 0:
             return x + sigma * radius * random_perturbation(x, radius, start).sign()
 
         def estimates(x: Tensor) -> Tensor:  # (draws, B, ...); the same draws at every call
-            return torch.stack([self._follow(x, step, pictures, n) for n in range(self.draws)])
+            return torch.stack([self._follow(x, step, images, n) for n in range(self.draws)])
 
         still = estimates(x)
         w = adversarial_perturbation(
@@ -81,10 +81,10 @@ class TrajectoryAttack:
         )
         return x + sigma * w
 
-    def _follow(self, x: Tensor, step: int, pictures: range, draw: int) -> Tensor:
+    def _follow(self, x: Tensor, step: int, images: range, draw: int) -> Tensor:
         """The clean estimate (B, ...) after `depth` networks from this step on, or at the end. Not
         clipped: a value at its limit would hide from the attack what moves it."""
-        generators = [derive_generator(self.seed, "attack", step, draw, i) for i in pictures]
+        generators = [derive_generator(self.seed, "attack", step, draw, i) for i in images]
         scheduler = copy.copy(self.scheduler)  # Euler's counts its steps
         *before, last = scheduler.timesteps[step : step + self.depth]
         for t in before:

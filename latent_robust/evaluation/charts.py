@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import REGULARIZED, RadiusSchedule, Weighting
+from latent_robust.core import RadiusSchedule, Weighting
+
 from .figures import Curve, curves_svg
 from .runs import Run, noise_level
 
@@ -124,12 +125,12 @@ def _positive(y: object) -> bool:
 
 
 def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
-    regularized = [(i, run) for i, run in enumerate(runs) if run.objective in REGULARIZED]
+    regularized = [(i, run) for i, run in enumerate(runs) if run.regularized]
     radii = [_radius_curve(run, i) for i, run in regularized if "rho" in run.config]
     gates = [_gate_curve(run, i) for i, run in regularized if "weighting" in run.config]
     latent = any(run.latent for run in runs)
     levels = [] if latent else sorted({noise_level(run.config) or 0 for run in runs} - {0})
-    unit = "in units of latents" if latent else "pictures span -1 to 1"
+    unit = "in units of latents" if latent else "images span -1 to 1"
     mark = (levels[0], f"contamination, {levels[0]:g}") if len(levels) == 1 else None
     made = []
     for title, note, curves in (

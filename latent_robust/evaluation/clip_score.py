@@ -1,4 +1,4 @@
-"""Whether a picture shows what its caption says, as an open_clip model judges it."""
+"""Whether an image shows what its caption says, as an open_clip model judges it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from latent_robust.errors import InputError
+
 from .features import Extractor, load_open_clip, open_clip_image_encoder
 
 
@@ -18,23 +19,23 @@ class ClipScore:
     """name: the model's, to be told with every score: scores of two models cannot be compared."""
 
     name: str
-    pictures: Extractor
+    images: Extractor
     captions: Callable[[Sequence[str]], Tensor]
 
-    def __call__(self, pictures: Tensor, captions: Sequence[str]) -> dict[str, float]:
-        """pictures: (N, C, H, W) in [-1, 1]; captions: one for each.
+    def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
+        """images: (N, C, H, W) in [-1, 1]; captions: one for each.
 
         =>  `clip_score`, the mean of 100 max(cos, 0) (Hessel et al. 2021, with today's 100 for
         their 2.5), in [0, 100]; `clip_cosine`, the mean cosine itself, which still tells models
         apart where the score is cut off at 0.
         """
-        if len(pictures) != len(captions):
-            raise InputError(f"{len(pictures)} pictures cannot have {len(captions)} captions")
-        seen = self.pictures(pictures)
+        if len(images) != len(captions):
+            raise InputError(f"{len(images)} images cannot have {len(captions)} captions")
+        seen = self.images(images)
         said = torch.cat(
             [
-                self.captions(captions[i : i + self.pictures.batch_size])
-                for i in range(0, len(captions), self.pictures.batch_size)
+                self.captions(captions[i : i + self.images.batch_size])
+                for i in range(0, len(captions), self.images.batch_size)
             ]
         )
         cosine = F.cosine_similarity(seen, said)
@@ -51,8 +52,8 @@ def load_clip_score(spec: str, *, device: str | torch.device = "cpu") -> ClipSco
     is not: CLIP's own comes with open_clip, SigLIP's and others' with the folder or from the hub.
     """
     network, name = load_open_clip(spec, device)
-    pictures = Extractor(name, open_clip_image_encoder(network, device), device)
-    return ClipScore(name, pictures, _text_encoder(network, spec, device))
+    images = Extractor(name, open_clip_image_encoder(network, device), device)
+    return ClipScore(name, images, _text_encoder(network, spec, device))
 
 
 def _text_encoder(network: nn.Module, spec: str, device) -> Callable[[Sequence[str]], Tensor]:

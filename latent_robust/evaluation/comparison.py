@@ -1,7 +1,7 @@
 """How a report says what its numbers were measured against.
 
-Clean pictures are there only with contamination made on purpose, or with a reference that the user
-gave. Else the distances are to the training pictures, dirt included, and the page must not read as
+Clean images are there only with contamination made on purpose, or with a reference that the user
+gave. Else the distances are to the training images, dirt included, and the page must not read as
 if less were better.
 """
 
@@ -20,7 +20,7 @@ def introduction(runs: Sequence[Run]) -> str:
             "A model learns from the training data alone and never sees the clean truth. It has "
             "learned well if what it draws looks like the truth: clean where the training data is "
             "dirty, and no less varied. The numbers below say how far it came, measured against "
-            "clean pictures."
+            "clean images."
         )
     text = (
         "A model learns from the training data alone. It has learned well if what it draws is "
@@ -29,12 +29,12 @@ def introduction(runs: Sequence[Run]) -> str:
     if kinds == {"training"}:
         text += (
             " There was nothing clean to measure against, so whether it is, your eyes must judge; "
-            "the numbers below compare what it draws with the training pictures themselves."
+            "the numbers below compare what it draws with the training images themselves."
         )
     elif kinds:
         text += (
-            " Some of these runs could be measured against clean pictures, the others only against "
-            "the training pictures themselves; each row of the table says which."
+            " Some of these runs could be measured against clean images, the others only against "
+            "the training images themselves; each row of the table says which."
         )
     return text
 
@@ -44,8 +44,8 @@ def heading(runs: Sequence[Run]) -> str:
     if not kinds:
         return "Measured against captions"
     if len(kinds) > 1:
-        return "Measured against clean or against training pictures"
-    return f"Measured against {'the training' if kinds == {'training'} else 'clean'} pictures"
+        return "Measured against clean or against training images"
+    return f"Measured against {'the training' if kinds == {'training'} else 'clean'} images"
 
 
 def caution(runs: Sequence[Run]) -> str:
@@ -58,7 +58,7 @@ def caution(runs: Sequence[Run]) -> str:
         )
     if "training" in kinds:
         return (
-            "Rows measured against training pictures had no clean reference: their closeness "
+            "Rows measured against training images had no clean reference: their closeness "
             "includes closeness to the dirt. They cannot be compared with the other rows, and "
             "nothing is marked as best."
         )
@@ -66,14 +66,14 @@ def caution(runs: Sequence[Run]) -> str:
 
 
 def table_note(runs: Sequence[Run]) -> str:
-    """What the columns mean and how many pictures stand behind them."""
+    """What the columns mean and how many images stand behind them."""
     notes = [_distance_note(runs)] if compared_with(runs) else []
     if any("match" in run.result for run in runs):
-        notes.append("Match: the share of drawn pictures that show what their captions say.")
+        notes.append("Match: the share of drawn images that show what their captions say.")
     if any("clip" in run.result for run in runs):
         models = sorted({r.result["clip"].get("model", "CLIP") for r in runs if "clip" in r.result})
         notes.append(
-            f"CLIP: cosine of picture and caption in the features of {' and of '.join(models)}; "
+            f"CLIP: cosine of image and caption in the features of {' and of '.join(models)}; "
             "the score is 100 times that, with negative ones as 0."
         )
     return " ".join(notes)
@@ -88,21 +88,19 @@ def _distance_note(runs: Sequence[Run]) -> str:
     clean = real == "clean"
     note = (
         f"Distances (FD, FID, KD, KID): smaller is {'better' if clean else 'closer'}. Precision: "
-        f"the share of drawn pictures that could be {real} ones; recall: the share of {real} ones "
+        f"the share of drawn images that could be {real} ones; recall: the share of {real} ones "
         "that could be drawn (noise raises it too, so read both). "
-        f"Noise: blind estimate{', best near that of clean pictures' if clean else ''}"
+        f"Noise: blind estimate{', best near that of clean images' if clean else ''}"
     )
     if len(noise) == 1:
-        note += (
-            f", {number(noise.pop())}" if clean else f" ({real} pictures: {number(noise.pop())})"
-        )
+        note += f", {number(noise.pop())}" if clean else f" ({real} images: {number(noise.pop())})"
     note += (
-        f". Nearest: distance to the most similar {real} picture; likeness: cosine to the most "
-        "similar training picture, 1 being a copy."
+        f". Nearest: distance to the most similar {real} image; likeness: cosine to the most "
+        "similar training image, 1 being a copy."
     )
     if any(run.metrics.get("floors") for run in runs):
         note += " Rows in gray are yardsticks."
     if len(counts) == 1:
         drawn, reference = counts.pop()
-        note += f" {drawn:,} drawn pictures against {reference:,} {real} ones."
+        note += f" {drawn:,} drawn images against {reference:,} {real} ones."
     return note

@@ -21,14 +21,14 @@ def begin_directory(
     columns: int,
 ) -> None:
     """manifest: what was done to each sample, for evaluation only; quarantine: rows {"name",
-    "reason"}; grids: pictures (N, C, H, W) in [-1, 1] by the name of their file in `samples/`."""
+    "reason"}; grids: images (N, C, H, W) in [-1, 1] by the name of their file in `samples/`."""
     samples = out / "samples"
     with writing(out):
         samples.mkdir(parents=True, exist_ok=True)
     write_jsonl(manifest, out / "manifest.jsonl")
-    for name, pictures in grids.items():
-        save_grid(pictures, samples / f"{name}.png", columns)
+    for name, images in grids.items():
+        save_grid(images, samples / f"{name}.png", columns)
     if quarantine:
         file = out / "quarantine.jsonl"
         write_jsonl(quarantine, file)
-        print(f"{len(quarantine)} broken pictures are left out, see {file}", file=sys.stderr)
+        print(f"{len(quarantine)} broken images are left out, see {file}", file=sys.stderr)

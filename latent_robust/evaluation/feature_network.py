@@ -1,7 +1,7 @@
 """A small classifier whose penultimate layer serves as a feature space where there is no Inception.
 
 `scripts/train_feature_network.py` trains it; three ship with the project, for digits at 8x8,
-Fashion-MNIST at 16x16 and the demo's scenes at 32x32. They are trained on clean pictures only: a
+Fashion-MNIST at 16x16 and the demo's scenes at 32x32. They are trained on clean images only: a
 network that had learned to ignore noise would hide what is to be measured.
 """
 
@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..files import write_atomically
+from latent_robust.errors import InputError
+from latent_robust.files import write_atomically
 
 HEADER = "feature_network"
 ASSETS = Path(__file__).parent / "assets"
 
 
 class FeatureNetwork(nn.Module):
-    """Pictures (N, channels, size, size) in [-1, 1]  =>  class scores (N, classes)."""
+    """Images (N, channels, size, size) in [-1, 1]  =>  class scores (N, classes)."""
 
     FEATURES = 64
 
@@ -43,13 +43,13 @@ class FeatureNetwork(nn.Module):
         self.head = nn.Linear(self.FEATURES, classes)
         self.register_buffer("scale", torch.ones(()))  # root mean square of `body` on its data
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.body(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(N, 64), of mean square 1 on what the network was trained on, so that distances in the
         features of different networks are of one order."""
-        return self.body(pictures) / self.scale
+        return self.body(images) / self.scale
 
 
 def split(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def split(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def save_network(network: FeatureNetwork, path: Path, *, data: str, accuracy: float, seed: int):
-    """Weights and what they are, in one safetensors file. data: the picture set's name.
+    """Weights and what they are, in one safetensors file. data: the image set's name.
 
     The description is one JSON text: safetensors writes several entries in random order, and equal
     networks shall be equal files.

@@ -1,4 +1,4 @@
-"""Feature spaces: where distances between sets of pictures are measured."""
+"""Feature spaces: where distances between sets of images are measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import InputError
+from latent_robust.errors import InputError
+
 from .feature_network import ASSETS, load_network
 
 _LABELS = {
@@ -44,7 +45,7 @@ def label(extractor: str) -> str:
 
 @dataclass(frozen=True)
 class Extractor:
-    """Pictures (N, C, H, W), float, in [-1, 1] or beyond  =>  features (N, D), float32, CPU.
+    """Images (N, C, H, W), float, in [-1, 1] or beyond  =>  features (N, D), float32, CPU.
 
     network: a batch on `device` to (B, D). clamp: a network looks at what a person would see.
     """
@@ -60,19 +61,17 @@ class Extractor:
         return metric_name(self.name)
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        if pictures.ndim != 4 or len(pictures) == 0:
-            raise InputError(
-                f"need pictures (N, C, H, W), N > 0, got shape {tuple(pictures.shape)}"
-            )
-        bad = (~pictures.isfinite()).flatten(1).any(1).sum().item()
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or len(images) == 0:
+            raise InputError(f"need images (N, C, H, W), N > 0, got shape {tuple(images.shape)}")
+        bad = (~images.isfinite()).flatten(1).any(1).sum().item()
         if bad:
             raise InputError(
-                f"{bad} of {len(pictures)} pictures hold non-finite values, so they have no "
+                f"{bad} of {len(images)} images hold non-finite values, so they have no "
                 "features; the model that drew them has diverged: train with a lower learning rate"
             )
         features = []
-        for batch in pictures.split(self.batch_size):
+        for batch in images.split(self.batch_size):
             batch = batch.to(self.device, torch.float32)
             features.append(self.network(batch.clamp(-1, 1) if self.clamp else batch).float().cpu())
         return torch.cat(features)
@@ -114,16 +113,16 @@ def make_extractor(
     raise InputError(f"unknown features {spec!r}; one of: {_SPECS}")
 
 
-def _fit(pictures: Tensor, size: int | tuple[int, int], channels: int, mode="bilinear") -> Tensor:
+def _fit(images: Tensor, size: int | tuple[int, int], channels: int, mode="bilinear") -> Tensor:
     """Resize and go to gray or to RGB, as far as needed."""
     from torchvision.transforms.v2.functional import grayscale_to_rgb, rgb_to_grayscale
 
-    if pictures.shape[1] != channels:
-        pictures = rgb_to_grayscale(pictures) if channels == 1 else grayscale_to_rgb(pictures)
+    if images.shape[1] != channels:
+        images = rgb_to_grayscale(images) if channels == 1 else grayscale_to_rgb(images)
     size = (size, size) if isinstance(size, int) else tuple(size)
-    if pictures.shape[-2:] == size:
-        return pictures
-    return F.interpolate(pictures, size, mode=mode, antialias=True).clamp(-1, 1)
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode=mode, antialias=True).clamp(-1, 1)
 
 
 def _classifier(path: Path, device):
@@ -165,8 +164,8 @@ def _inception(weights: Path | None, offline: bool, device):
         ) from error
 
     def features(x: Tensor) -> Tensor:
-        pictures = ((_fit(x, x.shape[-2:], 3) + 1) * 127.5).round().to(torch.uint8)
-        return network(pictures)[0]
+        images = ((_fit(x, x.shape[-2:], 3) + 1) * 127.5).round().to(torch.uint8)
+        return network(images)[0]
 
     return features
 
@@ -239,7 +238,7 @@ def load_open_clip(spec: str, device: str | torch.device = "cpu") -> tuple[nn.Mo
 
 
 def open_clip_image_encoder(network: nn.Module, device) -> Callable[[Tensor], Tensor]:
-    """=>  pictures (B, C, H, W) in [-1, 1] to embeddings (B, D), not normalized."""
+    """=>  images (B, C, H, W) in [-1, 1] to embeddings (B, D), not normalized."""
     import open_clip
 
     settings = open_clip.get_model_preprocess_cfg(network)
@@ -248,6 +247,6 @@ def open_clip_image_encoder(network: nn.Module, device) -> Callable[[Tensor], Te
 
 
 def _normalizer(mean, std, device) -> Callable[[Tensor], Tensor]:
-    """From [-1, 1] to what a network with this mean and std of [0, 1] pictures was trained on."""
+    """From [-1, 1] to what a network with this mean and std of [0, 1] images was trained on."""
     mean, std = (torch.tensor(c, device=device).reshape(1, 3, 1, 1) for c in (mean, std))
     return lambda x: ((x + 1) / 2 - mean) / std

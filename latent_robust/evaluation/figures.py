@@ -1,4 +1,4 @@
-"""Pictures of pictures, and curves as SVG that takes its colours from the page around it."""
+"""Images of images, and curves as SVG that takes its colours from the page around it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import whole_file
+from latent_robust.errors import InputError
+from latent_robust.files import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,34 +24,34 @@ _SERIES = [f"#0a0b{i:02x}" for i in range(8)]
 _DASHES = ["-", "--", ":", "-."]  # the second sign of a series, for those who see no colours
 
 
-def picture_grid(pictures: Tensor, columns: int = 8, scale: int | None = None) -> Image:
-    """pictures: (N, C, H, W), C 1 or 3, in [-1, 1], clamped to it.  =>  a PIL image, RGB.
+def image_grid(images: Tensor, columns: int = 8, scale: int | None = None) -> Image:
+    """images: (N, C, H, W), C 1 or 3, in [-1, 1], clamped to it.  =>  a PIL image, RGB.
 
-    scale: whole-number enlargement, nearest neighbour; by default such that a picture has a side
-    of at least 48 pixels. The gutters are mid-gray, so that white and black pictures keep an edge.
+    scale: whole-number enlargement, nearest neighbour; by default such that an image has a side
+    of at least 48 pixels. The gutters are mid-gray, so that white and black images keep an edge.
     """
     from PIL import Image
 
-    if pictures.ndim != 4 or len(pictures) == 0 or pictures.shape[1] not in (1, 3):
-        raise InputError(f"need pictures (N, 1 or 3, H, W), got shape {tuple(pictures.shape)}")
-    count, _, height, width = pictures.shape
+    if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
+        raise InputError(f"need images (N, 1 or 3, H, W), got shape {tuple(images.shape)}")
+    count, _, height, width = images.shape
     scale = scale or max(1, -(-48 // min(height, width)))
     columns = min(columns, count)
     rows, gutter = -(-count // columns), max(1, scale // 3)
-    bytes_ = (pictures.detach().cpu().float().nan_to_num().clamp(-1, 1) + 1) * 127.5
+    bytes_ = (images.detach().cpu().float().nan_to_num().clamp(-1, 1) + 1) * 127.5
     bytes_ = bytes_.round().to(torch.uint8).expand(-1, 3, -1, -1)
     bytes_ = bytes_.repeat_interleave(scale, 2).repeat_interleave(scale, 3).permute(0, 2, 3, 1)
     step_y, step_x = height * scale + gutter, width * scale + gutter
     canvas = torch.full((rows * step_y - gutter, columns * step_x - gutter, 3), 128).to(torch.uint8)
-    for i, picture in enumerate(bytes_):
+    for i, image in enumerate(bytes_):
         y, x = i // columns * step_y, i % columns * step_x
-        canvas[y : y + height * scale, x : x + width * scale] = picture
+        canvas[y : y + height * scale, x : x + width * scale] = image
     return Image.fromarray(canvas.numpy())
 
 
-def save_grid(pictures: Tensor, path: Path, columns: int = 8) -> None:
-    """`picture_grid` as a PNG file, whole or absent; makes the folder. InputError if it cannot."""
-    grid = picture_grid(pictures, columns)
+def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """`image_grid` as a PNG file, whole or absent; makes the folder. InputError if it cannot."""
+    grid = image_grid(images, columns)
     with whole_file(path) as file:
         grid.save(file, format="PNG")
 

@@ -1,4 +1,4 @@
-"""The grids of pictures in a report: the data, what each run drew, and how it came there."""
+"""The grids of images in a report: the data, what each run drew, and how it came there."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from .runs import Run
 
-_STAGES = 6  # of a run: pictures in a row that still fit a phone
+_STAGES = 6  # of a run: images in a row that still fit a phone
 _LARGE = 320  # pixels of a grid that more than two or three in a row would shrink
 _WIDEST, _WIDEST_STAGE = 1600, 800  # pixels: more cannot be seen, and each costs bytes
 
 
 @dataclass(frozen=True)
-class Picture:
+class Grid:
     """uri: the file's bytes. series: the run's place in the palette, None for data. columns: how
     many prompts it was drawn from, one a column; 0 for none."""
 
@@ -30,26 +30,20 @@ class Picture:
     columns: int = 0
 
 
-def pictures(runs: Sequence[Run]) -> list[Picture]:
+def images(runs: Sequence[Run]) -> list[Grid]:
     """Training data, what each run drew, the truth if it is known. Equal grids appear once."""
 
-    def data(stem: str, runs: Sequence[Run], title: str, note: str) -> list[Picture]:
-        files = {
-            run.pictures[stem].read_bytes(): run for run in reversed(runs) if stem in run.pictures
-        }
+    def data(stem: str, runs: Sequence[Run], title: str, note: str) -> list[Grid]:
+        files = {run.images[stem].read_bytes(): run for run in reversed(runs) if stem in run.images}
         return [
-            _picture(
-                run.pictures[stem], title if len(files) == 1 else f"{title} of {run.name}", note
-            )
+            _image(run.images[stem], title if len(files) == 1 else f"{title} of {run.name}", note)
             for run in reversed(files.values())
         ]
 
     known = [run for run in runs if run.compared_with == "clean"]
     whose = "" if len(known) == len(runs) else f"of {', '.join(run.name for run in known)}"
     drawn = [
-        _picture(path, run.name, note, i)
-        for i, run in enumerate(runs)
-        for path, note in _latest(run)
+        _image(path, run.name, note, i) for i, run in enumerate(runs) for path, note in _latest(run)
     ]
     return [
         *data("training", runs, "Training data", "what was shown in training"),
@@ -58,15 +52,15 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
     ]
 
 
-def in_pairs(pictures: Sequence[Picture]) -> bool:
+def in_pairs(images: Sequence[Grid]) -> bool:
     """Whether these grids are so large that no more than two belong in a row."""
-    return max((picture.width for picture in pictures), default=0) > _LARGE
+    return max((image.width for image in images), default=0) > _LARGE
 
 
 def _latest(run: Run) -> list[tuple[Path, str]]:
     """What a finished run drew, or one under way has drawn last, and a note; at most one."""
-    if "final" in run.pictures:
-        return [(run.pictures["final"], _drawn_by(run))]
+    if "final" in run.images:
+        return [(run.images["final"], _drawn_by(run))]
     return [(path, f"{_drawn_by(run)}, at step {step:,}") for step, path in run.stages[-1:]]
 
 
@@ -87,14 +81,14 @@ def _drawn_by(run: Run) -> str:
     return ", ".join(facts)
 
 
-def _picture(
+def _image(
     path: Path,
     title: str,
     note: str,
     series: int | None = None,
     prompts: Sequence[str] = (),
     widest: int = _WIDEST,
-) -> Picture:
+) -> Grid:
     """A grid wider than `widest` is shrunk to it."""
     from PIL import Image
 
@@ -108,17 +102,17 @@ def _picture(
             content = shrunk.getvalue()
         width, height = image.size
     uri = f"data:image/{kind};base64," + base64.b64encode(content).decode()
-    alt = f"Grid of pictures: {title}, {note}"
+    alt = f"Grid of images: {title}, {note}"
     if prompts:
         alt += f"; a column each for: {', '.join(prompts)}"
-    return Picture(title, note, alt, uri, width, height, series, len(prompts))
+    return Grid(title, note, alt, uri, width, height, series, len(prompts))
 
 
-def stages(run: Run) -> list[Picture]:
+def stages(run: Run) -> list[Grid]:
     """What it drew on the way, evenly spaced over the steps, first and last included."""
     last, by = len(run.stages) - 1, f"drawn by {run.name}"
     places = {round(i * last / (_STAGES - 1)) for i in range(_STAGES)}
     return [
-        _picture(path, f"step {step:,}", by, prompts=run.prompts, widest=_WIDEST_STAGE)
+        _image(path, f"step {step:,}", by, prompts=run.prompts, widest=_WIDEST_STAGE)
         for step, path in (run.stages[i] for i in sorted(places))
     ]

@@ -1,15 +1,15 @@
-"""Does a model copy its training pictures?
+"""Does a model copy its training images?
 
-Each drawn picture is compared with the training picture most similar to it, by the cosine in a
+Each drawn image is compared with the training image most similar to it, by the cosine in a
 feature space. What counts as a copy depends on the features and the data, so it is calibrated: a
-near-duplicate is more similar to its nearest training picture than 99 % of the training pictures
-are to their nearest *other* training picture. New pictures of the same kind exceed that in about
-one case of a hundred, in whatever space, since a training picture that is left out is a new one; a
+near-duplicate is more similar to its nearest training image than 99 % of the training images
+are to their nearest *other* training image. New images of the same kind exceed that in about
+one case of a hundred, in whatever space, since a training image that is left out is a new one; a
 share far above that is copying. Copies within the training set raise the threshold: remove them
 first.
 
-A model that smooths, or draws only the commonest pictures, is nearer to everything, to what it was
-trained on and to what it never saw. Where unseen pictures of the same kind are at hand (`unseen`),
+A model that smooths, or draws only the commonest images, is nearer to everything, to what it was
+trained on and to what it never saw. Where unseen images of the same kind are at hand (`unseen`),
 the same shares measured against as many of them tell the two apart.
 """
 
@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import whole_file
+from latent_robust.errors import InputError
+from latent_robust.files import whole_file
+
 from .features import label
 from .metrics import nearest_similarity
 
@@ -34,7 +35,7 @@ _CHUNK = 1024
 def own_similarity(features: Tensor) -> Tensor:
     """Cosine similarity of each row to the nearest *other* row: (N, D) => (N,), N >= 2."""
     if len(features) < 2:
-        raise InputError(f"need at least 2 training pictures to compare, got {len(features)}")
+        raise InputError(f"need at least 2 training images to compare, got {len(features)}")
     rows, similarity = F.normalize(features.double()), []
     for first in range(0, len(rows), _CHUNK):
         block = rows[first : first + _CHUNK] @ rows.T
@@ -44,13 +45,13 @@ def own_similarity(features: Tensor) -> Tensor:
 
 
 def memorization(drawn: Tensor, training: Tensor, unseen: Tensor | None = None) -> dict:
-    """Features (N, D) of drawn pictures, (M, D) of the training set and, best also (M, D), of
-    pictures of the same kind that the model never saw.  =>  plain floats:
+    """Features (N, D) of drawn images, (M, D) of the training set and, best also (M, D), of
+    images of the same kind that the model never saw.  =>  plain floats:
 
-    threshold; near_duplicates, the share of drawn pictures above it; quantiles of the similarity
-    to the nearest training picture, and `own_quantiles` of the training set's own. With `unseen`
+    threshold; near_duplicates, the share of drawn images above it; quantiles of the similarity
+    to the nearest training image, and `own_quantiles` of the training set's own. With `unseen`
     also near_duplicates_of_unseen, and nearer_to_training: the share that is nearer to the training
-    set than to as many unseen pictures, 0.5 for a model that generalizes and 1 for one that copies
+    set than to as many unseen images, 0.5 for a model that generalizes and 1 for one that copies
     (a tie counts half).
     """
     similarity, own = nearest_similarity(drawn, training), own_similarity(training)
@@ -102,7 +103,7 @@ def save_similarity_figure(panels: dict[str, dict[str, tuple[Tensor, Tensor]]], 
         for own in trained_on:
             threshold = own.quantile(QUANTILE).item()
             axes.axvline(threshold, color="0.3", linewidth=0.8, linestyle=":")
-        axes.set_xlabel(f"cosine to the nearest training picture ({label(space)})")
+        axes.set_xlabel(f"cosine to the nearest training image ({label(space)})")
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)
     figure.axes[0].legend(frameon=False, loc="upper left", fontsize=8)

@@ -1,4 +1,4 @@
-"""Distances between sets of pictures, and what a single set shows of noise and of copying.
+"""Distances between sets of images, and what a single set shows of noise and of copying.
 
 The set-to-set metrics are torch-fidelity's, on features in float64.
 """
@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from latent_robust.errors import InputError
+
 from .features import Extractor
 
-LEAST = 4  # samples, and pictures to compare with, that the kernel distance needs
-_CHUNK = 512  # pictures at a time: 25 MB of 3 x 64 x 64 in float32
+LEAST = 4  # samples, and images to compare with, that the kernel distance needs
+_CHUNK = 512  # images at a time: 25 MB of 3 x 64 x 64 in float32
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -38,7 +39,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _frechet_of_few(a: Tensor, b: Tensor) -> float:
-    """The same without D x D matrices: of pictures' raw values these would take minutes.
+    """The same without D x D matrices: of images' raw values these would take minutes.
 
     With C = X^T X of the centred, scaled rows X, the eigenvalues of C_a C_b are the squared
     singular values of X_a X_b^T, so that tr (C_a C_b)^(1/2) is the sum of these.
@@ -87,44 +88,43 @@ def precision_recall(a: Tensor, b: Tensor, k: int = 3) -> tuple[float, float]:
     return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]
 
 
-def residual_noise(pictures: Tensor) -> float:
-    """Standard deviation of the noise, estimated blindly (Immerkær 1996), in the pictures' units.
+def residual_noise(images: Tensor) -> float:
+    """Standard deviation of the noise, estimated blindly (Immerkær 1996), in the images' units.
 
-    pictures: (N, C, H, W), H, W >= 3. A Laplacian difference that cancels structure up to second
+    images: (N, C, H, W), H, W >= 3. A Laplacian difference that cancels structure up to second
     order; its mean absolute response to noise of std 1 is 6 sqrt(2 / pi). Fine structure counts as
     noise: clean 8x8 digits in [-1, 1] read .295, so read it beside the clean reference's value.
     """
-    if pictures.ndim != 4 or min(pictures.shape[-2:]) < 3:
+    if images.ndim != 4 or min(images.shape[-2:]) < 3:
         raise InputError(
-            "residual noise needs pictures (N, C, H, W) of at least 3x3, got "
-            f"{tuple(pictures.shape)}"
+            f"residual noise needs images (N, C, H, W) of at least 3x3, got {tuple(images.shape)}"
         )
     kernel = torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=torch.float64)
     total, count = 0.0, 0
-    for batch in pictures.detach().split(_CHUNK):
+    for batch in images.detach().split(_CHUNK):
         response = F.conv2d(batch.cpu().double().flatten(0, 1)[:, None], kernel[None, None])
         total, count = total + response.abs().sum().item(), count + response.numel()
     return total / count * (torch.pi / 2) ** 0.5 / 6
 
 
-def nearest_distance(pictures: Tensor, reference: Tensor) -> Tensor:
-    """Euclidean distance of each picture to the nearest of the reference, in raw pixels.
+def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
+    """Euclidean distance of each image to the nearest of the reference, in raw pixels.
 
-    pictures: (N, C, H, W); reference: (M, C, H, W).  =>  (N,), float32. Small is not simply better:
+    images: (N, C, H, W); reference: (M, C, H, W).  =>  (N,), float32. Small is not simply better:
     copies of the reference have 0.
 
     The nearest is found by |x|^2 - 2 x y + |y|^2 in float32, whose rounding may prefer one that is
     as good as equally near; the distance to it is then taken directly. No more than some MB are
     copied, however many there are.
     """
-    if pictures.shape[1:] != reference.shape[1:]:
+    if images.shape[1:] != reference.shape[1:]:
         raise InputError(
-            f"pictures of {tuple(pictures.shape[1:])} cannot be compared with a reference of "
+            f"images of {tuple(images.shape[1:])} cannot be compared with a reference of "
             f"{tuple(reference.shape[1:])}; give both the same size and channels"
         )
     reference = reference.flatten(1)
     distances = []
-    for batch in pictures.flatten(1).split(_CHUNK):
+    for batch in images.flatten(1).split(_CHUNK):
         batch = batch.float()
         least, nearest = batch.new_full((len(batch),), torch.inf), batch
         for part in reference.split(_CHUNK):
@@ -146,21 +146,21 @@ def nearest_similarity(features: Tensor, reference_features: Tensor) -> Tensor:
     return torch.cat([(batch @ reference.T).amax(1) for batch in batches])
 
 
-# Clean pictures to measure against, or as many as there are samples.
+# Clean images to measure against, or as many as there are samples.
 REFERENCE = 10_000
 
 
 class FeatureCache:
-    """Pictures (N, C, H, W) whose features are extracted when first asked for, and then kept."""
+    """Images (N, C, H, W) whose features are extracted when first asked for, and then kept."""
 
-    def __init__(self, pictures: Tensor):
-        self.pictures = pictures
+    def __init__(self, images: Tensor):
+        self.images = images
         self._features: dict[Extractor, Tensor] = {}
 
     def __call__(self, extractor: Extractor) -> Tensor:
         """=>  features (N, D)."""
         if extractor not in self._features:
-            self._features[extractor] = extractor(self.pictures)
+            self._features[extractor] = extractor(self.images)
         return self._features[extractor]
 
 
@@ -174,12 +174,12 @@ def evaluate(
 ) -> dict:
     """Everything a table needs, as plain floats.
 
-    samples: generated (N, C, H, W); reference: clean (M, C, H, W), or the training pictures where
+    samples: generated (N, C, H, W); reference: clean (M, C, H, W), or the training images where
     there are no clean ones; training: what the model saw, to look for copies in the last
     extractor's features. All in [-1, 1]; as a FeatureCache if they take part in several calls.
     """
     drawn, real = _cached(samples), _cached(reference)
-    samples, reference = drawn.pictures, real.pictures
+    samples, reference = drawn.images, real.images
     result: dict = {}
     for extractor in extractors:
         features, real_features = drawn(extractor), real(extractor)
@@ -215,7 +215,7 @@ def measure(
     seed: int = 0,
 ) -> dict:
     """What metrics.json holds of a run: distances of its samples, and of the training set itself,
-    to clean pictures; to the training pictures where nothing clean is known (`clean` is None)."""
+    to clean images; to the training images where nothing clean is known (`clean` is None)."""
     seen = FeatureCache(training)
     if clean is None:
         metrics = evaluate(samples, seen, extractors, training=seen, seed=seed)
@@ -228,17 +228,17 @@ def measure(
 
 def require_enough(features: Sequence[str], samples: int, seen: Sized, clean: Sized | None) -> None:
     """Before training: InputError if `measure` could not compare so many samples, where there are
-    any, with the pictures that a run has seen and with the clean ones, where these are known."""
-    pictures = min(len(seen), len(seen if clean is None else clean))
-    if features and samples and min(samples, pictures) < LEAST:
+    any, with the images that a run has seen and with the clean ones, where these are known."""
+    images = min(len(seen), len(seen if clean is None else clean))
+    if features and samples and min(samples, images) < LEAST:
         raise InputError(
-            f"distances need at least {LEAST} samples and as many pictures, got --samples {samples}"
-            f" and {pictures} pictures; give more, or --samples 0 to measure nothing"
+            f"distances need at least {LEAST} samples and as many images, got --samples {samples}"
+            f" and {images} images; give more, or --samples 0 to measure nothing"
         )
 
 
-def _cached(pictures: Tensor | FeatureCache) -> FeatureCache:
-    return pictures if isinstance(pictures, FeatureCache) else FeatureCache(pictures)
+def _cached(images: Tensor | FeatureCache) -> FeatureCache:
+    return images if isinstance(images, FeatureCache) else FeatureCache(images)
 
 
 def _checked(a: Tensor, b: Tensor, least: int, what: str) -> tuple[Tensor, Tensor]:

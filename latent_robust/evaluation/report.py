@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import write_atomically
+from latent_robust.files import write_atomically
+
 from .charts import charts, validation_charts
-from .comparison import caution, heading, introduction, table_note
-from .grids import in_pairs, pictures, prompts, stages
+from .comparison import (
+    caution,
+    heading,
+    introduction,
+    table_note,
+)
+from .grids import (
+    images,
+    in_pairs,
+    prompts,
+    stages,
+)
 from .runs import Run, read_runs
-from .tables import Row, configuration_table, cost_table, metrics_table
+from .tables import (
+    Row,
+    configuration_table,
+    cost_table,
+    metrics_table,
+)
 
 
 def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
@@ -25,7 +41,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     found = read_runs(runs)
     columns, rows = metrics_table(found)
     costs, cost_rows = cost_table(found)
-    shown = pictures(found)
+    shown = images(found)
     large = in_pairs(shown)
     environment = Environment(
         loader=PackageLoader("latent_robust.evaluation"),
@@ -40,7 +56,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
         facts=_facts(found),
         runs=found,
         # In pairs: the data in one row, what was drawn below it.
-        pictures=sorted(shown, key=lambda p: p.series is not None) if large else shown,
+        images=sorted(shown, key=lambda p: p.series is not None) if large else shown,
         large=large,
         prompts=prompts(found),
         columns=columns,

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import InputError
+from latent_robust.core.registry import OBJECTIVES
+from latent_robust.errors import InputError
 
-# What metrics.json has beside `metrics`, because it needs no pictures to compare with.
+# What metrics.json has beside `metrics`, because it needs no images to compare with.
 BESIDE = ("match", "clip")
 _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
@@ -19,15 +20,15 @@ _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 @dataclass(frozen=True)
 class Run:
     """config: flat, from config.yaml; metrics: metrics.json or {}; log: the rows of log.jsonl;
-    pictures: files that exist, by stem (`training`, `clean`, `final`); stages: (step, file),
+    images: files that exist, by stem (`training`, `clean`, `final`); stages: (step, file),
     in order; prompts: of the columns of the stages, if these were drawn from prompts; quarantined:
-    how many pictures were left out; audit: rows of audit.jsonl."""
+    how many images were left out; audit: rows of audit.jsonl."""
 
     name: str
     config: dict
     metrics: dict = field(default_factory=dict)
     log: list[dict] = field(default_factory=list)
-    pictures: dict[str, Path] = field(default_factory=dict)
+    images: dict[str, Path] = field(default_factory=dict)
     stages: list[tuple[int, Path]] = field(default_factory=list)
     prompts: tuple[str, ...] = ()
     quarantined: int = 0
@@ -43,18 +44,29 @@ class Run:
 
     @property
     def result(self) -> dict:
-        """All that was measured of its pictures, and of them together with their captions."""
+        """All that was measured of its images, and of them together with their captions."""
         beside = {key: self.metrics[key] for key in BESIDE if self.metrics.get(key)}
         return {**(self.metrics.get("metrics") or {}), **beside}
 
     @property
+    def regularized(self) -> bool:
+        """Whether it was trained with the regularizer; with weight 0 it was not."""
+        facts = OBJECTIVES.get(self.objective)
+        return facts is not None and facts.regularized and self.config.get("weight") != 0
+
+    @property
+    def kind(self) -> str:
+        """A key of the commands' RUN_KINDS."""
+        return "latent" if self.latent else "pixel"
+
+    @property
     def latent(self) -> bool:
-        """Whether its noise levels are in units of latents instead of pictures."""
+        """Whether its noise levels are in units of latents instead of images."""
         return "model" in self.config
 
     @property
     def compared_with(self) -> str:
-        """With pictures of the kind `clean`, or, where there are none, `training`."""
+        """With images of the kind `clean`, or, where there are none, `training`."""
         return "training" if self.metrics.get("compared_with") == "training" else "clean"
 
 
@@ -96,7 +108,7 @@ def _read_run(directory: Path, name: str) -> Run:
         config=config,
         metrics=metrics,
         log=_read_log(directory / "log.jsonl"),
-        pictures={s: samples / f"{s}.png" for s in stems if (samples / f"{s}.png").is_file()},
+        images={s: samples / f"{s}.png" for s in stems if (samples / f"{s}.png").is_file()},
         stages=sorted((int(match[1]), path) for match, path in steps if match),
         prompts=_read_prompts(samples / "prompts.json"),
         quarantined=len(quarantine.read_text().splitlines()) if quarantine.is_file() else 0,

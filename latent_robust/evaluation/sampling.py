@@ -1,10 +1,9 @@
-"""Drawing pictures from a trained network with a diffusers scheduler."""
+"""Drawing images from a trained network with a diffusers scheduler."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from latent_robust.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# (x, step, pictures)  =>  what the sampler goes on with instead of x. x: (B, C, H, W), noisy, at
-# scheduler.timesteps[step]; pictures: the numbers of these B pictures.
+# (x, step, images)  =>  what the sampler goes on with instead of x. x: (B, C, H, W), noisy, at
+# scheduler.timesteps[step]; images: the numbers of these B images.
 Perturb = Callable[[Tensor, int, range], Tensor]
 
 
@@ -33,22 +32,6 @@ def sampling_scheduler(scheduler, sampler: str):
     return DDPMScheduler.from_config(scheduler.config, timestep_spacing="linspace")
 
 
-def load_run(run: Path, sampler: str) -> tuple[nn.Module, object]:
-    """=>  the averaged network of a finished pixel-space run, in evaluation mode, and a scheduler.
-
-    Raises InputError when the run has not finished.
-    """
-    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
-
-    if not (run / "unet" / "config.json").exists():
-        raise InputError(f"{run} has no finished network (unet/); resume its training first")
-    network = UNet2DModel.from_pretrained(run / "unet", use_safetensors=True).eval()
-    config = DDPMScheduler.load_config(run / "scheduler")
-    flow = config["_class_name"] == "FlowMatchEulerDiscreteScheduler"
-    kind = FlowMatchEulerDiscreteScheduler if flow else DDPMScheduler
-    return network, sampling_scheduler(kind.from_config(config), sampler)
-
-
 def predict(network: nn.Module, scheduler, x: Tensor, t: Tensor) -> Tensor:
     """What the network answers for x (B, C, H, W) at time t (), as far as the scheduler can use it:
     (B, C, H, W) float32, or (B, 2C, H, W) where it takes a learned variance (DDIM does not)."""
@@ -62,9 +45,9 @@ def predict(network: nn.Module, scheduler, x: Tensor, t: Tensor) -> Tensor:
 def advance(
     scheduler, output: Tensor, t: Tensor, x: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """One step of the sampler from x at t, given what `predict` said; a generator per picture, for
+    """One step of the sampler from x at t, given what `predict` said; a generator per image, for
     ancestral noise.  =>  x at the next time."""
-    # DDIM must follow the noise that belongs to the clipped picture, not the network's own.
+    # DDIM must follow the noise that belongs to the clipped image, not the network's own.
     clipped = (
         {"use_clipped_model_output": scheduler.config.get("clip_sample", False)}
         if "DDIM" in type(scheduler).__name__
@@ -74,7 +57,7 @@ def advance(
 
 
 def clean_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """What the sampler believes the clean picture to be, clipped where it clips: (B, C, H, W).
+    """What the sampler believes the clean image to be, clipped where it clips: (B, C, H, W).
 
     output: of `predict`, for x (B, C, H, W) at t ().
     """
@@ -92,22 +75,6 @@ def unclipped_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tenso
     return process.parameterization.to_sample(x, output[:, : x.shape[1]], alpha, sigma)
 
 
-def load_judge(run: Path, dataset, device: torch.device | str) -> tuple[Callable, NoiseProcess]:
-    """For `audit_samples`: from indices of a data set to its samples and to what the network of a
-    finished pixel-space run says of them; and that network's noise process. As `load_run`."""
-    network, scheduler = load_run(run, "ddim")
-    network.to(device)
-    channels = network.config.in_channels
-
-    def denoise(noisy: Tensor, t: Tensor) -> Tensor:
-        return network(noisy, t).sample[:, :channels]  # without a learned variance
-
-    def look(indices: Sequence[int]) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
-        return dataset.__getitems__(indices)["sample"].to(device), denoise
-
-    return look, NoiseProcess.from_scheduler(scheduler)
-
-
 def last_step(scheduler, stop_at: float | None) -> int | None:
     """The last step of the sampler whose sigma / alpha is at least `stop_at`, its first if none is;
     None where that is its last, so that it is not stopped."""
@@ -120,7 +87,7 @@ def last_step(scheduler, stop_at: float | None) -> int | None:
 
 
 @torch.no_grad()
-def draw_samples(
+def generate_samples(
     network: nn.Module,
     scheduler,
     count: int,
@@ -134,7 +101,7 @@ def draw_samples(
 ) -> Tensor:
     """network: a diffusers UNet2DModel.  =>  (count, C, H, W) float32 on the CPU, not clamped.
 
-    Picture i starts from (and, for ancestral samplers, is driven by) its own random stream, so it
+    Image i starts from (and, for ancestral samplers, is driven by) its own random stream, so it
     does not depend on the batch size. `perturb` is asked before each step (attacks.py). stop_at:
     below this sigma / alpha the network is not asked; its last clean estimate is what was drawn, so
     that noise which it draws below is never drawn.
@@ -144,14 +111,14 @@ def draw_samples(
     shape = (config.in_channels, config.sample_size, config.sample_size)
     drawn = []
     for first in range(0, count, batch_size):
-        pictures = range(first, min(first + batch_size, count))
-        generators = [derive_generator(seed, "sample", i) for i in pictures]
+        images = range(first, min(first + batch_size, count))
+        generators = [derive_generator(seed, "sample", i) for i in images]
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
         scheduler.set_timesteps(steps, device=device)
         last = last_step(scheduler, stop_at)
         for step, t in enumerate(scheduler.timesteps):
             if perturb is not None:
-                x = perturb(x, step, pictures)
+                x = perturb(x, step, images)
             output = predict(network, scheduler, x, t)
             if step == last:
                 x = clean_estimate(scheduler, output, t, x)
@@ -173,6 +140,6 @@ def _check_steps(scheduler, steps: int) -> None:
         near = min((n for n in range(1, times + 1) if times % n == 0), key=lambda n: abs(n - steps))
         logger.warning(
             "%d sampling steps do not divide %d times: diffusers' DDIM then goes to other times "
-            "than those at which the network is asked, and pictures get noisier; use %d",
+            "than those at which the network is asked, and images get noisier; use %d",
             *(steps, times, near),
         )

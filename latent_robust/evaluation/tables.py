@@ -43,12 +43,12 @@ class Cell:
 def metrics_table(runs: Sequence[Run]) -> tuple[list[Column], list[Row]]:
     """Columns and rows; both empty when no run has been evaluated.
 
-    The best of a column is marked only where nothing was measured against training pictures.
+    The best of a column is marked only where nothing was measured against training images.
     """
     measured = [(i, run, run.result) for i, run in enumerate(runs) if run.result]
     kinds = compared_with(runs)
     notes = (
-        {"clean": "against clean pictures", "training": "against its training pictures"}
+        {"clean": "against clean images", "training": "against its training images"}
         if len(kinds) > 1
         else {"clean": "", "training": ""}
     )
@@ -84,9 +84,9 @@ def _columns(results: Sequence[dict]) -> list[Column]:
         ]
     return [
         *columns,
-        Column("pictures", "noise", ("residual_noise",), _like_the_reference),
-        Column("pictures", "nearest", ("nearest_distance",)),
-        Column("pictures", "likeness", ("training_similarity", "mean")),
+        Column("images", "noise", ("residual_noise",), _like_the_reference),
+        Column("images", "nearest", ("nearest_distance",)),
+        Column("images", "likeness", ("training_similarity", "mean")),
         *(Column("match", name, ("match", name), _most) for name in _names(results, "match")),
         Column("CLIP", "score", ("clip", "clip_score"), _most),
         Column("CLIP", "cosine", ("clip", "clip_cosine"), _most),

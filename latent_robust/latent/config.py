@@ -4,106 +4,159 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from latent_robust.training.config import HALF, ObjectiveName, TrainConfig
-from latent_robust.training.options import WHOLE
+from latent_robust.data.sources.spec import PAIR_FORMS
+from latent_robust.training.config import (
+    EXPERIMENT,
+    LORA,
+    MEMORY,
+    NEED,
+    OBJECTIVE_HELP,
+    STRENGTH,
+    WATCH,
+    ObjectiveName,
+    TrainConfig,
+)
+from latent_robust.training.options import setting
 
 
 class LatentConfig(TrainConfig):
-    """Fine-tune a Stable-Diffusion-style model on captioned pictures that may be dirty."""
+    """Fine-tune a Stable-Diffusion-style model on captioned images that may be dirty."""
 
-    # what is trained
-    lora: bool = Field(False, description="train low-rank adapters")
-    full: bool = Field(False, description="train the whole denoiser")
-    model: str = Field(
-        "demo", description="a diffusers folder, a .safetensors file, a hub name, or demo"
-    )
-    rank: int = Field(16, ge=1, description="of the adapters")
-    alpha: float | None = Field(None, gt=0, description="adapters are scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of the adapters")
-    targets: tuple[str, ...] | None = Field(
-        None, description="ends of the names of the layers that get adapters (default: attention)"
-    )
-    dora: bool = Field(False, description="weight-decomposed adapters (DoRA)")
-    text_encoder: bool = Field(False, description="adapters on the CLIP text encoders as well")
+    HELP_FIRST = (
+        "lora", "full", "model", "data", "out", "objective", "resolution", "steps",
+    )  # fmt: skip
 
-    # the pairs
-    data: str = Field(
-        "scenes", description="DIR, parquet:FILE, wds:TARS, hf:NAME[:SPLIT], or scenes (the demo's)"
+    # ------------------------------------------------------------ what you need
+    lora: bool = setting(False, "train low-rank adapters (LoRA)", NEED, common=True)
+    full: bool = setting(False, "train the whole denoiser", NEED, common=True)
+    model: str = setting(
+        "demo",
+        "what to fine-tune: a diffusers folder, a .safetensors file, a Hub name, or demo",
+        NEED,
+        "MODEL",
+        common=True,
     )
-    caption_column: str | None = Field(None, description="of tables and metadata files")
-    folder_repeats: bool = Field(False, description="a folder 10_name counts ten times")
-    resolution: int | None = Field(None, ge=8, description="pixels (default: the model's own)")
-    buckets: bool = Field(False, description="keep aspect ratios; else the central square")
-    caption_dropout: float = Field(
-        0.1, ge=0, lt=1, description="share of captions emptied, for classifier-free guidance"
+    data: str = setting(
+        "scenes",
+        f"captioned images: a folder, {', '.join(PAIR_FORMS.values())}",
+        NEED,
+        "DATA",
+        common=True,
     )
-    caption_noise: float = Field(
-        0.0, ge=0, description="perturbation of the text embeddings, against wrong captions"
+    resolution: int | None = setting(
+        None, "pixels a side (default: the model's own)", NEED, common=True, ge=8
     )
-    cache: bool = Field(True, description="encode pictures and captions once, before training")
-    cache_dir: Path | None = Field(None, description="default: cache/ in the run directory")
+    buckets: bool = setting(
+        False, "keep aspect ratios; else the central square is used", NEED, common=True
+    )
+    objective: ObjectiveName = setting("robust-random", OBJECTIVE_HELP, NEED, "NAME", common=True)
+    steps: int = setting(1000, "optimizer steps", NEED, common=True, ge=1)
+    batch_size: int = setting(4, "pairs per process and accumulation step", NEED, common=True, ge=1)
+    learning_rate: float = setting(1e-4, "peak learning rate of AdamW", NEED, common=True, gt=0)
+    limit: int | None = setting(None, "use only the first N pairs", NEED, ge=1)
+    caption_column: str | None = setting(
+        None, "column of the captions in tables and metadata files", NEED, "NAME"
+    )
+    folder_repeats: bool = setting(False, "a folder 10_name counts ten times (kohya)", NEED)
 
-    # the objective
-    objective: ObjectiveName = Field("robust-random", description="what is minimised")
-    judge: ObjectiveName | Literal["base"] = Field(
+    # ------------------------------------------------------------ how strong
+    auditor: ObjectiveName | Literal["base"] = setting(
         "base",
-        description="who audits the data, for audited: the model as it is, or after training with "
-        "an objective",
+        "for audited: who audits the data, the model as it is (base) or after training with an "
+        "objective",
+        STRENGTH,
+        "NAME",
     )
-    time_sampling: Literal["auto", "uniform", "logit-normal"] = Field(
-        "auto", description="auto: logit-normal for flow models, uniform for the others"
+    caption_noise: float = setting(
+        0.0, "perturb the text embeddings, against wrong captions; 1 is a start", STRENGTH, ge=0
     )
 
-    # the optimizer
-    steps: int = Field(1000, ge=1, description="optimizer steps")
-    batch_size: int = Field(4, ge=1, description="per process and accumulation step")
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup: int = Field(50, ge=0, description="steps of linear warm-up before the cosine")
-    weight_decay: float = Field(1e-2, ge=0)
-    ema_decay: float = Field(0.995, ge=0, lt=1, description="0 switches the average off")
+    # ------------------------------------------------------------ LoRA
+    rank: int = setting(16, "rank of the adapters", LORA, common=True, ge=1)
+    alpha: float | None = setting(
+        None, "adapters are scaled by alpha / rank (default: rank)", LORA, common=True, gt=0
+    )
+    targets: tuple[str, ...] | None = setting(
+        None,
+        "layers that get adapters: attention, mlp, or ends of layer names (default: attention)",
+        LORA,
+        "NAME,...",
+        common=True,
+    )
+    dropout: float = setting(0.0, "dropout of the adapters", LORA, ge=0, lt=1)
+    dora: bool = setting(False, "weight-decomposed adapters (DoRA)", LORA)
+    text_encoder: bool = setting(False, "adapters on the CLIP text encoders as well", LORA)
 
-    # memory
-    gradient_checkpointing: bool = Field(False, description="a third more time, far less memory")
-    low_memory: bool = Field(
+    # ------------------------------------------------------------ memory and speed
+    low_memory: bool = setting(
         False,
-        description="gradient checkpointing, bf16, batches of 1 that accumulate to batch_size, and "
-        "8-bit Adam where there is CUDA and bitsandbytes",
+        "gradient checkpointing, bf16, batches of 1 that accumulate to batch_size, and 8-bit Adam "
+        "where there is CUDA and bitsandbytes",
+        MEMORY,
+        common=True,
     )
+    gradient_checkpointing: bool = setting(False, "a third more time, far less memory", MEMORY)
+    cache: bool = setting(True, "do not encode images and captions before training", MEMORY)
+    cache_dir: Path | None = setting(
+        None, "where encoded data are kept (default: cache/ in the run directory)", MEMORY, "DIR"
+    )
+    workers: int = setting(0, "processes that load data", MEMORY, ge=0)
 
-    # watching
-    log_every: int = Field(10, ge=1)
-    checkpoint_every: int = Field(250, ge=1)
-    prompts: Annotated[tuple[str, ...] | None, WHOLE] = Field(
+    # ------------------------------------------------------------ watching
+    prompts: tuple[str, ...] | None = setting(
         None,
-        description="drawn at every checkpoint; may be repeated (default: captions of the data)",
+        "generate this at every checkpoint; may be repeated (default: captions of the data)",
+        WATCH,
+        "TEXT",
+        common=True,
+        sentences=True,
     )
-    held_out: float | None = Field(
+    reference: str | None = setting(
+        None, "clean pairs to validate and measure against, as --data", WATCH, "DATA"
+    )
+    held_out: float | None = setting(
         None,
+        "share of the pairs kept for the validation loss (default: 0.05; 0 with --reference)",
+        WATCH,
         ge=0,
         lt=1,
-        description="share of the pairs kept for the validation loss (default: 0.05, but 0 beside "
-        "a reference, which serves instead)",
     )
-    reference: str | None = Field(
-        None, description="clean pairs to validate and measure against, as --data"
-    )
-    sampling_steps: int = Field(25, ge=1)
-    guidance: float = Field(5.0, ge=0, description="classifier-free guidance when drawing")
-    samples: int = Field(64, ge=0, description="pictures drawn for the metrics; 0 for none")
-    features: tuple[str, ...] | None = Field(
+    samples: int = setting(64, "images generated for the metrics; 0 for none", WATCH, ge=0)
+    sampling_steps: int = setting(25, "steps of the sampler", WATCH, ge=1)
+    guidance: float = setting(5.0, "classifier-free guidance when generating", WATCH, ge=0)
+    features: tuple[str, ...] | None = setting(
         None,
-        description="spaces in which distances are measured, as in train-pixel (default: "
-        "pixels and scenes for the demo's data, none for others)",
+        "feature spaces of the distances, as in train-pixel (default: none; for the demo's data "
+        "pixels and scenes)",
+        WATCH,
+        "NAME,...",
     )
-    clip_score: str | None = Field(
-        None, description="model of the CLIP score: NAME:FILE or local-dir:DIR of open_clip"
+    clip_score: str | None = setting(
+        None,
+        "also measure a CLIP score, with an open_clip model: NAME:FILE or local-dir:DIR",
+        WATCH,
+        "MODEL",
     )
-    weights: Path | None = Field(None, description="weights file of the inception features")
+    weights: Path | None = setting(None, "weights file of the Inception features", WATCH, "FILE")
+    log_every: int = setting(10, "steps between rows of log.jsonl", WATCH, ge=1)
+    checkpoint_every: int = setting(250, "steps between checkpoints and previews", WATCH, ge=1)
+
+    # ------------------------------------------------------------ experiments
+    caption_dropout: float = setting(
+        0.1, "share of captions emptied, for classifier-free guidance", EXPERIMENT, ge=0, lt=1
+    )
+    time_sampling: Literal["auto", "uniform", "logit-normal"] = setting(
+        "auto", "training times; auto is logit-normal for flow models, else uniform", EXPERIMENT
+    )
+    warmup: int = setting(50, "steps of linear warm-up before the cosine", EXPERIMENT, ge=0)
+    weight_decay: float = setting(1e-2, "weight decay of AdamW", EXPERIMENT, ge=0)
+    ema_decay: float = setting(
+        0.995, "decay of the averaged weights; 0 switches the average off", EXPERIMENT, ge=0, lt=1
+    )
 
     @model_validator(mode="after")
     def _fits(self):
@@ -113,12 +166,12 @@ class LatentConfig(TrainConfig):
             raise ValueError("text_encoder trains adapters: it needs --lora")
         if self.text_encoder and self.caption_noise:
             raise ValueError("caption_noise perturbs fixed embeddings: not with text_encoder")
-        if self.workers and not self.cache and self.device != "cpu" and torch.cuda.is_available():
+        if self.workers and not self.cache and self._on_cuda():
             raise ValueError("workers cannot encode on a GPU: without cache it needs workers 0")
         self._refuse_dropout_of_a_part(self.dropout)
         if self.alpha is None:
             self.alpha = float(self.rank)
-        # Resolved here, so that a reference that is added later leaves a run what it trains on.
+        # Resolved here, so that adding a reference later does not change what a run trains on.
         if self.held_out is None:
             self.held_out = 0.05 if self.reference is None else 0.0
         if self.features is None:
@@ -129,14 +182,14 @@ class LatentConfig(TrainConfig):
             self.batch_size = 1
             if self.mixed_precision == "no":
                 self.mixed_precision = "bf16"
-            if self.device != "cpu" and torch.cuda.is_available() and find_spec("bitsandbytes"):
+            if find_spec("bitsandbytes") and self._on_cuda():
                 self.optimizer = "adamw8bit"
             self.low_memory = False  # it has become these settings
         return self
 
+    def _on_cuda(self) -> bool:
+        if self.device == "cpu":
+            return False
+        import torch  # not at the top: help and errors must not wait for it
 
-def dtypes(lora: bool, mixed_precision: str) -> dict[str, torch.dtype]:
-    """=>  `dtype` and `text_dtype` of `load_components`: frozen weights are in the precision of
-    training, what is trained whole stays in float32."""
-    frozen = HALF.get(mixed_precision, torch.float32)
-    return {"dtype": frozen if lora else torch.float32, "text_dtype": frozen}
+        return torch.cuda.is_available()

@@ -11,42 +11,45 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
+from latent_robust.audit import Audit, audit_samples
+from latent_robust.audit.scoring import BATCH
 from latent_robust.data import (
-    Audit,
     ContaminatedPairs,
     PairSet,
-    audit_samples,
     open_pairs,
     open_reference,
 )
-from latent_robust.data.audit import BATCH
-from latent_robust.data.contaminated import spaced
 from latent_robust.errors import InputError
+from latent_robust.subset import evenly_spaced
 from latent_robust.training.continuation import refuse_another
 
-from .cache import Uncached
-from .checkpoint import open_part
-from .components import Components, load_components
-from .config import LatentConfig, dtypes
-from .lora_files import load_lora, start_from_lora
-from .modes import evaluation_mode
-from .preparation import comparable, contaminated_pairs
-from .sampling import draw_pictures
+from .base.components import Components, load_components
+from .base.folder import open_part
+from .cache.dataset import Uncached
+from .config import LatentConfig
+from .eval_mode import evaluation_mode
+from .lora.files import load_lora, start_from_lora
+from .precision import load_dtypes
+from .preparation import contaminated_pairs, select_images
+from .sampling import generate_images
 from .task import EncodedPairs
 
-# Pictures of so many pixels in all are audited at a time: eight of 512 x 512.
+# Images of so many pixels in all are audited at a time: eight of 512 x 512.
 PIXELS = 8 * 512**2
 
+# What `generate` understands besides the options of every kind of run.
+GENERATION_OPTIONS = frozenset({"prompt", "guidance"})
+
 # The settings that what is trained goes by.
-NATURE = ("lora", "model", "rank", "alpha", "targets", "dora", "text_encoder")
+ADAPTER_FIELDS = ("lora", "model", "rank", "alpha", "targets", "dora", "text_encoder")
 
 
-def draw_from_run(
+def generate(
     run: Path,
     config: dict[str, Any],
     count: int,
     *,
-    prompts: Sequence[str] | None = None,
+    prompt: Sequence[str] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -55,13 +58,13 @@ def draw_from_run(
 ) -> Tensor:
     """=>  (count, 3, resolution, resolution) in [-1, 1].
 
-    config: the run's; prompts: in turn; by default evenly spaced captions of the run's clean
+    config: the run's; prompt: in turn; by default evenly spaced captions of the run's clean
     pairs, else of its data. InputError when the run has not finished.
     """
     components = load_finished(run, config, device=device, offline=offline)
-    captions = list(prompts or ()) or _captions(config, count, offline)
+    captions = list(prompt or ()) or _captions(config, count, offline)
     side = config["resolution"]
-    return draw_pictures(
+    return generate_images(
         components,
         components.encode_text(list(islice(cycle(captions), count))),
         empty=components.empty_text(),
@@ -78,7 +81,7 @@ def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bo
     if device == "cpu" and precision == "fp16":
         precision = "no"
     components = load_components(
-        config["model"], device=device, offline=offline, **dtypes(config["lora"], precision)
+        config["model"], device=device, offline=offline, **load_dtypes(config["lora"], precision)
     )
     learned = _learned(run, config["lora"], components)
     if config["lora"]:
@@ -91,8 +94,8 @@ def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bo
 
 def start_from(components: Components, config: LatentConfig, run: Path) -> None:
     """What a finished run has learned, for components that are ready to be trained in the same way.
-    InputError as `fitting`."""
-    learned = fitting(components, config, run)
+    InputError as `check_compatible`."""
+    learned = check_compatible(components, config, run)
     if config.lora:
         start_from_lora(components, learned)
     else:
@@ -100,10 +103,10 @@ def start_from(components: Components, config: LatentConfig, run: Path) -> None:
         components.network.load_state_dict(network.state_dict())
 
 
-def fitting(components: Components, config: LatentConfig, run: Path) -> Path:
+def check_compatible(components: Components, config: LatentConfig, run: Path) -> Path:
     """=>  the file or folder of what a run has learned. InputError if it has not finished, or has
     learned something else than `config` trains."""
-    refuse_another(run, config, NATURE)
+    refuse_another(run, config, ADAPTER_FIELDS)
     return _learned(run, config.lora, components)
 
 
@@ -114,7 +117,7 @@ def _learned(run: Path, lora: bool, components: Components) -> Path:
     return file
 
 
-def audit_run(
+def audit(
     run: Path, config: dict[str, Any], *, device: str, offline: bool
 ) -> tuple[Audit, ContaminatedPairs]:
     """The model that a run has made judges the pairs it was made from.  =>  and these."""
@@ -142,13 +145,13 @@ def audit_pairs(
 ) -> Audit:
     """captions: by index, where what the text encoders say is not in `pairs`, because they were
     trained."""
-    firsts = [pairs.__getitems__(group[:1])["size"][0, -2:] for group in pairs.groups()]
+    firsts = [pairs.__getitems__(bucket[:1])["size"][0, -2:] for bucket in pairs.buckets()]
     largest = max(int(height * width) for height, width in firsts)
     with evaluation_mode(components.network):
         return audit_samples(
             lambda indices: _look(components, pairs.__getitems__(indices), captions),
             components.process,
-            pairs.groups(),
+            pairs.buckets(),
             batch=min(BATCH, max(1, PIXELS // largest)),
             seed=seed,
         )
@@ -165,17 +168,17 @@ def _look(
     return batch["mean"].float().to(components.network.device), denoise
 
 
-def clean_pictures(config: dict[str, Any], count: int, *, offline: bool) -> Tensor:
+def clean_images(config: dict[str, Any], count: int, *, offline: bool) -> Tensor:
     """What the run is measured against: at most `count`, (N, 3, resolution, resolution) in
     [-1, 1]. Its reference, or its data before contamination."""
     side = config["resolution"]
     squares = ContaminatedPairs(_pairs(config, offline), [], 0, [(side, side)])
-    return comparable(squares, squares.clean, count)
+    return select_images(squares, squares.clean, count)
 
 
 def _captions(config: dict[str, Any], count: int, offline: bool) -> list[str]:
     captions = _pairs(config, offline).captions
-    return [captions[i] for i in spaced(len(captions), count)]
+    return [captions[i] for i in evenly_spaced(len(captions), count)]
 
 
 def _pairs(config: dict[str, Any], offline: bool, spec: str | None = None) -> PairSet:

@@ -28,12 +28,13 @@ from torch.utils._pytree import tree_map_only
 
 from latent_robust.core import NoiseProcess, Objective
 from latent_robust.errors import InputError
-from latent_robust.training.config import HALF
+from latent_robust.training.objectives import build_objective
+from latent_robust.training.precision import HALF
 
-from .components import Components
+from .base.components import Components
+from .base.identity import configuration_of
 from .config import LatentConfig
-from .identity import configuration_of
-from .remembered import remembered
+from .memoize import memoize_json
 
 GIB = 2**30
 
@@ -82,7 +83,7 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
         levels = torch.empty(config.batch_size)
     # A fake time has no value, so that its alpha and sigma cannot be looked up.
     blind = NoiseProcess(lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times)
-    step = _Step(components, config.objective_for(blind))
+    step = _Step(components, build_objective(config, blind))
     half = HALF.get(config.mixed_precision)
     on_cuda = half is not None and network.device.type == "cuda"
     with (
@@ -107,13 +108,13 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
 
 # What of a configuration changes how much a step holds; the rest is seen in the network.
 SETTINGS = (
-    "objective", "weight", "fraction", "every", "attack", "attack_steps", "batch_size",
+    "objective", "weight", "penalty_fraction", "penalty_every", "attack", "attack_steps", "batch_size",
     "mixed_precision", "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder",
     "dropout",
 )  # fmt: skip
 
 
-def remembered_memory(
+def cached_estimate(
     folder: Path | None, components: Components, config: LatentConfig, item: dict[str, Any]
 ) -> Memory:
     """`estimate_memory`, which takes as long as many steps, or what it said of the same step
@@ -127,7 +128,7 @@ def remembered_memory(
     ]
     file = None if folder is None else folder / "memory.json"
     return Memory(
-        **remembered(file, facts, lambda: asdict(estimate_memory(components, config, item)))
+        **memoize_json(file, facts, lambda: asdict(estimate_memory(components, config, item)))
     )
 
 

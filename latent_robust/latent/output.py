@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor, nn
 
-from latent_robust.core import REGULARIZED
-from latent_robust.data import audit_facts
+from latent_robust.audit import audit_facts
 from latent_robust.evaluation.clip_score import load_clip_score
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractors
 from latent_robust.evaluation.figures import save_grid
 from latent_robust.evaluation.metrics import measure
 from latent_robust.files import write_json
+from latent_robust.training.directory import (
+    AUDIT,
+    measurement,
+    timing,
+    write_config,
+)
 from latent_robust.training.log import append_row
-from latent_robust.training.run import AUDIT, measurement, timing, write_config
 
-from .components import Components
+from .base.components import Components
 from .config import LatentConfig
-from .full import save_network
-from .lora_files import save_lora
-from .preparation import Preparation, Prompts, comparable
-from .sampling import draw_pictures
+from .full_finetune import save_network
+from .lora.files import KOHYA_NAME, save_lora
+from .lora.verify import verify_lora
+from .preparation import Preparation, Prompts, select_images
+from .sampling import generate_images
 from .scene_match import match_scenes
-from .validation import validation_losses
-from .verification import verify_lora
+from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
-PREVIEW, COLUMNS = 16, 4  # pictures in the grids of data and of final samples
+PREVIEW, COLUMNS = 16, 4  # images in the grids of data and of final samples
 
 
-class Judges:
+class Evaluators:
     """Feature networks and CLIP, loaded before training, so that missing weights do not cost a
     run. Empty where nothing is drawn."""
 
@@ -59,12 +65,12 @@ class LatentOutput:
         out: Path,
         components: Components,
         prepared: Preparation,
-        judges: Judges,
+        evaluators: Evaluators,
         accelerator: Accelerator,
         make_components: Callable[[], Components],
     ):
         self.config, self.out = config, out
-        self.components, self.prepared, self.judges = components, prepared, judges
+        self.components, self.prepared, self.evaluators = components, prepared, evaluators
         self.accelerator, self.make_components = accelerator, make_components
 
     def begin(self) -> None:
@@ -84,7 +90,7 @@ class LatentOutput:
         if not self.accelerator.is_main_process:
             return
         if self.prepared.prompts.captions:
-            grid = self.draw(self.prepared.prompts)
+            grid = self.generate(self.prepared.prompts)
             save_grid(grid, self.out / "samples" / f"step-{step:08d}.png", len(grid))
         losses = self._validate()
         if losses:
@@ -102,7 +108,7 @@ class LatentOutput:
             "seed": config.seed,
             "parameterization": self.components.process.parameterization.value,
         }
-        if config.objective in REGULARIZED:
+        if config.facts.regularized:
             facts.update(weight=config.weight, band=config.band)
         if seconds is None:
             facts.update(timing(self.out))
@@ -115,18 +121,31 @@ class LatentOutput:
             facts["verified"] = verify_lora(self.components, files, self.make_components)
         else:
             save_network(self.components, self.out)
-        if config.objective == "audited":
+        if config.facts.needs_audit:
             pairs = self.prepared.pairs
             known = pairs.dirty() if pairs.corruptions else None
             facts["audit"] = audit_facts(self.out / AUDIT, known)
         measured = self._measure() if config.samples else {}
         write_json(self.out / "metrics.json", {**facts, **measured})
 
-    def draw(self, prompts: Prompts) -> Tensor:
+    def lora_files(self) -> dict[Path, str]:
+        """The LoRA files of a finished run, and for whom they are."""
+        verified = json.loads((self.out / "metrics.json").read_text()).get("verified", {})
+        uses = {
+            LORA_WEIGHT_NAME_SAFE: 'for diffusers: pipeline.load_lora_weights("DIR")',
+            KOHYA_NAME: "for ComfyUI (models/loras) and A1111 (models/Lora): copy it there",
+        }
+        return {
+            self.out / name: f"{use}; verified: it reloads as it was trained"
+            for name, use in uses.items()
+            if name in verified
+        }
+
+    def generate(self, prompts: Prompts) -> Tensor:
         """=>  (N, 3, resolution, resolution); always the same noise for the same seed."""
         config, components = self.config, self.components
         fixed = prompts.fixed
-        return draw_pictures(
+        return generate_images(
             components,
             prompts.conditions(components),
             empty=self.prepared.dataset.empty_text if fixed else components.empty_text(),
@@ -158,29 +177,29 @@ class LatentOutput:
         )
 
     def _measure(self) -> dict:
-        samples = self.draw(self.prepared.measured)
+        samples = self.generate(self.prepared.measured)
         if not samples.isfinite().all():
-            logger.warning("%s draws non-finite pictures: nothing is measured", self.out)
+            logger.warning("%s draws non-finite images: nothing is measured", self.out)
             return {}
         save_grid(samples[:PREVIEW], self.out / "samples" / "final.png", COLUMNS)
         prepared, captions = self.prepared, self.prepared.measured.captions
         truth = prepared.truth
         measured = measure(
             samples,
-            comparable(prepared.seen, prepared.seen.sample),
-            None if truth is None else comparable(truth, truth.clean),
-            self.judges.extractors,
+            select_images(prepared.seen, prepared.seen.sample),
+            None if truth is None else select_images(truth, truth.clean),
+            self.evaluators.extractors,
             seed=self.config.seed,
         )
         if prepared.scenes is not None:
             measured["match"] = match_scenes(samples, prepared.scenes)
-        if self.judges.clip is not None:
+        if self.evaluators.clip is not None:
             measured["clip"] = {
-                "model": self.judges.clip.name,
-                **self.judges.clip(samples, captions),
+                "model": self.evaluators.clip.name,
+                **self.evaluators.clip(samples, captions),
             }
         return measured
 
 
 def _first(pairs, pick: Callable[[int], Tensor]) -> Tensor:
-    return comparable(pairs, pick, PREVIEW)
+    return select_images(pairs, pick, PREVIEW)

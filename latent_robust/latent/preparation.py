@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from latent_robust.audit import read_levels
 from latent_robust.core import Weighting
 from latent_robust.data import (
     ContaminatedPairs,
@@ -23,27 +24,26 @@ from latent_robust.data import (
     open_pairs,
     open_reference,
     parse_contamination,
-    read_levels,
 )
-from latent_robust.data.contaminated import spaced
-from latent_robust.data.pictures import SMALL
-from latent_robust.data.scene_sources import scene_named
-from latent_robust.data.scenes import Scene
+from latent_robust.data.images import SMALL
+from latent_robust.data.sources.scene_sources import scene_named
+from latent_robust.data.sources.scenes import Scene
 from latent_robust.errors import InputError
 from latent_robust.evaluation.metrics import REFERENCE, require_enough
+from latent_robust.subset import evenly_spaced
 
-from .cache import LatentCache, Uncached, build_cache
-from .components import Components
+from .base.components import Components
+from .base.families import Conditions
+from .cache.dataset import LatentCache, Uncached, build_cache
 from .config import LatentConfig
-from .families import Conditions
-from .remembered import remembered
+from .memoize import memoize_json
 from .spectrum import VERSION, encoder_gain, recommend_latents
-from .validation import split_held_out
+from .validation_loss import split_held_out
 
-# Pictures from which the noise and the spectrum of the latents are found: many where they are
+# Images from which the noise and the spectrum of the latents are found: many where they are
 # small, of which each says little.
 LEAST_LOOKED_AT, MOST_LOOKED_AT, PIXELS_LOOKED_AT = 64, 256, 2**22
-GAIN_PICTURES = 16
+GAIN_IMAGES = 16
 PROMPTS = 4  # drawn at every checkpoint
 VALIDATED = 256  # pairs at most, each of which is looked at eight times at every checkpoint
 
@@ -96,12 +96,12 @@ def prepare(
     """Says aloud what it found. InputError for what cannot be used."""
     say = print if accelerator.is_main_process else _silent
     folder = cache_folder(config, out)
-    known = None if folder is None else folder / "pictures.json"
+    known = None if folder is None else folder / "images.json"
     source = _open_data(config, known)
     say(f"{config.data}: {source.summary()}")
     for what, names in (
         ("without a caption", source.without_caption),
-        ("captions without a picture", source.without_picture),
+        ("captions without an image", source.without_image),
     ):
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -121,21 +121,21 @@ def prepare(
         truth = source
     require_enough(config.features, config.samples, pairs, truth)
     weighting = {}
-    if (given := config.open_weighting) is not None:
+    if (given := config.given_weighting) is not None:
         file = None if folder is None else folder / "recommended.json"
         facts = [VERSION, components.identity, components.process.parameterization]
         facts += [config.forecast_attack, given, pairs.fingerprint()]
         found = [None]
         if accelerator.is_main_process:  # for all: rounding must not give ranks different weights
             find = partial(_recommend, config, components, pairs, given)
-            found = [remembered(file, facts, find)]
+            found = [memoize_json(file, facts, find)]
         found = broadcast_object_list(found)[0]
         weighting = {**found["settings"], **given}
         say(f"{found['summary']}\n{Weighting('band', **weighting)}")
         if weighting["weight"] == 0 and "weight" not in given:
             say("the regularizer stays off unless --weight and --band say otherwise")
     levels = None
-    if "ambient" in (config.objective, config.beside):
+    if any(facts.takes_levels for facts in config.trained):
         levels = _levels(config, components, pairs)
     cut = components.cut_captions(source.captions)
     if cut:
@@ -143,17 +143,17 @@ def prepare(
 
     training, held = split_held_out(len(pairs), config.held_out, config.seed)
     dataset = _encode(config, components, pairs, out, accelerator, say)
-    validation, validated = dataset, [held[i] for i in spaced(len(held), VALIDATED)]
+    validation, validated = dataset, [held[i] for i in evenly_spaced(len(held), VALIDATED)]
     if config.reference is not None:
-        clean = contaminate(truth.pick(spaced(len(truth), VALIDATED)), "none")
+        clean = contaminate(truth.pick(evenly_spaced(len(truth), VALIDATED)), "none")
         validation = _encode(config, components, clean, out, accelerator, say)
         validated = list(range(len(clean)))
     captions = (truth or source).captions
-    drawn = spaced(len(captions), config.samples)
+    drawn = evenly_spaced(len(captions), config.samples)
     prompts = config.prompts
     if prompts is None:
         known = [captions[i] for i in held] if held and config.reference is None else captions
-        prompts = [known[i] for i in spaced(len(known), PROMPTS)]
+        prompts = [known[i] for i in evenly_spaced(len(known), PROMPTS)]
     return Preparation(
         pairs=pairs,
         dataset=dataset,
@@ -173,15 +173,15 @@ def prepare(
     )
 
 
-def comparable(
+def select_images(
     pairs: ContaminatedPairs, pick: Callable[[int], Tensor], limit: int = REFERENCE
 ) -> Tensor:
     """=>  (N, 3, side, side): at most `limit` evenly spaced ones, fewer if memory wants it.
 
     pick: `pairs.sample` or `pairs.clean`, of squares."""
-    height, width = pairs.buckets[0]
+    height, width = pairs.bucket_sizes[0]
     fitting = max(64, SMALL // (12 * height * width))
-    return torch.stack([pick(i) for i in spaced(len(pairs), min(limit, fitting))])
+    return torch.stack([pick(i) for i in evenly_spaced(len(pairs), min(limit, fitting))])
 
 
 def contaminated_pairs(
@@ -232,7 +232,7 @@ def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPai
     levels = pairs.levels()
     if not levels.any():
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
-    samples = of_one_size(pairs, pairs.clean, GAIN_PICTURES)
+    samples = of_one_size(pairs, pairs.clean, GAIN_IMAGES)
     return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
 
 
@@ -258,11 +258,11 @@ def of_one_size(
 ) -> Tensor:
     """=>  (N, 3, h, w): of the bucket that has the most pairs, evenly spaced. count: by default as
     many as say enough of a spectrum."""
-    members = list(dict.fromkeys(max(pairs.groups(), key=len)))
+    members = list(dict.fromkeys(max(pairs.buckets(), key=len)))
     height, width = pairs.bucket(members[0])
     if count is None:
         count = min(MOST_LOOKED_AT, max(LEAST_LOOKED_AT, PIXELS_LOOKED_AT // (height * width)))
-    return torch.stack([pick(members[i]) for i in spaced(len(members), count)])
+    return torch.stack([pick(members[i]) for i in evenly_spaced(len(members), count)])
 
 
 def _captions(pairs: ContaminatedPairs) -> list[str]:

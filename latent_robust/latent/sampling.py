@@ -1,4 +1,4 @@
-"""Drawing pictures with the family's own diffusers pipeline, for captions encoded beforehand."""
+"""Drawing images with the family's own diffusers pipeline, for captions encoded beforehand."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from latent_robust.core import derive_generator
 
-from .components import TEXT_ENCODERS, Components
-from .families import Conditions, Family
-from .modes import evaluation_mode
+from .base.components import TEXT_ENCODERS, Components
+from .base.families import Conditions, Family
+from .eval_mode import evaluation_mode
 
-# Pictures of so many pixels in all are drawn at a time: four of 512 x 512, which takes less memory
+# Images of so many pixels in all are drawn at a time: four of 512 x 512, which takes less memory
 # than training on one.
 PIXELS = 4 * 512**2
 
 
-def draw_pictures(
+def generate_images(
     components: Components,
     conditions: Conditions,
     *,
@@ -31,17 +31,17 @@ def draw_pictures(
     first: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Draw one picture for each caption.  =>  (N, 3, height, width) float32, CPU, in [-1, 1].
+    """Draw one image for each caption.  =>  (N, 3, height, width) float32, CPU, in [-1, 1].
 
     conditions: `encode_text` of N captions; empty: `empty_text`; size: height and width in pixels,
     multiples of `family.multiple`. guidance: classifier-free, off at <= 1; FLUX has none and is
-    told the number. batch_size: by default as many as have PIXELS. Picture i has the random stream
+    told the number. batch_size: by default as many as have PIXELS. Image i has the random stream
     of number `first` + i, so it does not depend on what else is drawn. The text encoders are not
     needed, the VAE is: RuntimeError if it was unloaded. Training is not disturbed: modes, scheduler
     and torch's random state are as before.
     """
     text, empty = (_to_network(c, components.network) for c in (conditions, empty))
-    count, pictures = len(next(iter(text.values()))), []
+    count, images = len(next(iter(text.values()))), []
     batch_size = batch_size or min(128, max(1, PIXELS // (size[0] * size[1])))
     with evaluation_mode(components.network, components.vae):
         pipeline = _without_encoders(components.pipeline)
@@ -60,8 +60,8 @@ def draw_pictures(
             if components.family.name == "flux":
                 factor = pipeline.vae_scale_factor
                 latents = FluxPipeline._unpack_latents(latents, *size, factor)
-            pictures.append(components.decode_latents(latents.float()).clamp(-1, 1).cpu())
-    return torch.cat(pictures)
+            images.append(components.decode_latents(latents.float()).clamp(-1, 1).cpu())
+    return torch.cat(images)
 
 
 def _to_network(conditions: Conditions, network: nn.Module) -> Conditions:

@@ -1,8 +1,8 @@
-"""Does a picture show the colour and the shape that its caption asks for? Judged by rule.
+"""Does an image show the colour and the shape that its caption asks for? Judged by rule.
 
-A picture is explained as background + one shape of one colour: every shape is laid over it at
-every place and several sizes, and the best fit wins. Least squares over the whole picture hardly
-notice noise, and the templates are slightly soft, as decoded pictures are.
+An image is explained as background + one shape of one colour: every shape is laid over it at
+every place and several sizes, and the best fit wins. Least squares over the whole image hardly
+notice noise, and the templates are slightly soft, as decoded images are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from latent_robust.data.scenes import (
+from latent_robust.data.sources.scenes import (
     BASE_SHAPES,
     COLORS,
     CONCEPT_SHAPES,
@@ -29,36 +29,34 @@ from latent_robust.data.scenes import (
 )
 
 SHAPES = BASE_SHAPES + CONCEPT_SHAPES
-NOTHING = ""  # the name of what is seen where no shape explains the picture
+NOTHING = ""  # the name of what is seen where no shape explains the image
 BORDER = 2  # pixels at the edge that show background
 MIN_SHARE = 0.05  # of the foreground's energy that the best fit must explain
-CHUNK = 64  # pictures at a time: the scores of one take 0.1 MB
+CHUNK = 64  # images at a time: the scores of one take 0.1 MB
 
 
-def match_scenes(pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Shares in [0, 1] of the pictures that show their scene's "color", "shape", and "both".
+def match_scenes(images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Shares in [0, 1] of the images that show their scene's "color", "shape", and "both".
 
-    pictures: (N, 3, SIDE, SIDE), or of another size, about [-1, 1]; scenes: N.
+    images: (N, 3, SIDE, SIDE), or of another size, about [-1, 1]; scenes: N.
     """
-    if pictures.shape[-1] != SIDE:
-        pictures = F.interpolate(pictures, (SIDE, SIDE), mode="area")
-    return {
-        name: hits.double().mean().item() for name, hits in scene_hits(pictures, scenes).items()
-    }
+    if images.shape[-1] != SIDE:
+        images = F.interpolate(images, (SIDE, SIDE), mode="area")
+    return {name: hits.double().mean().item() for name, hits in scene_hits(images, scenes).items()}
 
 
-def scene_hits(pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """As match_scenes, picture by picture: (N,), bool."""
-    shapes, colors = see(pictures)
+def scene_hits(images: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """As match_scenes, image by image: (N,), bool."""
+    shapes, colors = see(images)
     shape = torch.tensor([seen == scene.shape for seen, scene in zip(shapes, scenes, strict=True)])
     color = torch.tensor([seen == scene.color for seen, scene in zip(colors, scenes, strict=True)])
     return {"color": color, "shape": shape, "both": color & shape}
 
 
-def see(pictures: Tensor) -> tuple[list[str], list[str]]:
-    """pictures: (N, 3, SIDE, SIDE), about [-1, 1]  =>  N shapes and N colours, or NOTHING."""
+def see(images: Tensor) -> tuple[list[str], list[str]]:
+    """images: (N, 3, SIDE, SIDE), about [-1, 1]  =>  N shapes and N colours, or NOTHING."""
     shapes, colors = [], []
-    for chunk in pictures.split(CHUNK):
+    for chunk in images.split(CHUNK):
         found, rgb, share = _best_fit(chunk)
         names = [SHAPES[index] for index in found.tolist()]
         palette = torch.tensor(list(COLORS.values())) / 127.5 - 1
@@ -69,12 +67,12 @@ def see(pictures: Tensor) -> tuple[list[str], list[str]]:
     return shapes, colors
 
 
-def _best_fit(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _best_fit(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """=>  shape's index (B,), its colour (B, 3), the share of the energy it explains (B,)."""
     edge = torch.ones(SIDE, SIDE, dtype=torch.bool)
     edge[BORDER:-BORDER, BORDER:-BORDER] = False
-    background = pictures[..., edge].median(-1).values  # (B, 3)
-    foreground = pictures.flatten(2) - background[..., None]  # (B, 3, S * S)
+    background = images[..., edge].median(-1).values  # (B, 3)
+    foreground = images.flatten(2) - background[..., None]  # (B, 3, S * S)
 
     templates, norms = _templates()
     overlap = foreground @ templates.T  # (B, 3, T)

@@ -1,4 +1,4 @@
-"""What noise in pictures is in their latents, and a weight and a band for these."""
+"""What noise in images is in their latents, and a weight and a band for these."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from latent_robust.core import derive_generator
-from latent_robust.data.spectrum import (
+from latent_robust.audit.spectrum import (
     Recommendation,
     Spectrum,
     measure_spectrum,
@@ -18,15 +17,16 @@ from latent_robust.data.spectrum import (
     patch_side,
     recommend_for,
 )
+from latent_robust.core import derive_generator
 from latent_robust.errors import InputError
 
 if TYPE_CHECKING:
-    from .components import Components
+    from .base.components import Components
 
 # To be raised when the same pairs get another recommendation from then on.
 VERSION = 3
 
-# Patches of latents are larger than those of pictures, and fewer to a direction: the noise is not
+# Patches of latents are larger than those of images, and fewer to a direction: the noise is not
 # read off their smallest variances. It takes the whole of the demo's latents, of which 256 are as
 # good as 2,000; what is forecast of their parts ranks weights and bands wrongly.
 LARGEST = 16
@@ -48,10 +48,10 @@ def recommend_latents(
     weight: float | None = None,
     band: float | Sequence[float] | None = None,
 ) -> Recommendation:
-    """As `latent_robust.data.recommend`, for the latents of pictures.
+    """As `latent_robust.data.recommend`, for the latents of images.
 
     samples: some dozens as they are trained on, (N, 3, H, W) in [-1, 1] or beyond; attack: as
-    `forecast_spread` takes it; batch: how many are encoded at a time; weight, band: what is
+    `forecast_std` takes it; batch: how many are encoded at a time; weight, band: what is
     given already.
     """
     noise = measure_spectrum(samples).level
@@ -66,11 +66,11 @@ def latent_spectrum(
     """samples, batch: as `recommend_latents` takes them; noise: standard deviation of theirs.
 
     In latents noise is not white: an encoder gives it another size in each channel, and mixes
-    them. So it is not read off the latents, whose own structure is as fine. Noise of the pictures'
-    level is added to each picture once more, and what this changes in the mean of its latents has
+    them. So it is not read off the latents, whose own structure is as fine. Noise of the images'
+    level is added to each image once more, and what this changes in the mean of its latents has
     the covariance that their noise has; along each principal direction of the latents it has its
     share, and in each channel its size. An encoder is not linear, hence the level and these
-    pictures. The VAE's own noise (the latents' std) is part of what is to be learned, and does not
+    images. The VAE's own noise (the latents' std) is part of what is to be learned, and does not
     count.
     """
     means, stds, changes = _encode_twice(samples, noise, components, batch)
@@ -86,7 +86,7 @@ def latent_spectrum(
 
 
 def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> Tensor:
-    """Standard deviation of the latents' mean per standard deviation of noise in the pictures, of
+    """Standard deviation of the latents' mean per standard deviation of noise in the images, of
     each channel, (C,): measured by adding noise of `level` to `samples` (3, H, W), of one size, in
     [-1, 1] or beyond."""
     changes = _encode_twice(torch.stack(list(samples)), level, components, batch=1)[2]
@@ -108,8 +108,8 @@ def _encode_twice(
                 for index in indices.tolist()
             ]
         )
-        mean, std = components.encode_pictures(chunk)
-        noisy, _ = components.encode_pictures(chunk + level * noise)
+        mean, std = components.encode_images(chunk)
+        noisy, _ = components.encode_images(chunk + level * noise)
         means.append(mean)
         stds.append(std)
         changes.append(noisy - mean)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from latent_robust.core import Parameterization
 
-from .components import Components
+from .base.components import Components
 from .config import LatentConfig
-from .lora import adapted_parts
+from .lora.adapters import adapted_parts
 
 
 class EncodedPairs(Protocol):
@@ -24,7 +24,7 @@ class EncodedPairs(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]: ...
 
-    def groups(self) -> list[list[int]]: ...
+    def buckets(self) -> list[list[int]]: ...
 
 
 class LatentTask:
@@ -48,8 +48,8 @@ class LatentTask:
         self.network = WithTextEncoders(components) if config.text_encoder else components.network
         self.process = components.process
         kept = set(training)
-        groups = ([i for i in group if i in kept] for group in dataset.groups())
-        self.groups = [group for group in groups if group]
+        buckets = ([i for i in bucket if i in kept] for bucket in dataset.buckets())
+        self.buckets = [bucket for bucket in buckets if bucket]
         self._on_checkpoint = on_checkpoint
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:

@@ -17,16 +17,16 @@ from latent_robust.errors import InputError
 class StepBatches(Sampler[list[int]]):
     """Batches of sample indices from batch number `start` on, without end.
 
-    groups: indices that may share a batch (pictures of one size; one group if all are), an index
-    as often as it counts in an epoch. Each group is one endless sequence, its permutation of epoch
+    buckets: indices that may share a batch (images of one size; one bucket if all are), an index
+    as often as it counts in an epoch. Each bucket is one endless sequence, its permutation of epoch
     0, of epoch 1, ..., cut into batches; in epoch e it contributes those that begin before its
-    epoch e ends, in shuffled order among the groups. So each group has its exact share, nothing
+    epoch e ends, in shuffled order among the buckets. So each bucket has its exact share, nothing
     is dropped, and batch b of rank r is number b * ranks + r of the whole.
     """
 
     def __init__(
         self,
-        groups: Sequence[Sequence[int]],
+        buckets: Sequence[Sequence[int]],
         size: int,
         seed: int,
         *,
@@ -34,7 +34,7 @@ class StepBatches(Sampler[list[int]]):
         rank: int = 0,
         ranks: int = 1,
     ):
-        self.groups, self.size, self.seed = groups, size, seed
+        self.buckets, self.size, self.seed = buckets, size, seed
         self.start, self.rank, self.ranks = start, rank, ranks
         self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
         self._permutations: dict[int, tuple[int, list[int]]] = {}
@@ -48,58 +48,58 @@ class StepBatches(Sampler[list[int]]):
     def batch(self, number: int) -> list[int]:
         number = number * self.ranks + self.rank
         epoch = self._epoch_of(number)
-        group, first = self._batches_of(epoch)[number - self._before(epoch)]
-        return [self._at(group, position) for position in range(first, first + self.size)]
+        bucket, first = self._batches_of(epoch)[number - self._before(epoch)]
+        return [self._at(bucket, position) for position in range(first, first + self.size)]
 
     def _before(self, epoch: int) -> int:
         """How many batches begin before this epoch."""
-        return sum(self._begun(group, epoch) for group in self.groups)
+        return sum(self._begun(bucket, epoch) for bucket in self.buckets)
 
-    def _begun(self, group: Sequence[int], epoch: int) -> int:
-        return -(-epoch * len(group) // self.size)
+    def _begun(self, bucket: Sequence[int], epoch: int) -> int:
+        return -(-epoch * len(bucket) // self.size)
 
     def _epoch_of(self, number: int) -> int:
-        epoch = number * self.size // sum(map(len, self.groups))
-        while self._before(epoch) > number:  # groups round up: at most one batch each
+        epoch = number * self.size // sum(map(len, self.buckets))
+        while self._before(epoch) > number:  # buckets round up: at most one batch each
             epoch -= 1
         while self._before(epoch + 1) <= number:
             epoch += 1
         return epoch
 
     def _batches_of(self, epoch: int) -> list[tuple[int, int]]:
-        """(group, position of its first sample) of the batches that begin in this epoch."""
+        """(bucket, position of its first sample) of the batches that begin in this epoch."""
         if self._order[0] != epoch:
             batches = [
                 (number, batch * self.size)
-                for number, group in enumerate(self.groups)
-                for batch in range(self._begun(group, epoch), self._begun(group, epoch + 1))
+                for number, bucket in enumerate(self.buckets)
+                for batch in range(self._begun(bucket, epoch), self._begun(bucket, epoch + 1))
             ]
-            if len(self.groups) > 1:
+            if len(self.buckets) > 1:
                 generator = derive_generator(self.seed, "batches", epoch)
                 order = torch.randperm(len(batches), generator=generator).tolist()
                 batches = [batches[i] for i in order]
             self._order = (epoch, batches)
         return self._order[1]
 
-    def _at(self, group: int, position: int) -> int:
-        indices = self.groups[group]
+    def _at(self, bucket: int, position: int) -> int:
+        indices = self.buckets[bucket]
         epoch, offset = divmod(position, len(indices))
-        if self._permutations.get(group, (-1,))[0] != epoch:
-            where = (epoch,) if len(self.groups) == 1 else (epoch, group)
+        if self._permutations.get(bucket, (-1,))[0] != epoch:
+            where = (epoch,) if len(self.buckets) == 1 else (epoch, bucket)
             generator = derive_generator(self.seed, "epoch", *where)
             order = torch.randperm(len(indices), generator=generator).tolist()
-            self._permutations[group] = (epoch, order)
-        return indices[self._permutations[group][1][offset]]
+            self._permutations[bucket] = (epoch, order)
+        return indices[self._permutations[bucket][1][offset]]
 
 
-def without_noisy(groups: Sequence[Sequence[int]], levels: Tensor) -> list[list[int]]:
-    """The groups without the samples that have a level, (N,) or (N, C), above 0. InputError when
+def without_noisy(buckets: Sequence[Sequence[int]], levels: Tensor) -> list[list[int]]:
+    """The buckets without the samples that have a level, (N,) or (N, C), above 0. InputError when
     that leaves none."""
     clean = levels.reshape(len(levels), -1).eq(0).all(1)
-    kept = [[index for index in group if clean[index]] for group in groups]
+    kept = [[index for index in bucket if clean[index]] for bucket in buckets]
     if not any(kept):
         raise InputError("drop_noisy leaves no sample: all have a noise level; train without it")
-    return [group for group in kept if group]
+    return [bucket for bucket in kept if bucket]
 
 
 def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> DataLoader:
@@ -118,7 +118,7 @@ def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> D
 
 
 def _ignore_signals(worker: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer acts
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process bucket. The trainer acts
     on them, and needs its workers until it has saved; they end with it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

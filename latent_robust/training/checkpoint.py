@@ -56,7 +56,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int) -> Path:
     return final
 
 
-def set_aside_later(folder: Path, step: int) -> None:
+def archive_later(folder: Path, step: int) -> None:
     """Checkpoints beyond `step` belong to a branch that a resumed run leaves: renamed, so that
     they are neither resumed from nor pruned in favour of."""
     for path in list_checkpoints(folder):

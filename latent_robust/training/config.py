@@ -4,9 +4,8 @@ option on the command line (`batch_size` is `--batch-size`)."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -16,141 +15,220 @@ from pydantic import (
     model_validator,
 )
 
-from latent_robust.core import (
-    LEVELLED,
+from latent_robust.core.radius import RadiusSchedule
+from latent_robust.core.registry import (
+    ADVERSARIAL,
+    GAMMA,
+    HUBER_C,
     OBJECTIVES,
-    REGULARIZED,
-    NoiseProcess,
-    Objective,
-    RadiusSchedule,
-    Weighting,
-    make_objective,
+    ObjectiveFacts,
+    check_share,
+    facts_of,
 )
-from latent_robust.core.perturbation import ADVERSARIAL
-from latent_robust.core.rows import check_share
 from latent_robust.errors import InputError
+from latent_robust.limits import MAX_BAD_FRACTION
+
+from .options import setting
 
 ObjectiveName = Literal[tuple(OBJECTIVES)]
 
-HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+NEED, STRENGTH, LORA, MEMORY, WATCH, EXPERIMENT = (
+    "what you need",
+    "how strong",
+    "LoRA",
+    "memory and speed",
+    "watching",
+    "experiments",
+)
+
+
+OBJECTIVE_HELP = (
+    f"what is minimised: {', '.join(OBJECTIVES)}; docs/choosing-an-objective.md says which suits"
+)
 
 
 class TrainConfig(BaseModel):
-    """Defaults are those of the digits study in RESULTS.md unless a subclass says otherwise."""
+    """Defaults are those of the digits study (docs/results/digits.md) unless a subclass says
+    otherwise."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    # the run
-    config: Path | None = Field(None, exclude=True, description="YAML file; options win over it")
-    out: Path | None = Field(None, description="run directory (default: a new one under runs/)")
-    seed: int = Field(0, ge=0, description="of weights, batches, noise and contamination")
-    steps: int = Field(5000, ge=1, description="optimizer steps")
-    resume: str | None = Field(
+    # Fields that help shows before the others of their group.
+    HELP_FIRST: ClassVar[tuple[str, ...]] = ("data", "out", "objective", "steps")
+
+    # ------------------------------------------------------------ what you need
+    config: Path | None = setting(
+        None, "YAML file of settings; options win over it", NEED, "FILE", common=True, exclude=True
+    )
+    data: str = setting("digits", "training data", NEED, "DATA", common=True)
+    out: Path | None = setting(
+        None, "run directory (default: a new one under runs/)", NEED, "DIR", common=True
+    )
+    objective: ObjectiveName = setting("ddpm", OBJECTIVE_HELP, NEED, "NAME", common=True)
+    steps: int = setting(5000, "optimizer steps", NEED, common=True, ge=1)
+    batch_size: int = setting(
+        64, "samples per process and accumulation step", NEED, common=True, ge=1
+    )
+    learning_rate: float = setting(2e-3, "peak learning rate of AdamW", NEED, common=True, gt=0)
+    resume: str | None = setting(
         None,
+        "go on with a run: its directory, a checkpoint, or nothing for the run in --out",
+        NEED,
+        "[RUN]",
+        common=True,
         exclude=True,
-        description="'auto' (the default without a value): this --out; or a run or checkpoint",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    offline: bool = Field(False, description="never touch the network")
-    dry_run: bool = Field(
-        False, exclude=True, description="print the resolved configuration and leave"
+    seed: int = setting(
+        0, "seed of weights, batches, noise and contamination", NEED, common=True, ge=0
     )
-
-    # the data
-    data: str = Field("digits", description="digits, fashion-mnist:DIR, parquet:FILE, DIR, hf:NAME")
-    contamination: str = Field(
-        "none", description="e.g. 'gaussian:fraction=0.9,sigma=0.2; jpeg:fraction=0.3,quality=20'"
-    )
-    limit: int | None = Field(None, ge=1, description="use only the first N pictures")
-    max_bad_fraction: float = Field(
-        0.05, ge=0, le=1, description="stop when more than this share of the files is broken"
-    )
-    levels: Path | None = Field(
-        None, description="JSONL of {index, level}, for the ambient objective"
-    )
-    drop_noisy: bool = Field(
+    dry_run: bool = setting(
         False,
-        description="ambient, audited: leave out the samples that have a level, instead of "
-        "training on them above it",
+        "check the settings, the data and the model, print what would run, and leave",
+        NEED,
+        common=True,
+        exclude=True,
     )
-    workers: int = Field(0, ge=0, description="data loading processes")
+    offline: bool = setting(False, "never use the network", NEED, common=True)
+    limit: int | None = setting(None, "use only the first N images", NEED, common=True, ge=1)
+    max_bad_fraction: float = setting(
+        MAX_BAD_FRACTION,
+        "stop if more than this share of the files cannot be used",
+        NEED,
+        ge=0,
+        le=1,
+    )
+    init: Path | None = setting(None, "start from what a finished run has learned", NEED, "RUN")
 
-    # the objective
-    objective: ObjectiveName = Field("ddpm", description="what is minimised")
-    judge: ObjectiveName = Field(
-        "robust-adversarial",
-        description="trained first, for audited: the model that audits the data",
-    )
-    init: Path | None = Field(
-        None, description="directory of a finished run: start from what it has learned"
-    )
-    beside: ObjectiveName | None = Field(
-        None, description="also train this objective, same budget, for comparison in the report"
-    )
-    weighting: Literal["paper", "normalized", "band"] = "band"
-    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+    # ------------------------------------------------------------ how strong
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = setting(
         "auto",
-        description="of the regularizer; 0 is plain training; auto: what suits the noise and the "
-        "spectrum of the data, 0 when they look clean",
+        "strength of the regularizer; 0 is plain training; auto chooses it from the noise in the "
+        "data, 0 if they look clean",
+        STRENGTH,
+        "X|auto",
+        common=True,
     )
-    band: float | str = Field(
+    band: float | str = setting(
         "auto",
-        description="noise level below which it acts, in units of the data, latents' in latent "
-        "space, or one for each channel; auto: likewise",
+        "noise level below which the regularizer acts, in units of the data ([-1, 1] for images); "
+        "one number, or one for each channel",
+        STRENGTH,
+        "X|auto",
+        common=True,
     )
-    rho: float = Field(2.0, ge=0, description="radius = scale * sigma**rho + bias")
-    radius_scale: float = Field(1.0, ge=0)
-    bias_min: float = Field(8 / 255, ge=0)
-    bias_max: float = Field(16 / 255, ge=0)
-    attack: Literal[ADVERSARIAL] = Field(
+    weighting: Literal["paper", "normalized", "band"] = setting(
+        "band", "how the strength depends on the noise level", STRENGTH
+    )
+    attack: Literal[ADVERSARIAL] = setting(
         "displacement",
-        description="of robust-adversarial: along the displacement that a random perturbation "
-        "causes, or by a gradient (FGSM), as in the paper, which costs more",
+        "how robust-adversarial finds its perturbation: displacement needs forward passes only, "
+        "gradient is the paper's FGSM and costs more",
+        STRENGTH,
     )
-    attack_steps: int = Field(1, ge=1, description="more than 1: PGD, and its like")
-    fraction: float | None = Field(
+    penalty_fraction: float | None = setting(
         None,
+        "share of the samples that the penalty looks at; the main cost knob (default: 0.25 for "
+        "robust-random, else 0.125)",
+        STRENGTH,
         gt=0,
         le=1,
-        description="share of the samples that is regularized (default: a quarter, if it is all by "
-        "robust-random, else an eighth)",
     )
-    every: int | None = Field(
+    penalty_every: int | None = setting(
         None,
+        "apply the penalty every N-th batch, to N times as many samples (default: 2 for "
+        "robust-adversarial, else 1)",
+        STRENGTH,
         ge=1,
-        description="regularize in every so-manieth batch, so many times as many samples (default: "
-        "1, if it is all by robust-random or fraction is above a half, else 2)",
     )
-    late_start: float = Field(
-        1.0, gt=0, le=1, description="share of the steps, the last ones, that are regularized"
+    penalty_last: float = setting(
+        1.0, "apply the penalty in this last share of the steps only", STRENGTH, gt=0, le=1
     )
-    huber_c: float = Field(0.1, gt=0, le=1, description="of pseudo-huber")
-    gamma: float = Field(0.1, ge=0, description="of input-perturbation")
+    auditor: ObjectiveName = setting(
+        "robust-adversarial",
+        "for audited: the objective of the model that is trained first and audits the data",
+        STRENGTH,
+        "NAME",
+    )
+    levels: Path | None = setting(
+        None, "for ambient: the noise level of each sample, as an audit writes it", STRENGTH, "FILE"
+    )
+    drop_noisy: bool = setting(
+        False,
+        "for audited and ambient: leave noisy samples out instead of training on them above their "
+        "level",
+        STRENGTH,
+    )
+    attack_steps: int = setting(
+        1, "steps of the attack; more than 1 is PGD", STRENGTH, yaml_only=True, ge=1
+    )
+    rho: float = setting(
+        RadiusSchedule.rho,
+        "radius = radius_scale * sigma**rho + bias",
+        STRENGTH,
+        yaml_only=True,
+        ge=0,
+    )
+    radius_scale: float = setting(RadiusSchedule.scale, "see rho", STRENGTH, yaml_only=True, ge=0)
+    bias_min: float = setting(
+        RadiusSchedule.bias_min, "smallest bias of the radius", STRENGTH, yaml_only=True, ge=0
+    )
+    bias_max: float = setting(
+        RadiusSchedule.bias_max, "largest bias of the radius", STRENGTH, yaml_only=True, ge=0
+    )
+    huber_c: float = setting(
+        HUBER_C, "for pseudo-huber: its c", STRENGTH, yaml_only=True, gt=0, le=1
+    )
+    gamma: float = setting(
+        GAMMA, "for input-perturbation: its strength", STRENGTH, yaml_only=True, ge=0
+    )
 
-    # the optimizer
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="adamw8bit needs bitsandbytes and a CUDA device"
+    # ------------------------------------------------------------ memory and speed
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto", "where to train", MEMORY, common=True
     )
-    batch_size: int = Field(64, ge=1, description="per process and accumulation step")
-    gradient_accumulation: int = Field(1, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    warmup: int = Field(200, ge=0, description="steps of linear warm-up before the cosine")
-    weight_decay: float = Field(0.0, ge=0)
-    max_gradient_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.9995, ge=0, lt=1, description="0 switches the average off")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+    mixed_precision: Literal["no", "fp16", "bf16"] = setting(
         "no",
-        description="of the network; noise and targets stay float32. bf16 cannot carry the "
-        "perturbations of the very lowest noise levels (t < 20 of 1000)",
+        "precision of the network; noise and targets stay float32. bf16 cannot carry the "
+        "perturbation at the very lowest noise levels (t < 20 of 1000)",
+        MEMORY,
+        common=True,
     )
-    compile: bool = Field(
-        False, description="torch.compile the network: minutes at the start, faster steps"
+    workers: int = setting(0, "processes that load data", MEMORY, common=True, ge=0)
+    gradient_accumulation: int = setting(1, "batches per optimizer step", MEMORY, ge=1)
+    optimizer: Literal["adamw", "adamw8bit"] = setting(
+        "adamw", "adamw8bit needs bitsandbytes and a CUDA device", MEMORY
+    )
+    compile: bool = setting(
+        False, "torch.compile the network: minutes at the start, faster steps", MEMORY
     )
 
-    # what is written, and when
-    log_every: int = Field(50, ge=1)
-    checkpoint_every: int = Field(1000, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    # ------------------------------------------------------------ watching
+    compare_with: ObjectiveName | None = setting(
+        None,
+        "also train this objective with the same budget, for comparison in the report",
+        WATCH,
+        "NAME",
+        common=True,
+    )
+    log_every: int = setting(50, "steps between rows of log.jsonl", WATCH, ge=1)
+    checkpoint_every: int = setting(1000, "steps between checkpoints and previews", WATCH, ge=1)
+    keep_checkpoints: int = setting(2, "checkpoints to keep", WATCH, ge=1)
+
+    # ------------------------------------------------------------ experiments
+    contamination: str = setting(
+        "none",
+        "make the data dirty on purpose, e.g. 'gaussian:fraction=0.9,sigma=0.2; "
+        "jpeg:fraction=0.3,quality=20'",
+        EXPERIMENT,
+        "SPEC",
+        common=True,
+    )
+    warmup: int = setting(200, "steps of linear warm-up before the cosine", EXPERIMENT, ge=0)
+    weight_decay: float = setting(0.0, "weight decay of AdamW", EXPERIMENT, ge=0)
+    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm", EXPERIMENT, gt=0)
+    ema_decay: float = setting(
+        0.9995, "decay of the averaged weights; 0 switches the average off", EXPERIMENT, ge=0, lt=1
+    )
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -166,7 +244,6 @@ class TrainConfig(BaseModel):
             raise ValueError("give each as a text, such as gaussian:fraction=0.5,sigma=0.1")
         return "; ".join(value)
 
-    # Not of a type with `list`: the command line would make a list of every single number.
     @field_validator("band", mode="plain")
     @classmethod
     def _bands(cls, value: Any) -> float | list[float] | str:
@@ -178,108 +255,107 @@ class TrainConfig(BaseModel):
         except (TypeError, ValueError):
             bands = []
         if not bands or not min(bands) > 0:
-            raise ValueError("must be > 0, or one such for each channel, or 'auto'")
+            raise ValueError("must be > 0, or one such number for each channel, or 'auto'")
         return bands if len(bands) > 1 else bands[0]
 
     @field_serializer("band")
-    def _as_it_is(self, value: float | list[float] | str) -> Any:
+    def _unchanged(self, value: float | list[float] | str) -> Any:
         return value
 
     @model_validator(mode="after")
     def _consistent(self):
-        self._radius()
-        # An attack's own pass is worth being a full one; random perturbations have none, so that
-        # twice as many cost as much (RESULTS.md, What it costs).
+        self.radius_schedule()
+        # An attack's own pass is only worth it for many rows; a random perturbation has none, so
+        # twice as many rows cost the same (docs/results/cost.md).
         random = self.forecast_attack == "random"
-        if self.fraction is None:
-            self.fraction = 0.25 if random else 0.125
-        if self.every is None:
-            self.every = 1 if random or 2 * self.fraction > 1 else 2
-        check_share(self.fraction, self.every)
+        if self.penalty_fraction is None:
+            self.penalty_fraction = 0.25 if random else 0.125
+        if self.penalty_every is None:
+            self.penalty_every = 1 if random or 2 * self.penalty_fraction > 1 else 2
+        check_share(self.penalty_fraction, self.penalty_every)
         if self.weight == "auto" and self.weighting != "band":
             raise ValueError(f"weighting {self.weighting} needs a number as `weight`, e.g. 0.3")
         if self.band == "auto" and self.weighting != "band":
-            self.band = 1.0  # it has no meaning
-        if self.objective == "ambient" and self.levels is None and self.contamination == "none":
+            self.band = 1.0  # not used
+        if self.facts.takes_levels and self.levels is None and self.contamination == "none":
             raise ValueError(
-                "objective ambient needs noise levels: give levels FILE, or a contamination whose "
-                "true levels are known"
+                f"objective {self.objective} needs noise levels: give --levels FILE, or a "
+                "contamination whose true levels are known"
             )
-        if self.levels is not None and "ambient" not in (self.objective, self.beside):
-            raise ValueError("levels are of the ambient objective: add objective ambient")
-        if self.objective == "audited" and self.judge in LEVELLED:
-            raise ValueError(f"judge {self.judge} needs levels itself; use robust-adversarial")
-        if self.drop_noisy and self.objective not in LEVELLED:
-            raise ValueError("drop_noisy goes by noise levels: use objective audited or ambient")
+        if self.levels is not None and not any(part.takes_levels for part in self.trained):
+            raise ValueError("levels are for the objective ambient: add --objective ambient")
+        if self.facts.needs_audit and self.auditor_facts.needs_levels:
+            raise ValueError(f"auditor {self.auditor} needs levels itself; use robust-adversarial")
+        if self.drop_noisy and not self.facts.needs_levels:
+            raise ValueError("drop_noisy needs noise levels: use objective audited or ambient")
         return self
 
     def _refuse_dropout_of_a_part(self, dropout: float) -> None:
-        if dropout and self.fraction * self.every < 1 and self.objective in REGULARIZED:
+        whole = self.penalty_fraction * self.penalty_every >= 1
+        if dropout and not whole and self.facts.regularized:
             raise ValueError(
-                f"dropout {dropout} with fraction {self.fraction}: dropout masks cannot be shared "
-                "between batches of different size; use fraction 1, --every so large that a whole "
-                "batch is regularized at a time, or dropout 0"
+                f"dropout {dropout} with penalty_fraction {self.penalty_fraction}: dropout masks "
+                "cannot be shared between batches of different size; use --penalty-fraction 1, a "
+                "--penalty-every so large that the penalty looks at a whole batch, or dropout 0"
             )
 
-    def _radius(self) -> RadiusSchedule:
+    def radius_schedule(self) -> RadiusSchedule:
         return RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max)
 
     def check_bands(self, channels: int) -> None:
-        """InputError unless there is one band, or one for each channel."""
+        """Raises InputError unless there is one band, or one for each channel."""
         if isinstance(self.band, list) and len(self.band) != channels:
             raise InputError(
                 f"{len(self.band)} bands for data of {channels} channels: give one, or one each"
             )
 
     @property
-    def regularized(self) -> set[str]:
-        """The objectives with the regularizer among all that are trained."""
-        return regularized_among(self.objective, self.beside, self.judge)
+    def facts(self) -> ObjectiveFacts:
+        """What is true of the objective."""
+        return OBJECTIVES[self.objective]
 
     @property
-    def judged_by(self) -> str:
-        """What the judge of an audited run was trained by; also the name of its directory."""
-        return self.judge
+    def trained(self) -> tuple[ObjectiveFacts, ObjectiveFacts]:
+        """Of the objective, and of the one that is trained for comparison."""
+        return self.facts, facts_of(self.compare_with)
+
+    @property
+    def auditor_facts(self) -> ObjectiveFacts:
+        """Of no objective if the auditor is not trained."""
+        return OBJECTIVES.get(self.auditor, facts_of(None))
+
+    @property
+    def regularized(self) -> list[ObjectiveFacts]:
+        """The objectives with the regularizer among all that are trained."""
+        return regularized_among(self.objective, self.compare_with, self.auditor)
+
+    @property
+    def auditor_run(self) -> str:
+        """The directory of an audited run's auditor: the name of its objective."""
+        return self.auditor
 
     @property
     def forecast_attack(self) -> str:
         """The attack of all that is regularized, for a forecast of what it does."""
-        return "random" if self.regularized == {"robust-random"} else self.attack
+        regularized = self.regularized
+        return "random" if regularized and all(f.random for f in regularized) else self.attack
 
     @property
-    def open_weighting(self) -> dict[str, float | list[float]] | None:
-        """What is given of `weight` and `band`; None where nothing is left to the data, or where
-        nothing of what is trained asks for them."""
+    def given_weighting(self) -> dict[str, float | list[float]] | None:
+        """What is given of `weight` and `band`. None if nothing is left to be found in the data,
+        or if nothing that is trained uses them."""
         given = {"weight": self.weight, "band": self.band}
         if "auto" not in given.values() or not self.regularized:
             return None
         return {name: value for name, value in given.items() if value != "auto"}
 
-    def objective_for(self, process: NoiseProcess) -> Objective:
-        """The objective of this configuration. The regularizer's `weight` and `band` must have been
-        resolved to numbers."""
-        # A penalty that comes more seldom than in every second optimizer step, with more than twice
-        # the weight, does harm (RESULTS.md, What it costs).
-        least = 0.5 / (self.batch_size * self.gradient_accumulation)
-        open_still = "auto" in (self.weight, self.band)
-        if open_still and self.objective in REGULARIZED:
-            raise ValueError(f"weight {self.weight} and band {self.band} must be numbers by now")
-        return make_objective(
-            self.objective,
-            process,
-            weighting=None if open_still else Weighting(self.weighting, self.weight, self.band),
-            radius=self._radius(),
-            attack=self.attack,
-            attack_steps=self.attack_steps,
-            fraction=max(self.fraction, min(least, 1 / self.every)),
-            every=self.every,
-            precision=HALF.get(self.mixed_precision),
-            huber_c=self.huber_c,
-            gamma=self.gamma,
-        )
 
-
-def regularized_among(objective: str, beside: str | None, judge: str | None) -> set[str]:
-    """Those of the objectives of a run that have the regularizer."""
-    trained = {objective, beside}
-    return REGULARIZED & ({*trained, judge} if "audited" in trained else trained)
+def regularized_among(
+    objective: str | None, compare_with: str | None, auditor: str | None
+) -> list[ObjectiveFacts]:
+    """Those of the objectives of a run that have the regularizer. auditor: only if one of the
+    others needs it."""
+    trained = [facts_of(objective), facts_of(compare_with)]
+    if any(facts.needs_audit for facts in trained):
+        trained.append(OBJECTIVES.get(auditor, facts_of(None)))
+    return [facts for facts in trained if facts.regularized]

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from latent_robust.core import NoiseProcess, Objective, derive_generator, derive_seed
+from latent_robust.core import (
+    NoiseProcess,
+    Objective,
+    derive_generator,
+    derive_seed,
+)
 
 from .batches import StepBatches, loader, without_noisy
 from .checkpoint import save_checkpoint
@@ -33,7 +38,7 @@ class Task(Protocol):
 
     network: nn.Module  # parameters with requires_grad are trained
     dataset: Dataset  # __getitems__(indices) -> {"index": (B,), ...} as one batch
-    groups: Sequence[Sequence[int]]  # indices of samples that may share a batch
+    buckets: Sequence[Sequence[int]]  # indices of samples that may share a batch
     process: NoiseProcess
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:
@@ -70,9 +75,9 @@ class Trainer:
         self.task, self.objective, self.config = task, objective, config
         self.accelerator, self.out = accelerator, out
         self.levels, self.identity = levels, identity or {}
-        self.groups = task.groups
+        self.buckets = task.buckets
         if config.drop_noisy:
-            self.groups = without_noisy(task.groups, levels)
+            self.buckets = without_noisy(task.buckets, levels)
         self.step = 0
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
@@ -88,7 +93,7 @@ class Trainer:
         self.network, self.optimizer = accelerator.prepare(task.network, self.optimizer)
         self.plain_network = accelerator.unwrap_model(self.network)
         # So many steps may lie between two with the regularizer, which alone may be what is bad.
-        self.bad_steps = BadSteps(self.optimizer, accelerator, out, max(2, config.every))
+        self.bad_steps = BadSteps(self.optimizer, accelerator, out, max(2, config.penalty_every))
         self.ema = (
             EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
             if config.ema_decay
@@ -139,7 +144,7 @@ class Trainer:
     def batches(self) -> Iterator[dict[str, Any]]:
         config, accelerator = self.config, self.accelerator
         batches = StepBatches(
-            self.groups,
+            self.buckets,
             config.batch_size,
             config.seed,
             start=self.step * config.gradient_accumulation,
@@ -188,7 +193,7 @@ class Trainer:
         attacked = self.task.denoiser(self.plain_network, conditions)
         if config.compile:
             attacked = without_weight_gradients(attacked, self.parameters)
-        regularize = self.step >= (1 - config.late_start) * config.steps
+        regularize = self.step >= (1 - config.penalty_last) * config.steps
         loss = self.objective(
             denoise,
             sample,
@@ -198,7 +203,7 @@ class Trainer:
             levels=levels,
             attacked=attacked,
             regularize=regularize,
-            turn=self.step * config.gradient_accumulation + micro,
+            step_index=self.step * config.gradient_accumulation + micro,
         )
         total = loss.total
         auxiliary = self.task.auxiliary_loss(denoise, sample, t)

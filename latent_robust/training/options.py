@@ -1,28 +1,80 @@
-"""From a command line and a YAML file to a validated configuration."""
+"""From a command line and a YAML file to a validated configuration.
+
+Every field of a configuration is a key of the YAML file and, unless it says `yaml_only`, an option
+of the same name. No torch is imported here, so that help and errors come at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 
+from latent_robust import __version__
 from latent_robust.errors import InputError, did_you_mean
 
 Config = TypeVar("Config", bound=BaseModel)
-WHOLE = "a text that is not cut at its commas"  # to annotate a field with
-_ALL = "; --help lists the valid ones"
+
+# In the order in which help shows them.
+GROUPS = (
+    "what you need",
+    "how strong",
+    "LoRA",
+    "memory and speed",
+    "watching",
+    "experiments",
+)
+_ALL = "; --help-all lists the valid ones"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a field appears on the command line. common: `--help` shows it, the others only
+    `--help-all`. yaml_only: a key of the YAML file and no option; measured not to matter.
+    sentences: its values are texts that must not be cut at their commas."""
+
+    group: str
+    metavar: str = ""
+    common: bool = False
+    yaml_only: bool = False
+    sentences: bool = False
+
+
+def setting(
+    default: Any,
+    help: str,
+    group: str,
+    metavar: str = "",
+    *,
+    common: bool = False,
+    yaml_only: bool = False,
+    sentences: bool = False,
+    **constraints: Any,
+) -> Any:
+    """A field of a configuration. help: one sentence. constraints: pydantic's, such as ge=0."""
+    field = Field(default, description=help, **constraints)
+    field.metadata.append(Shown(group, metavar, common, yaml_only, sentences))
+    return field
+
+
+def shown(field: FieldInfo) -> Shown:
+    return next(item for item in field.metadata if isinstance(item, Shown))
+
+
+def option_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# ---------------------------------------------------------------------- parsing
 
 
 def parse_options(
@@ -31,64 +83,43 @@ def parse_options(
     *,
     prog: str,
     values: Mapping[str, Any] = MappingProxyType({}),
+    examples: str = "",
 ) -> Config:
     """Options win over `--config FILE`, which wins over `values` and these over the defaults.
 
     Raises InputError for an unknown key or option (with the nearest valid one), a wrong type or
-    range, or an unreadable file.
+    range, or an unreadable file. `--help`, `--help-all` and `--version` print and exit.
     """
-    argv, texts = _take_whole_texts(_complete_resume(argv), config_class)
-    path = peek(argv, "config").config
-    values = {**values, **(read_yaml(Path(path), config_class) if path else {}), **texts}
-
-    class Options(config_class, BaseSettings):
-        __doc__ = config_class.__doc__
-        model_config = SettingsConfigDict(
-            extra="forbid",
-            cli_prog_name=prog,
-            cli_kebab_case=True,
-            cli_implicit_flags=True,
-            cli_exit_on_error=False,
-            cli_hide_none_type=True,
-        )
-
-        @classmethod
-        def settings_customise_sources(cls, settings_cls, init_settings, **others):
-            return (init_settings,)  # no environment variables: a run is what its files say
-
-    try:
-        command_line = CliSettingsSource(Options, cli_parse_args=argv, formatter_class=_Help)
-        options = Options(_cli_settings_source=command_line, **values)
-    except SettingsError as error:
-        raise InputError(_explain_unknown(str(error), argv, config_class)) from None
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
-    return validate(
-        config_class, {name: getattr(options, name) for name in config_class.model_fields}
-    )
+    parser = make_parser(config_class, prog=prog, examples=examples)
+    given, unknown = parser.parse_known_args(_complete_resume(argv))
+    if unknown:
+        raise InputError(_explain_unknown(unknown[0], config_class))
+    given = {name: _value(name, text, config_class) for name, text in vars(given).items()}
+    file = given.get("config")
+    values = {**values, **(read_yaml(Path(file), config_class) if file else {}), **given}
+    return validate(config_class, values)
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Says nothing of a default that is no value."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        return (action.help or "").replace(" (default: null)", "")
-
-
-def validate(config_class: type[Config], values: dict[str, Any]) -> Config:
+def validate(config_class: type[Config], values: Mapping[str, Any]) -> Config:
     """Raises InputError for a wrong type or range, or settings that do not go together."""
     try:
-        return config_class.model_validate(values)
+        return config_class.model_validate(dict(values))
     except ValidationError as error:
         raise InputError(explain(error)) from None
 
 
 def peek(argv: list[str], *names: str) -> argparse.Namespace:
-    """The values of a few options, None where they are not given, before all are validated."""
+    """The values of a few options, None if not given, before all of them are validated."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
-        finder.add_argument(f"--{name}")
+        finder.add_argument(option_of(name))
     return finder.parse_known_args(_complete_resume(argv))[0]
+
+
+def given_options(argv: list[str]) -> set[str]:
+    """The names of the fields that `argv` sets."""
+    words = (word[2:].partition("=")[0] for word in argv if word.startswith("--"))
+    return {word.removeprefix("no-").replace("-", "_") for word in words}
 
 
 def read_yaml(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
@@ -106,6 +137,11 @@ def read_yaml(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
             hint = did_you_mean(str(key), config_class.model_fields)
             raise InputError(f"unknown key `{key}` in {path}{hint or _ALL}")
     return values
+
+
+def dump(config: BaseModel) -> str:
+    """As YAML, in the order of the fields."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 def explain(error: ValidationError) -> str:
@@ -132,42 +168,129 @@ def _complete_resume(argv: list[str]) -> list[str]:
     return completed
 
 
-def _take_whole_texts(
-    argv: list[str], config_class: type[BaseModel]
-) -> tuple[list[str], dict[str, list[str]]]:
-    """=>  `argv` without the options whose field is marked WHOLE, and what these say, each a text
-    or a JSON list of texts: others are cut at commas, which sentences have, and unescaped."""
-    whole = {
-        "--" + name.replace("_", "-"): name
-        for name, field in config_class.model_fields.items()
-        if WHOLE in field.metadata
-    }
-    left, taken, words = [], {}, iter(argv)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option not in whole:
-            left.append(word)
-            continue
-        value = value if equals else next(words, None)
-        if value is None or (value.startswith("--") and not equals):
-            left += [option, *([] if value is None else [value])]  # argparse says what is missing
-        else:
-            taken.setdefault(whole[option], []).extend(_texts(value))
-    return left, taken
+def _value(name: str, text: Any, config_class: type[BaseModel]) -> Any:
+    """What a field is given for the words of an option. pydantic does the rest."""
+    field = config_class.model_fields[name]
+    if isinstance(text, list):  # options that may be repeated
+        return [part for one in text for part in _parts(one, shown(field).sentences)]
+    if text == "null" and type(None) in get_args(field.annotation):
+        return None
+    return text
 
 
-def _texts(value: str) -> list[str]:
+def _parts(text: str, sentences: bool) -> list[Any]:
+    """A JSON list, or texts between commas; a sentence is one text."""
     try:
-        texts = json.loads(value)
+        parts = json.loads(text)
     except ValueError:
-        return [value]
-    return texts if isinstance(texts, list) else [value]
+        parts = None
+    if isinstance(parts, list):
+        return parts
+    return [text] if sentences else [part.strip() for part in text.split(",")]
 
 
-def _explain_unknown(message: str, argv: list[str], config_class: type[BaseModel]) -> str:
-    known = {"--" + name.replace("_", "-") for name in config_class.model_fields}
-    for word in argv:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option.replace("--no-", "--") not in known:
-            return f"unknown option {option}{did_you_mean(option, known) or _ALL}"
-    return message.removeprefix("error parsing CLI: ")
+def _explain_unknown(word: str, config_class: type[BaseModel]) -> str:
+    option = word.partition("=")[0]
+    if not option.startswith("--"):
+        return f"{word!r} stands alone: every setting is an option, --NAME VALUE{_ALL}"
+    name = option.removeprefix("--").replace("-", "_")
+    fields = config_class.model_fields
+    if name in fields and shown(fields[name]).yaml_only:
+        return f"{option} is a key of the YAML file only: write `{name}: VALUE` into --config FILE"
+    valid = {option_of(name) for name, field in fields.items() if not shown(field).yaml_only}
+    return f"unknown option {option}{did_you_mean(option, valid) or _ALL}"
+
+
+# ---------------------------------------------------------------------- help
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.full.print_help()  # type: ignore[attr-defined]
+        parser.exit()
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def make_parser(
+    config_class: type[BaseModel], *, prog: str, examples: str = "", everything: bool = False
+) -> argparse.ArgumentParser:
+    """everything: its help shows all options."""
+    parser = _Parser(
+        prog=prog,
+        description=(config_class.__doc__ or "").strip(),
+        epilog=examples,
+        usage=f"{prog} [options]",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+    )
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    fields = config_class.model_fields
+    for name in dict.fromkeys([*getattr(config_class, "HELP_FIRST", ()), *fields]):
+        if not shown(fields[name]).yaml_only:
+            _add(groups[shown(fields[name]).group], name, fields[name], everything)
+    more = parser.add_argument_group("more")
+    more.add_argument("-h", "--help", action="help", help="show the most used options")
+    more.add_argument("--help-all", nargs=0, action=_HelpAll, help="show all options")
+    more.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    if not everything:
+        parser.full = make_parser(  # type: ignore[attr-defined]
+            config_class, prog=prog, examples=examples, everything=True
+        )
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo, everything: bool) -> None:
+    visible = everything or shown(field).common
+    help = _help(field) if visible else argparse.SUPPRESS
+    option = option_of(name)
+    if field.annotation is bool:
+        negative = f"--no-{option[2:]}"
+        for flag, value in ((option, True), (negative, False)):
+            # Shown is the one that changes something.
+            shown_help = help if value is not field.default else argparse.SUPPRESS
+            group.add_argument(flag, dest=name, action="store_const", const=value, help=shown_help)
+        return
+    repeated = {"action": "append"} if _is_tuple(field.annotation) else {}
+    metavar = shown(field).metavar or _metavar(field.annotation)
+    group.add_argument(option, dest=name, metavar=metavar, help=help, **repeated)
+
+
+def _help(field: FieldInfo) -> str:
+    text, default = field.description or "", field.default
+    if default not in (None, False, True, "") and "default" not in text:
+        text += f" (default: {_written(default)})"
+    return text.replace("%", "%%")
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_tuple(annotation: Any) -> bool:
+    return any(get_origin(one) is tuple for one in _alternatives(annotation))
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return get_args(annotation) if union else (annotation,)
+
+
+def _metavar(annotation: Any) -> str:
+    for one in _alternatives(annotation):
+        if get_origin(one) is Literal:
+            return "|".join(map(str, get_args(one)))
+    names = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+    return next((names[one] for one in _alternatives(annotation) if one in names), "VALUE")

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel
-from pydantic_core import to_jsonable_python
 from torch import Tensor
 
-from latent_robust.errors import InputError
-
 from .checkpoint import Checkpoint
+from .continuation import compare
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -39,7 +36,7 @@ def capture(trainer: Trainer) -> Checkpoint:
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Raises InputError, with the differences, if the checkpoint is of another run."""
-    compare(checkpoint.trainer["identity"], trainer.identity, type(trainer.config))
+    compare(checkpoint.trainer["identity"], trainer.identity)
     with torch.no_grad():
         for name, value in trained_state(trainer).items():
             value.copy_(checkpoint.model[name])
@@ -82,39 +79,3 @@ def network_buffers(network: torch.nn.Module) -> dict[str, Tensor]:
     """Persistent buffers only."""
     state = network.state_dict()
     return {name: b for name, b in network.named_buffers() if name in state}
-
-
-# Of settings whose default is not what was done before there was a choice.
-BEFORE = {"attack": "gradient", "every": 1}
-
-
-def compare(saved: dict, current: dict, config_class: type[BaseModel]) -> None:
-    """Raises InputError that lists the differences, if there are any."""
-    if found := differences(saved, current, config_class):
-        raise InputError(
-            "what was saved belongs to a different run:\n"
-            + "\n".join(
-                f"  {key}: {was!r} in the saved run, {now!r} now" for key, was, now in found
-            )
-            + "\nUse the same settings and data, or start a new run with another --out"
-        )
-
-
-def differences(
-    saved: dict, current: dict, config_class: type[BaseModel]
-) -> list[tuple[str, Any, Any]]:
-    """=>  name, value in the saved run, value now, of the settings that differ.
-
-    A setting that is younger than what was saved had its default then, or what stood for it."""
-    younger = {
-        name: field.get_default(call_default_factory=True)
-        for name, field in config_class.model_fields.items()
-        if name in current and name not in saved
-    }
-    younger.update({name: was for name, was in BEFORE.items() if name in younger})
-    saved = {**to_jsonable_python(younger), **saved}
-    return [
-        (key, saved.get(key), current.get(key))
-        for key in sorted({*saved, *current})
-        if saved.get(key) != current.get(key)
-    ]

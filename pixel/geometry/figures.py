@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from latent_robust.core import NoiseProcess
-from latent_robust.evaluation.figures import picture_grid
+from latent_robust.evaluation.figures import image_grid
 from latent_robust.files import whole_file
 
 from .network import ResidualMLP
-from .task import draw_points, noise_scheduler
+from .task import generate_points, noise_scheduler
 from .toys import Toy
 
 TRAJECTORIES = 40
@@ -75,11 +75,11 @@ def draw_fields(
     _save(figure, path)
 
 
-def draw_pictures(panels: dict[str, Tensor], path: Path) -> None:
-    """panels: title -> points (N, 64), pictures of 8 x 8; the first 25 of each."""
+def generate_images(panels: dict[str, Tensor], path: Path) -> None:
+    """panels: title -> points (N, 64), images of 8 x 8; the first 25 of each."""
     figure, (row,) = _grid(1, len(panels))
     for axes, (title, points) in zip(row, panels.items(), strict=True):
-        axes.imshow(picture_grid(points[:25].view(-1, 1, 8, 8), columns=5))
+        axes.imshow(image_grid(points[:25].view(-1, 1, 8, 8), columns=5))
         axes.set_title(title, fontsize=10)
         axes.axis("off")
     _save(figure, path)
@@ -93,7 +93,7 @@ def trajectories(network: ResidualMLP, seed: int) -> list[Tensor]:
         passed.append(x.flatten(1))
         return x
 
-    end = draw_points(network, TRAJECTORIES, seed, record)
+    end = generate_points(network, TRAJECTORIES, seed, record)
     return [*passed, end]
 
 

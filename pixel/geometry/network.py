@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class ResidualMLP(ModelMixin, ConfigMixin):
     """x (B, in_channels, ...), one point each; t (B,)  =>  `.sample`, of x's shape.
 
-    A point is a picture of one pixel (sample_size 1) with a channel per coordinate, so that what
-    samples and attacks pictures works on points.
+    A point is an image of one pixel (sample_size 1) with a channel per coordinate, so that what
+    samples and attacks images works on points.
     """
 
     @register_to_config

@@ -11,7 +11,7 @@ from .task import GeometryConfig
 from .toys import TOYS
 
 # The band lies a little above the noise; the weight grows with the dimension (RESULTS.md).
-AS_IN_THE_PAPER = {"attack": "gradient", "fraction": 0.125, "every": 1}
+AS_IN_THE_PAPER = {"attack": "gradient", "penalty_fraction": 0.125, "penalty_every": 1}
 BY_TOY: dict[str, dict[str, Any]] = {name: {} for name in TOYS}
 BY_TOY["pca"] = {"weight": 3.0, "band": 0.5}
 
@@ -34,7 +34,7 @@ ROWS = [
     Row("adversarial", {"objective": "robust-adversarial"}, seeds=(0, 1, 2)),
     Row(
         "adversarial, along the displacement",
-        {"objective": "robust-adversarial", "attack": "displacement", "every": 2},
+        {"objective": "robust-adversarial", "attack": "displacement", "penalty_every": 2},
         seeds=(0, 1, 2),
     ),
     Row(

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DDPMScheduler
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from latent_robust.core import NoiseProcess
-from latent_robust.evaluation.sampling import Perturb, draw_samples, sampling_scheduler
-from latent_robust.training.config import TrainConfig
+from latent_robust.evaluation.sampling import Perturb, generate_samples, sampling_scheduler
+from latent_robust.training.config import EXPERIMENT, NEED, STRENGTH, TrainConfig
+from latent_robust.training.options import setting
 
 from .network import ResidualMLP
 from .toys import TOYS
@@ -24,18 +24,18 @@ SAMPLING_STEPS = 100
 class GeometryConfig(TrainConfig):
     """Train on a toy of which the truth is known."""
 
-    data: Literal[TOYS] = "plane"
-    clean: bool = Field(False, description="train on the truth itself: the floor")
-    samples: int = Field(5000, ge=2, description="points drawn for the metrics")
+    data: Literal[TOYS] = setting("plane", "which toy", NEED)
+    clean: bool = setting(False, "train on the truth itself: the floor", EXPERIMENT)
+    samples: int = setting(5000, "points generated for the metrics", EXPERIMENT, ge=2)
 
-    steps: int = Field(3000, ge=1)
-    batch_size: int = Field(256, ge=1)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    weight: float = Field(1.0, ge=0)
-    band: float = Field(0.3, gt=0)
-    checkpoint_every: int = Field(1000, ge=1)
-    keep_checkpoints: int = Field(1, ge=1)
-    device: Literal["cpu"] = "cpu"
+    steps: int = setting(3000, "optimizer steps", NEED, ge=1)
+    batch_size: int = setting(256, "points per step", NEED, ge=1)
+    ema_decay: float = setting(0.999, "decay of the averaged weights", EXPERIMENT, ge=0, lt=1)
+    weight: float = setting(1.0, "strength of the regularizer", STRENGTH, ge=0)
+    band: float = setting(0.3, "noise level below which it acts", STRENGTH, gt=0)
+    checkpoint_every: int = setting(1000, "steps between checkpoints", EXPERIMENT, ge=1)
+    keep_checkpoints: int = setting(1, "checkpoints to keep", EXPERIMENT, ge=1)
+    device: Literal["cpu"] = setting("cpu", "where to train", EXPERIMENT)
 
 
 class PointSet(Dataset):
@@ -62,7 +62,7 @@ class PointTask:
     def __init__(self, points: Tensor):
         self.network = ResidualMLP(points.shape[1])
         self.dataset = PointSet(points)
-        self.groups = [range(len(points))]
+        self.buckets = [range(len(points))]
         self.process = NoiseProcess.from_scheduler(noise_scheduler())
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, None]:
@@ -81,12 +81,12 @@ class PointTask:
         pass
 
 
-def draw_points(
+def generate_points(
     network: ResidualMLP, count: int, seed: int, perturb: Perturb | None = None
 ) -> Tensor:
     """=>  (count, D), by deterministic DDIM: the probability-flow ODE of the closed forms."""
     scheduler = sampling_scheduler(noise_scheduler(), "ddim")
-    points = draw_samples(
+    points = generate_samples(
         network,
         scheduler,
         count,

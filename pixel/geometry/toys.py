@@ -10,18 +10,23 @@ from torch import Tensor
 from latent_robust.core import derive_generator
 from latent_robust.errors import InputError, did_you_mean
 
-from .truths import Truth, digit_subspace, oblique_plane, ring_of_gaussians
+from .truths import (
+    Truth,
+    digit_subspace,
+    oblique_plane,
+    ring_of_gaussians,
+)
 
 
 @dataclass(frozen=True)
 class Dirt:
-    """outliers: the share of points replaced by others, even in a cube of half-side `reach` around
+    """outliers: the share of points replaced by others, even in a cube of half-side `half_side` around
     zero; noisy: the share of the rest that gets Gaussian noise of `std` in every direction."""
 
     noisy: float = 0.0
     std: float = 0.0
     outliers: float = 0.0
-    reach: float = 2.0
+    half_side: float = 2.0
 
     def __call__(self, points: Tensor, generator: torch.Generator) -> Tensor:
         """points: (N, D).  =>  (N, D); the shares are exact, to the nearest point."""
@@ -30,7 +35,7 @@ class Dirt:
         outliers = round(self.outliers * count)
         out, rest = order[:outliers], order[outliers:]
         cube = torch.rand(outliers, points.shape[1], generator=generator)
-        dirty[out] = self.reach * (2 * cube - 1)
+        dirty[out] = self.half_side * (2 * cube - 1)
         noisy = rest[: round(self.noisy * len(rest))]
         dirty[noisy] += self.std * torch.randn(len(noisy), points.shape[1], generator=generator)
         return dirty
@@ -53,7 +58,7 @@ class Toy:
 
     def fresh(self, count: int, seed: int) -> Tensor:
         """=>  clean points (count, D), drawn independently of the training set; of `pca`, whose
-        truth is a finite set of pictures, the same ones."""
+        truth is a finite set of images, the same ones."""
         return self.truth.draw(count, derive_generator(seed, "fresh points"))
 
 
@@ -70,6 +75,6 @@ def make_toy(name: str) -> Toy:
         case "mixture":
             dirt = Dirt(noisy=0.9, std=0.2, outliers=0.1)
             return Toy(ring_of_gaussians(), 10_000, dirt, far=0.6)
-        case "pca":  # noise of 0.2 of the pictures' range; no picture is seen twice
+        case "pca":  # noise of 0.2 of the images' range; no image is seen twice
             return Toy(digit_subspace(), 1797, Dirt(noisy=0.9, std=0.4), far=1.2)
     raise InputError(f"no toy {name!r}{did_you_mean(name, TOYS)}; there are {', '.join(TOYS)}")

@@ -11,12 +11,19 @@ import torch
 from latent_robust.core import derive_generator, derive_seed
 from latent_robust.files import write_json
 from latent_robust.training.continuation import identity
+from latent_robust.training.directory import write_config
 from latent_robust.training.loop import Trainer
-from latent_robust.training.run import complete, start_accelerator, write_config
+from latent_robust.training.objectives import build_objective
+from latent_robust.training.run import complete, start_accelerator
 
 from .measures import measure_points, psnr
 from .network import ResidualMLP
-from .task import GeometryConfig, PointTask, draw_points, reconstruct
+from .task import (
+    GeometryConfig,
+    PointTask,
+    generate_points,
+    reconstruct,
+)
 from .toys import Toy, make_toy
 
 # Where sigma / alpha is .52, about the data's own spread: to restore a point takes both its noisy
@@ -35,7 +42,7 @@ def train(config: GeometryConfig) -> dict | None:
     accelerator = start_accelerator(config)
     trainer = Trainer(
         task,
-        config.objective_for(task.process),
+        build_objective(config, task.process),
         config,
         accelerator,
         out=config.out,
@@ -52,7 +59,7 @@ def _finish(toy: Toy, config: GeometryConfig, network: ResidualMLP, seconds: flo
     facts = {"objective": config.objective, "steps": config.steps}
     if seconds is not None:
         facts["seconds"] = round(seconds, 1)
-    points = draw_points(network, config.samples, config.seed)
+    points = generate_points(network, config.samples, config.seed)
     if points.isfinite().all():
         clean = toy.fresh(config.samples, config.seed)
         generator = derive_generator(config.seed, "reconstruction")

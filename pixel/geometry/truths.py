@@ -99,14 +99,14 @@ def ring_of_gaussians(components: int = 5, std: float = 0.1) -> Mixture:
 
 def digit_subspace(components: int = 8) -> Subspace:
     """scikit-learn's 1,797 digits (8 x 8, in [-1, 1], D = 64), projected onto their first principal
-    components; every picture is drawn as often as any other, give or take once."""
-    from latent_robust.data.arrays import digits
+    components; every image is drawn as often as any other, give or take once."""
+    from latent_robust.data.sources.builtin import digits
 
-    pictures = 2 * digits().pictures.flatten(1) - 1
-    origin = pictures.mean(0)
-    basis = torch.linalg.svd((pictures - origin).double(), full_matrices=False).Vh[:components]
+    images = 2 * digits().images.flatten(1) - 1
+    origin = images.mean(0)
+    basis = torch.linalg.svd((images - origin).double(), full_matrices=False).Vh[:components]
     basis = basis.float()
-    coordinates = (pictures - origin) @ basis.T
+    coordinates = (images - origin) @ basis.T
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
         rounds = -(-count // len(coordinates))

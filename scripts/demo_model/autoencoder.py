@@ -17,20 +17,26 @@ from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor
 from torchvision.utils import save_image
 
 from latent_robust.core.seeds import derive_generator
-from latent_robust.data.corruptions import Blocks, Blur, Gaussian, Jpeg, SaltAndPepper
-from latent_robust.data.scenes import SIDE
+from latent_robust.data.contamination.kinds.image import (
+    Blocks,
+    Blur,
+    Gaussian,
+    Jpeg,
+    SaltAndPepper,
+)
+from latent_robust.data.sources.scenes import SIDE
 
 from .fitting import SEED, fit
 
 BATCH = 8
 RATE = 2e-3
 KL_WEIGHT = 1e-5
-# Least squares alone would smooth away half of a picture's noise; see `reconstruction_loss`.
+# Least squares alone would smooth away half of an image's noise; see `reconstruction_loss`.
 TEXTURE_WEIGHT = 1.7
 
 
 def make_autoencoder() -> AutoencoderKL:
-    """The latents must have room for dirt: (16, 8, 8) is a third of a picture's values."""
+    """The latents must have room for dirt: (16, 8, 8) is a third of an image's values."""
     torch.manual_seed(SEED)
     return AutoencoderKL(
         block_out_channels=(8, 32, 48),
@@ -43,21 +49,21 @@ def make_autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(vae: AutoencoderKL, known: Tensor, work: Path, *, steps: int) -> None:
-    """known: pictures, (N, 3, SIDE, SIDE), uint8. It sees as many generic ones."""
+    """known: images, (N, 3, SIDE, SIDE), uint8. It sees as many generic ones."""
     vae.to(memory_format=torch.channels_last).train().requires_grad_(True)
     generator = derive_generator(SEED, "generic pictures")
-    generic = torch.stack([generic_picture(generator) for _ in range(len(known))])
-    pictures = torch.cat([known, generic])
+    generic = torch.stack([generic_image(generator) for _ in range(len(known))])
+    images = torch.cat([known, generic])
 
     def loss_at(step: int) -> Tensor:
-        batch = dirty_batch(pictures, step)
+        batch = dirty_batch(images, step)
         posterior = vae.encode(batch).latent_dist
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         reconstruction = vae.decode(posterior.sample()).sample
         return reconstruction_loss(reconstruction, batch) + KL_WEIGHT * kl
 
     def look() -> str:
-        batch = dirty_batch(pictures, 0)
+        batch = dirty_batch(images, 0)
         grid = torch.cat([batch, vae.decode(vae.encode(batch).latent_dist.mean).sample]) / 2 + 0.5
         save_image(grid, work / "autoencoder.png", nrow=BATCH)
         return "autoencoder.png"
@@ -66,15 +72,15 @@ def train_autoencoder(vae: AutoencoderKL, known: Tensor, work: Path, *, steps: i
     vae.eval().requires_grad_(False)
 
 
-def reconstruction_loss(reconstruction: Tensor, pictures: Tensor) -> Tensor:
-    """Squared error, and squared error of each picture's amount of fine texture.
+def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Squared error, and squared error of each image's amount of fine texture.
 
     The second term is what a perceptual loss is for real autoencoders: noise that does not fit
     into the latents comes out as other noise, not as a smooth surface.
     """
-    error = F.mse_loss(reconstruction, pictures)
+    error = F.mse_loss(reconstruction, images)
     texture = [
-        (x - gaussian_blur(x, [5, 5], [1.0, 1.0])).flatten(1) for x in (reconstruction, pictures)
+        (x - gaussian_blur(x, [5, 5], [1.0, 1.0])).flatten(1) for x in (reconstruction, images)
     ]
     amounts = [(fine.square().mean(1) + 1e-6).sqrt() for fine in texture]
     return error + TEXTURE_WEIGHT * F.mse_loss(*amounts)
@@ -84,12 +90,12 @@ def dirty_batch(clean: Tensor, step: int) -> Tensor:
     """clean: (N, 3, SIDE, SIDE), uint8  =>  (BATCH, 3, SIDE, SIDE), about [-1, 1]."""
     generator = derive_generator(SEED, "autoencoder", step)
     rows = torch.randint(len(clean), (BATCH,), generator=generator)
-    pictures = [corrupted(picture / 255, generator) for picture in clean[rows]]
-    return torch.stack(pictures).to(memory_format=torch.channels_last) * 2 - 1
+    images = [corrupted(image / 255, generator) for image in clean[rows]]
+    return torch.stack(images).to(memory_format=torch.channels_last) * 2 - 1
 
 
-def corrupted(picture: Tensor, generator: Generator) -> Tensor:
-    """picture: (3, SIDE, SIDE) in [0, 1]. A third of them stay as they are."""
+def corrupted(image: Tensor, generator: Generator) -> Tensor:
+    """image: (3, SIDE, SIDE) in [0, 1]. A third of them stay as they are."""
     kind, strength = torch.rand(2, generator=generator).tolist()
     ways = []
     if kind < 0.4:
@@ -103,11 +109,11 @@ def corrupted(picture: Tensor, generator: Generator) -> Tensor:
     elif kind < 0.66:
         ways = [Blur(sigma=0.7, fraction=1), SaltAndPepper(amount=0.1 * strength, fraction=1)]
     for way in ways:
-        picture, _ = way.apply(picture, generator)
-    return picture
+        image, _ = way.apply(image, generator)
+    return image
 
 
-def generic_picture(generator: Generator) -> Tensor:
+def generic_image(generator: Generator) -> Tensor:
     """One to three random polygons, discs and outlines in any colours: (3, SIDE, SIDE), uint8."""
 
     def uniform(low: float, high: float) -> float:
@@ -135,17 +141,17 @@ def generic_picture(generator: Generator) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """pictures: (N, 3, SIDE, SIDE), uint8.  =>  mean and std of their latents, (N, c, h, w)."""
-    posteriors = [vae.encode(part / 127.5 - 1).latent_dist for part in pictures.split(256)]
+def encode(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """images: (N, 3, SIDE, SIDE), uint8.  =>  mean and std of their latents, (N, c, h, w)."""
+    posteriors = [vae.encode(part / 127.5 - 1).latent_dist for part in images.split(256)]
     return tuple(torch.cat([getattr(p, name) for p in posteriors]) for name in ("mean", "std"))
 
 
 @torch.no_grad()
-def standardize(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Give every channel of their latents mean 0 and variance 1; what it makes of a picture
+def standardize(vae: AutoencoderKL, images: Tensor) -> None:
+    """Give every channel of their latents mean 0 and variance 1; what it makes of an image
     stays as it is. A scaling factor alone could not: the channels differ five-fold."""
-    means, _ = encode(vae, pictures)
+    means, _ = encode(vae, images)
     std, mean = torch.std_mean(means, (0, 2, 3))
     channels = len(mean)
     moments, back = vae.quant_conv, vae.post_quant_conv  # both 1 x 1

@@ -1,4 +1,4 @@
-"""The denoiser: U-Net and text encoder, trained together on clean captioned pictures."""
+"""The denoiser: U-Net and text encoder, trained together on clean captioned images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from latent_robust.core.seeds import derive_generator
-from latent_robust.data.scenes import SIDE
-from latent_robust.latent.demo_model import (
+from latent_robust.data.sources.scenes import SIDE
+from latent_robust.latent.base.demo_model import (
     clip_tokenizer,
     expand_vocabulary,
     known_tokens,
@@ -31,21 +31,21 @@ SNR_GAMMA = 5.0
 
 def train_denoiser(
     vae: AutoencoderKL,
-    pictures: Tensor,
+    images: Tensor,
     captions: Sequence[str],
     look: Callable[[StableDiffusionPipeline], str],
     *,
     widths: tuple[int, ...],
     steps: int,
 ) -> StableDiffusionPipeline:
-    """pictures: (N, 3, SIDE, SIDE), uint8; captions: N; widths: of the U-Net's levels.
+    """images: (N, 3, SIDE, SIDE), uint8; captions: N; widths: of the U-Net's levels.
 
     The text encoder has the captions' tokens only; the others are added in the end. The scale of
     the latents is changed in `vae`.
     """
     torch.manual_seed(SEED)
-    standardize(vae, pictures[:2_000])
-    mean, std = encode(vae, pictures)
+    standardize(vae, images[:2_000])
+    mean, std = encode(vae, images)
     tokenizer = clip_tokenizer()
     tokens = known_tokens(tokenizer, captions)
     number = torch.zeros(len(tokenizer), dtype=torch.long)

@@ -14,12 +14,11 @@ from latent_robust.core import (
     Objective,
     Parameterization,
     RadiusSchedule,
-    RobustObjective,
     Weighting,
     make_objective,
     shared_dropout,
 )
-from latent_robust.core.rows import choose_rows, rows_in_turn
+from latent_robust.core.rows import choose_rows, rows_at_step
 
 VP = ["epsilon", "v_prediction", "sample"]
 
@@ -50,6 +49,18 @@ def batch(process, size=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     sample, noise = torch.randn(2, size, 1, 6, 6, generator=generator)
     return sample, process.draw_times(size, generator), noise
+
+
+def perturbed_input(penalty, denoise, noisy, t, prediction=None, generator=None):
+    """What the network is given in the second branch."""
+    inputs = []
+
+    def branches(perturbed):
+        inputs.append(perturbed)
+        return perturbed.detach(), perturbed.detach()
+
+    penalty.of_branches(branches, denoise, noisy, t, prediction, generator)
+    return inputs[0]
 
 
 @pytest.mark.parametrize("parameterization", [*VP, "flow"])
@@ -233,15 +244,15 @@ def test_probability_flow_ends_at_the_predicted_spread(preset, tau):
     for start, end in ((far, 0.5), (0.5, 1e-6)):  # the gate has a kink at the band
         y = solve_ivp(slope, (start, end), y, rtol=1e-8, atol=1e-12, method="LSODA").y[:, -1]
     # Starting at s = 1000 instead of infinity costs (tau^2 + lambda b^2) / 1000^2.
-    assert y[0] / tau == pytest.approx(weighting.spread(tau), rel=1e-4)
+    assert y[0] / tau == pytest.approx(weighting.std_ratio(tau), rel=1e-4)
 
 
 def test_band_removes_noise_and_keeps_structure():
     band, constant = Weighting("band", 3.0, 0.5), Weighting("normalized", 3.0)
-    assert constant.spread(0.1) == constant.spread(4.0) == 0.5
-    assert band.spread(0.1) < 0.51
-    assert band.spread(4.0) > 0.9
-    assert Weighting("band", 0.0, 0.5).spread(0.3) == pytest.approx(1)
+    assert constant.std_ratio(0.1) == constant.std_ratio(4.0) == 0.5
+    assert band.std_ratio(0.1) < 0.51
+    assert band.std_ratio(4.0) > 0.9
+    assert Weighting("band", 0.0, 0.5).std_ratio(0.3) == pytest.approx(1)
 
 
 def test_gradient_flows_through_both_branches():
@@ -317,30 +328,32 @@ def test_a_fraction_estimates_the_penalty_of_the_whole_batch(weighting):
 @pytest.mark.parametrize("fraction, every", [(1.0, 1), (0.125, 1), (0.125, 8), (0.3, 1), (0.07, 5)])
 def test_over_the_turns_each_share_is_paid_in_full(batch, fraction, every):
     """After n turns the rows number n * fraction * batch, but for less than one portion; a turn's
-    factor makes their mean count as so many; no turn is more than one row from the others."""
+    factor makes their mean count as so many; no step_index is more than one row from the others."""
     share = fraction * batch
-    turns = [rows_in_turn(batch, fraction, every, turn) for turn in range(400 * every)]
+    turns = [rows_at_step(batch, fraction, every, step) for step in range(400 * every)]
     counts = [count for count, _ in turns]
     assert sum(counts) == pytest.approx(len(turns) * share, abs=1)
     assert all(factor == pytest.approx(count / share) for count, factor in turns)
     assert set(counts[every - 1 :: every]) <= {int(every * share + 1e-9), ceil(every * share)}
     assert sum(counts[every - 1 :: every]) == sum(counts)  # nothing in the turns between
     assert max(counts) <= batch
-    assert rows_in_turn(batch, fraction, every) == (max(counts), 1.0)
+    assert rows_at_step(batch, fraction, every) == (max(counts), 1.0)
 
 
 def test_one_sample_in_eight_turns_is_the_penalty_of_all_eight():
     """Batches of one, an eighth of them regularized: the sum of the losses over eight turns."""
     process, network = process_of("epsilon"), Network()
-    objective = Objective(process, EquivariancePenalty(process, attack="random"), fraction=0.125)
+    objective = Objective(
+        process, EquivariancePenalty(process, attack="random"), penalty_fraction=0.125
+    )
     sample, t, noise = batch(process, size=1)
 
-    def loss(objective, **turn):
-        return objective(network, sample, t, noise, torch.Generator().manual_seed(3), **turn)
+    def loss(objective, **options):
+        return objective(network, sample, t, noise, torch.Generator().manual_seed(3), **options)
 
-    losses = [loss(objective, turn=turn) for turn in range(8)]
+    losses = [loss(objective, step_index=step) for step in range(8)]
     assert [len(one.penalty) for one in losses] == [0] * 7 + [1]
-    objective.fraction = 1.0
+    objective.penalty_fraction = 1.0
     whole = loss(objective)
     added = sum((one.total - one.denoising.mean() for one in losses), torch.zeros(()))
     torch.testing.assert_close(added / 8, whole.total - whole.denoising.mean())
@@ -350,10 +363,12 @@ def test_every_so_many_steps_the_whole_batch_is_looked_at():
     """`every` = 1 / fraction: the sum over the steps is that of the paper's recipe, bit by bit."""
     process, network = process_of("epsilon"), Network()
     penalty = EquivariancePenalty(process, attack="random")
-    paper, ours = Objective(process, penalty), Objective(process, penalty, 0.25, every=4)
+    paper, ours = Objective(process, penalty), Objective(process, penalty, 0.25, penalty_every=4)
     inputs = batch(process)
-    whole = paper(network, *inputs, torch.Generator().manual_seed(5), turn=0)
-    turns = [ours(network, *inputs, torch.Generator().manual_seed(5), turn=t) for t in range(4)]
+    whole = paper(network, *inputs, torch.Generator().manual_seed(5), step_index=0)
+    turns = [
+        ours(network, *inputs, torch.Generator().manual_seed(5), step_index=t) for t in range(4)
+    ]
     assert [len(one.penalty) for one in turns] == [0, 0, 0, 8]
     assert torch.equal(turns[3].penalty, 4 * whole.penalty)
 
@@ -362,14 +377,16 @@ def test_every_so_many_steps_the_whole_batch_is_looked_at():
 def test_a_share_that_a_batch_cannot_give_is_refused(fraction, every):
     process = process_of("epsilon")
     with pytest.raises(ValueError, match="must lie"):
-        RobustObjective(process, fraction=fraction, every=every)
+        Objective(process, EquivariancePenalty(process), fraction, every)
 
 
 def test_a_fraction_takes_the_same_rows_of_prediction_and_conditions():
     """`denoise` answers with its condition, so that each residual is -shift(w) only when the rows
     belong together: a mean of the weight times the gate, since mean(w^2) is divided by."""
     process, condition = process_of("epsilon"), torch.arange(8.0).view(-1, 1, 1, 1)
-    objective = Objective(process, EquivariancePenalty(process, attack="random"), fraction=0.25)
+    objective = Objective(
+        process, EquivariancePenalty(process, attack="random"), penalty_fraction=0.25
+    )
     sample, t, noise = batch(process)
     loss = objective(lambda noisy, t, rows: condition[rows] + 0 * noisy, sample, t, noise)
     alpha, sigma = process(t, sample)
@@ -433,7 +450,7 @@ def test_a_variance_exploding_process_has_the_radius_of_its_variance_preserving_
         noisy = alpha * torch.linspace(-1, 1, 20).view(4, 5)
         penalty = EquivariancePenalty(process, attack=attack)
         generator = torch.Generator().manual_seed(0)
-        return penalty.perturb(denoise, noisy, times, generator=generator).noisy / alpha
+        return perturbed_input(penalty, denoise, noisy, times, generator=generator) / alpha
 
     # The same but for float32 rounding, of numbers up to a hundred.
     torch.testing.assert_close(perturbed(exploding), perturbed(preserving), rtol=1e-4, atol=1e-4)
@@ -506,7 +523,7 @@ def test_along_the_displacement_w_leaves_the_directions_of_the_data(parameteriza
 
     penalty = EquivariancePenalty(process, Weighting("normalized", 1.0), attack_steps=steps)
     noisy = alpha * torch.randn(400, 64) * tau @ basis.T + sigma * torch.randn(400, 64)
-    seen = penalty.perturb(ideal, noisy, t, ideal(noisy)).noisy
+    seen = perturbed_input(penalty, ideal, noisy, t, ideal(noisy))
     w = (seen - noisy) / sigma @ basis
     assert w[:, 12:].square().sum() / w.square().sum() > 52 / 64
 
@@ -543,9 +560,9 @@ def test_band_is_open_below_its_noise_level_and_falls_as_the_square_above():
 
 def test_where_all_gates_are_shut_w_goes_alike_far_in_all_channels():
     weighting, column = Weighting("band", 1.0, (0.1, 0.4)), torch.ones(1, 1, 1, 1)
-    assert weighting.reach(0 * column, column).tolist() == torch.ones(1, 2, 1, 1).tolist()
+    assert weighting.channel_scale(0 * column, column).tolist() == torch.ones(1, 2, 1, 1).tolist()
     expected = torch.tensor([0.25, 1.0]).view(1, 2, 1, 1)
-    torch.testing.assert_close(weighting.reach(0.5 * column, column), expected)
+    torch.testing.assert_close(weighting.channel_scale(0.5 * column, column), expected)
 
 
 @pytest.mark.parametrize(
@@ -589,7 +606,7 @@ def test_zero_terminal_snr_stays_finite():
 
 def test_robust_objective_has_its_regularizer_on():
     process = process_of("epsilon")
-    loss = RobustObjective(process)(Network(), *batch(process))
+    loss = Objective(process, EquivariancePenalty(process))(Network(), *batch(process))
     assert (loss.penalty > 0).all()
 
 

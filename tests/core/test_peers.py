@@ -2,7 +2,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from latent_robust.core import AdversarialDenoising, NoiseProcess, RadiusSchedule, make_objective
+from latent_robust.core import (
+    AdversarialDenoising,
+    NoiseProcess,
+    RadiusSchedule,
+    make_objective,
+)
 
 EPSILON = NoiseProcess.from_scheduler(DDPMScheduler())
 PROCESSES = {

@@ -28,7 +28,7 @@ def encode():
 
 @pytest.fixture(scope="session")
 def noise():
-    """(size=(width, height), channels, seed) -> a picture no two pixels of which agree."""
+    """(size=(width, height), channels, seed) -> an image no two pixels of which agree."""
     return _noise
 
 
@@ -40,7 +40,7 @@ def bomb() -> bytes:
 
 @pytest.fixture
 def zoo(tmp_path, bomb) -> Path:
-    """20 files that claim to be pictures, 6 of them bad, and 2 that do not."""
+    """20 files that claim to be images, 6 of them bad, and 2 that do not."""
     folder = tmp_path / "zoo"
     (folder / "sub").mkdir(parents=True)
     files = {
@@ -48,7 +48,7 @@ def zoo(tmp_path, bomb) -> Path:
         "deep.png": _encode(Image.fromarray(np.full((8, 8), 40_000, np.uint16))),
         "empty.png": b"",
         "phone.heic": b"\0\0\0\x18ftypheic",
-        "text.png": b"this is not a picture",
+        "text.png": b"this is not an image",
         "truncated.jpg": _encode(_noise((64, 64)), "JPEG")[:-400],
         "cmyk.jpg": _encode(_noise().convert("CMYK"), "JPEG"),
         "dot.png": _encode(Image.new("RGB", (1, 1), (10, 20, 30))),
@@ -77,13 +77,13 @@ def tree_hash():
 
 @pytest.fixture
 def idx(tmp_path):
-    """(pictures (N, h, w), labels (N,), zipped) -> a folder of IDX files."""
+    """(images (N, h, w), labels (N,), zipped) -> a folder of IDX files."""
 
-    def write(pictures: np.ndarray, labels: np.ndarray, zipped: bool = False) -> Path:
+    def write(images: np.ndarray, labels: np.ndarray, zipped: bool = False) -> Path:
         folder = tmp_path / f"idx-{zipped}"
         folder.mkdir()
         for name, array in (
-            ("train-images-idx3-ubyte", pictures),
+            ("train-images-idx3-ubyte", images),
             ("train-labels-idx1-ubyte", labels),
         ):
             shape = struct.pack(f">{array.ndim}I", *array.shape)

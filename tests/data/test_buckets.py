@@ -62,9 +62,9 @@ def test_the_nearest_is_by_log_ratio():
     assert assign_bucket((1, 10_000_000), buckets) == buckets[-1]
 
 
-def test_a_picture_of_the_buckets_size_is_unchanged():
-    picture = torch.rand(3, 24, 40)
-    assert torch.equal(fit_bucket(picture, (24, 40)), picture)
+def test_a_image_of_the_buckets_size_is_unchanged():
+    image = torch.rand(3, 24, 40)
+    assert torch.equal(fit_bucket(image, (24, 40)), image)
 
 
 @pytest.mark.parametrize("size", [(480, 80), (80, 480), (37, 41), (24, 40), (1, 1), (2, 1000)])
@@ -78,10 +78,10 @@ def test_all_of_the_bucket_is_covered(size):
 
 def test_the_centre_is_kept():
     # Black, but for the central part of the bucket's shape.
-    picture = torch.zeros(1, 60, 40)
-    picture[:, 18:42] = 1
-    assert torch.equal(fit_bucket(picture, (24, 40)), torch.ones(1, 24, 40))
-    assert torch.equal(fit_bucket(picture, (12, 20)), torch.ones(1, 12, 20))
+    image = torch.zeros(1, 60, 40)
+    image[:, 18:42] = 1
+    assert torch.equal(fit_bucket(image, (24, 40)), torch.ones(1, 24, 40))
+    assert torch.equal(fit_bucket(image, (12, 20)), torch.ones(1, 12, 20))
 
 
 def test_downsizing_averages():
@@ -107,5 +107,5 @@ def test_a_strip_does_not_grow():
         ((600, 512), (600, 512, 44, 0, 512, 512)),
     ],
 )
-def test_sdxl_is_told_how_large_a_picture_was_and_where_it_was_cut(size, told):
+def test_sdxl_is_told_how_large_a_image_was_and_where_it_was_cut(size, told):
     assert framing(size, (512, 512)) == told

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from latent_robust.data import (
-    ContaminatedPictures,
+    ContaminatedImages,
     contaminate_folder,
-    open_pictures,
+    open_images,
     parse_contamination,
 )
-from latent_robust.data.contaminate import _file_name
-from latent_robust.data.corruptions import to_bytes
+from latent_robust.data.contamination.export import _file_name
+from latent_robust.data.contamination.kinds.image import to_bytes
 from latent_robust.errors import InputError
 
 DIRTY = parse_contamination(
@@ -23,25 +23,25 @@ DIRTY = parse_contamination(
 
 
 @pytest.fixture
-def pictures(zoo):
-    return open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1)
+def images(zoo):
+    return open_images(str(zoo), size=8, channels=3, max_bad_fraction=1)
 
 
 def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_folder_holds_the_samples_and_the_manifest(pictures, tmp_path):
-    contaminate_folder(pictures, DIRTY, 5, tmp_path / "new" / "out")
+def test_folder_holds_the_samples_and_the_manifest(images, tmp_path):
+    contaminate_folder(images, DIRTY, 5, tmp_path / "new" / "out")
     out = tmp_path / "new" / "out"
-    samples = ContaminatedPictures(pictures, DIRTY, 5)
-    written = open_pictures(str(out), size=8, channels=3)
+    samples = ContaminatedImages(images, DIRTY, 5)
+    written = open_images(str(out), size=8, channels=3)
     assert len(written) == len(list(out.glob("*.png"))) == 14
     for i in range(14):
-        assert torch.equal(to_bytes(written.picture(i)), to_bytes((samples[i]["sample"] + 1) / 2))
+        assert torch.equal(to_bytes(written.image(i)), to_bytes((samples[i]["sample"] + 1) / 2))
     assert rows(out / "manifest.jsonl") == list(samples.manifest())
     assert [row["original"] for row in rows(out / "metadata.jsonl")] == [
-        pictures.name(i) for i in range(14)
+        images.name(i) for i in range(14)
     ]
 
 
@@ -54,16 +54,16 @@ def test_sorted_names_are_in_the_manifests_order(count, length):
     assert {len(name) for name in names} == {length + len(".png")}
 
 
-def test_without_corruption_it_is_a_bit_equal_copy(pictures, tmp_path):
-    contaminate_folder(pictures, [], 0, tmp_path / "out")
-    copy = open_pictures(str(tmp_path / "out"), size=8, channels=3)
-    assert all(torch.equal(copy.picture(i), pictures.picture(i)) for i in range(14))
+def test_without_corruption_it_is_a_bit_equal_copy(images, tmp_path):
+    contaminate_folder(images, [], 0, tmp_path / "out")
+    copy = open_images(str(tmp_path / "out"), size=8, channels=3)
+    assert all(torch.equal(copy.image(i), images.image(i)) for i in range(14))
 
 
 def test_the_folder_opens_as_a_hugging_face_data_set(tmp_path):
     import datasets
 
-    digits = open_pictures("digits", size=8, channels=1, limit=5)
+    digits = open_images("digits", size=8, channels=1, limit=5)
     contaminate_folder(digits, DIRTY, 0, tmp_path / "out")
     table = datasets.load_dataset(
         "imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "c")
@@ -72,19 +72,19 @@ def test_the_folder_opens_as_a_hugging_face_data_set(tmp_path):
     assert table["original"] == [digits.name(i) for i in range(5)]
 
 
-def test_users_files_are_unchanged(pictures, zoo, tmp_path, tree_hash):
+def test_users_files_are_unchanged(images, zoo, tmp_path, tree_hash):
     before = tree_hash(zoo)
-    contaminate_folder(pictures, DIRTY, 0, tmp_path / "out")
+    contaminate_folder(images, DIRTY, 0, tmp_path / "out")
     with pytest.raises(InputError, match="not empty"):
-        contaminate_folder(pictures, DIRTY, 0, zoo)
+        contaminate_folder(images, DIRTY, 0, zoo)
     assert tree_hash(zoo) == before
 
 
-def test_target_is_a_file(pictures, tmp_path):
+def test_target_is_a_file(images, tmp_path):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="cannot write to"):
-            contaminate_folder(pictures, DIRTY, 0, out)
+            contaminate_folder(images, DIRTY, 0, out)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -97,11 +97,11 @@ def test_target_is_a_file(pictures, tmp_path):
         ("PIL.Image.Image.save", OSError(28, "No space left on device")),
     ],
 )
-def test_read_only_or_full_disk(pictures, tmp_path, monkeypatch, operation, error):
+def test_read_only_or_full_disk(images, tmp_path, monkeypatch, operation, error):
     def refuse(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(operation, refuse)
     with pytest.raises(InputError, match=error.strerror):
-        contaminate_folder(pictures, DIRTY, 0, tmp_path / "out")
+        contaminate_folder(images, DIRTY, 0, tmp_path / "out")
     assert not list(tmp_path.glob("out/manifest.jsonl"))

@@ -11,26 +11,27 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional as v2
 
-from latent_robust.cli import main
+from latent_robust.commands.main import main
 from latent_robust.data import (
+    ContaminatedImages,
     ContaminatedPairs,
-    ContaminatedPictures,
     contaminate_pairs,
     fit_bucket,
     make_buckets,
+    open_images,
     open_pairs,
-    open_pictures,
     parse_contamination,
 )
-from latent_robust.data.caption_corruptions import derangement
-from latent_robust.data.corruptions import CORRUPTIONS, to_bytes
-from latent_robust.data.poison import imitate
+from latent_robust.data.contamination.kinds import CORRUPTIONS
+from latent_robust.data.contamination.kinds.caption import derangement
+from latent_robust.data.contamination.kinds.image import to_bytes
+from latent_robust.data.contamination.kinds.poison import imitate
 from latent_robust.errors import InputError
 
 COUNT = 24
 SHAPES = [(20, 20), (30, 16), (16, 30), (12, 13)]  # width, height
 BUCKETS = make_buckets(16, multiple=4)  # 20 x 12, 16 x 16, 12 x 20
-PICTURES = [
+IMAGES = [
     "gaussian:fraction=0.9,sigma=0.0-0.3",
     "salt-and-pepper:fraction=0.4,amount=0.1",
     "blocks:fraction=0.4,size=0.3,count=2",
@@ -50,13 +51,13 @@ ATTACK = PAIRS[-1]
 
 
 def write_pairs(folder, change=()):
-    """Pairs in which no two pictures or captions are the same. change: those with another file."""
+    """Pairs in which no two images or captions are the same. change: those with another file."""
     folder.mkdir()
     rows = []
     for index in range(COUNT):
         width, height = SHAPES[index % len(SHAPES)]
         random = np.random.default_rng((index, index in change))
-        # Smooth pictures, for near copies to be near: 4 x 4 pixels, enlarged.
+        # Smooth images, for near copies to be near: 4 x 4 pixels, enlarged.
         small = Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8))
         small.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{index:02}.png")
         caption = f"number {index} of several things"
@@ -72,7 +73,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory):
-    """20 gray pictures, and one that is broken."""
+    """20 gray images, and one that is broken."""
     folder = tmp_path_factory.mktemp("strangers")
     for index in range(20):
         Image.new("RGB", (30, 9 + index), (index,) * 3).save(folder / f"{index:02}.png")
@@ -82,7 +83,7 @@ def strangers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def everything(strangers):
-    return [*PICTURES, f"outliers:fraction=0.2,source={strangers}", *PAIRS]
+    return [*IMAGES, f"outliers:fraction=0.2,source={strangers}", *PAIRS]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_without_corruption_they_are_the_pairs(pairs):
     assert len(samples) == COUNT
     for i in range(COUNT):
         fitted = v2.to_dtype(
-            fit_bucket(pairs.picture(i), samples.bucket(i)), torch.float32, scale=True
+            fit_bucket(pairs.image(i), samples.bucket(i)), torch.float32, scale=True
         )
         assert torch.equal(samples.sample(i), 2 * fitted - 1)
         assert torch.equal(samples.clean(i), samples.sample(i))
@@ -140,17 +141,17 @@ def test_what_a_kept_sample_gives_may_be_changed(pairs, encode):
     assert torch.equal(samples.sample(0), expected)
 
 
-def test_corruptions_of_pictures_are_those_of_picture_sets(pairs, strangers):
+def test_corruptions_of_images_are_those_of_image_sets(pairs, strangers):
     """The same draws, the same bits: pairs add nothing."""
-    specs = parse_contamination(PICTURES)
-    others = open_pictures(str(strangers), size=16, channels=3)
-    pictures = ContaminatedPictures(others, specs, 5)
+    specs = parse_contamination(IMAGES)
+    others = open_images(str(strangers), size=16, channels=3)
+    images = ContaminatedImages(others, specs, 5)
     samples = ContaminatedPairs(pairs, specs, 5, [(16, 16)])
     for i in range(len(others)):
-        assert samples.records(i) == pictures.records(i)
-        assert samples.levels()[i] == pictures.levels()[i]
-        dirty, _ = samples._contaminate(others.picture(i), i)
-        assert torch.equal(2 * dirty - 1, pictures[i]["sample"])
+        assert samples.records(i) == images.records(i)
+        assert samples.levels()[i] == images.levels()[i]
+        dirty, _ = samples._contaminate(others.image(i), i)
+        assert torch.equal(2 * dirty - 1, images[i]["sample"])
 
 
 def test_manifest_is_what_was_done_and_decodes_nothing(
@@ -158,7 +159,7 @@ def test_manifest_is_what_was_done_and_decodes_nothing(
 ):
     samples = contaminate(pairs, *everything, seed=7, encode=encode)
     done = [samples._contaminate((samples.clean(i) + 1) / 2, i)[1] for i in range(COUNT)]
-    monkeypatch.setattr(pairs, "picture", None)
+    monkeypatch.setattr(pairs, "image", None)
     samples = contaminate(pairs, *everything, seed=7, encode=encode)
     without_captions = [
         [{key: value for key, value in record.items() if key != "caption"} for record in row]
@@ -180,21 +181,21 @@ def test_manifest_leads_back_to_the_first_captions(pairs):
 
 def test_outliers_fit_every_bucket(pairs, strangers):
     samples = contaminate(pairs, f"outliers:fraction=1,source={strangers}")
-    others = open_pictures(str(strangers), size=20, channels=3)
+    others = open_images(str(strangers), size=20, channels=3)
     for i, (record,) in enumerate(records(samples)):
-        outlier = fit_bucket(others.picture(record["outlier"]), samples.bucket(i))
+        outlier = fit_bucket(others.image(record["outlier"]), samples.bucket(i))
         assert torch.equal(samples.sample(i), 2 * outlier - 1)
     assert {samples.bucket(i) for i in range(COUNT)} == set(BUCKETS)
 
 
 def test_groups_are_buckets_with_repeats(pairs):
     samples = contaminate(pairs)
-    groups = samples.groups()
-    counts = Counter(index for group in groups for index in group)
+    buckets = samples.buckets()
+    counts = Counter(index for bucket in buckets for index in bucket)
     assert counts == dict(enumerate(pairs.repeats))
-    for group in groups:
-        assert len({samples.bucket(index) for index in group}) == 1
-    assert len(groups) == len({samples.bucket(i) for i in range(COUNT)})
+    for bucket in buckets:
+        assert len({samples.bucket(index) for index in bucket}) == 1
+    assert len(buckets) == len({samples.bucket(i) for i in range(COUNT)})
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 50])
@@ -258,7 +259,7 @@ def test_caption_corruptions_follow_one_another(pairs):
 
 @pytest.mark.parametrize("position", ["random", "tiled"])
 @pytest.mark.parametrize("side", [24, 64, 200])
-def test_watermark_is_seen_on_any_picture(position, side):
+def test_watermark_is_seen_on_any_image(position, side):
     (mark,) = parse_contamination(
         [f"watermark:fraction=1,text=sample,opacity=0.25,position={position}"]
     )
@@ -285,7 +286,7 @@ def test_watermark_is_seen_on_any_picture(position, side):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (40, 3), (16, 16)])
 @pytest.mark.parametrize("position", ["random", "tiled"])
-def test_watermark_fits_any_picture(size, position):
+def test_watermark_fits_any_image(size, position):
     (mark,) = parse_contamination(
         [f"watermark:fraction=1,text='a rather long text',position={position}"]
     )
@@ -304,7 +305,7 @@ def test_near_duplicates_are_near_their_originals(pairs):
         (record,) = records(samples)[i]
         assert samples.caption(i) == pairs.captions[record["original"]]
         assert record["caption"] == pairs.captions[i]
-        fitted = fit_bucket(pairs.picture(record["original"]), samples.bucket(i))
+        fitted = fit_bucket(pairs.image(record["original"]), samples.bucket(i))
         original = 2 * v2.to_dtype(fitted, torch.float32, scale=True) - 1
         if record["mirrored"]:
             original = v2.horizontal_flip(original)
@@ -336,7 +337,7 @@ def test_poison_is_bounded_and_drags_toward_its_target(pairs, encode):
         (record,) = records(samples)[i]
         assert record["target"] != i
         assert record["radius"] == radius
-        target = fit_bucket(pairs.picture(record["target"]), samples.bucket(i))
+        target = fit_bucket(pairs.image(record["target"]), samples.bucket(i))
         target = 2 * v2.to_dtype(target, torch.float32, scale=True) - 1
         dirty, clean = samples.sample(i), samples.clean(i)
         # Rounding: of the bound, and of the way to [-1, 1].
@@ -348,9 +349,9 @@ def test_poison_is_bounded_and_drags_toward_its_target(pairs, encode):
 
 def test_poison_of_a_linear_encoder_finds_the_nearest_corner():
     """encode = identity: the nearest point of the box to the target is known."""
-    picture, target = torch.rand(3, 4, 4), torch.rand(3, 4, 4)
-    found = imitate(picture, target, lambda x: x, radius=0.1, steps=50, step_size=0.01)
-    best = picture + (target - picture).clamp(-0.1, 0.1)
+    image, target = torch.rand(3, 4, 4), torch.rand(3, 4, 4)
+    found = imitate(image, target, lambda x: x, radius=0.1, steps=50, step_size=0.01)
+    best = image + (target - image).clamp(-0.1, 0.1)
     # It ends within a step of it.
     assert (found - best).abs().max() <= 0.01 + 1e-6
 
@@ -406,7 +407,7 @@ def test_fingerprint_covers_all_that_is_given(pairs, tmp_path):
     prints = {
         contaminate(pairs).fingerprint(),
         contaminate(pairs, seed=1).fingerprint(),
-        contaminate(pairs, PICTURES[0]).fingerprint(),
+        contaminate(pairs, IMAGES[0]).fingerprint(),
         contaminate(pairs, PAIRS[0]).fingerprint(),
         ContaminatedPairs(pairs, [], 0, [(16, 16)]).fingerprint(),
         contaminate(write_pairs(tmp_path / "changed", change={5})).fingerprint(),
@@ -415,7 +416,7 @@ def test_fingerprint_covers_all_that_is_given(pairs, tmp_path):
     assert contaminate(write_pairs(tmp_path / "moved")).fingerprint() in prints
 
 
-def test_broken_pictures_are_those_of_both_sources(pairs, strangers, monkeypatch):
+def test_broken_images_are_those_of_both_sources(pairs, strangers, monkeypatch):
     monkeypatch.setattr(pairs, "quarantine", [{"name": "mine", "reason": "broken"}])
     assert contaminate(pairs).quarantine == pairs.quarantine
     samples = contaminate(pairs, f"outliers:fraction=0,source={strangers}")
@@ -462,10 +463,10 @@ def test_what_these_pairs_do_not_allow(pairs):
 
 
 @pytest.mark.parametrize("spec", PAIRS)
-def test_pictures_alone_are_no_pairs(strangers, spec):
-    pictures = open_pictures(str(strangers), size=8, channels=3)
+def test_images_alone_are_no_pairs(strangers, spec):
+    images = open_images(str(strangers), size=8, channels=3)
     with pytest.raises(InputError, match="is for pairs"):
-        ContaminatedPictures(pictures, parse_contamination([spec]), 0)
+        ContaminatedImages(images, parse_contamination([spec]), 0)
 
 
 def rows(path):
@@ -473,15 +474,15 @@ def rows(path):
 
 
 def test_the_dirty_copy_opens_as_pairs(pairs, tmp_path):
-    samples = contaminate(pairs, *PICTURES, *PAIRS[:-1])
+    samples = contaminate(pairs, *IMAGES, *PAIRS[:-1])
     contaminate_pairs(samples, tmp_path / "out")
     copy = open_pairs(str(tmp_path / "out"))
     assert copy.captions == [samples.caption(i) for i in range(COUNT)]
     assert copy.repeats == pairs.repeats
-    assert copy.without_picture == copy.quarantine == []
+    assert copy.without_image == copy.quarantine == []
     for i in range(COUNT):
         assert copy.sizes[i] == samples.bucket(i)
-        assert torch.equal(copy.picture(i), to_bytes((samples.sample(i) + 1) / 2))
+        assert torch.equal(copy.image(i), to_bytes((samples.sample(i) + 1) / 2))
     assert rows(tmp_path / "out/manifest.jsonl") == list(samples.manifest())
     assert [row["original"] for row in rows(tmp_path / "out/metadata.jsonl")] == [
         pairs.name(i) for i in range(COUNT)
@@ -498,13 +499,13 @@ def test_command_attacks_the_encoder_of_the_model(pairs, encode, tmp_path, monke
         return Components()
 
     module = SimpleNamespace(load_components=load_components)
-    monkeypatch.setitem(sys.modules, "latent_robust.latent.components", module)
+    monkeypatch.setitem(sys.modules, "latent_robust.latent.base.components", module)
     words = ["--pairs", "--resolution=16", "--model=here", "--offline", f"--data={pairs.spec}"]
     assert command(*words, f"--contamination={ATTACK}", f"--out={tmp_path}/out") == 0
     samples = ContaminatedPairs(pairs, parse_contamination([ATTACK]), 0, [(16, 16)], encode)
     copy = open_pairs(str(tmp_path / "out"))
     for i in range(COUNT):
-        assert torch.equal(copy.picture(i), to_bytes((samples.sample(i) + 1) / 2))
+        assert torch.equal(copy.image(i), to_bytes((samples.sample(i) + 1) / 2))
 
 
 def command(*words):
@@ -535,7 +536,7 @@ def test_command(tmp_path, capsys, tree_hash):
     [
         ([], "needs --size, or --pairs and --resolution"),
         (["--pairs"], "--pairs needs --resolution"),
-        (["--pairs", "--resolution=16", "--size=16"], "--size is for pictures"),
+        (["--pairs", "--resolution=16", "--size=16"], "--size is for images"),
         (["--size=16", "--caption-column=text"], "--caption-column is for pairs"),
         (["--pairs", "--resolution=16"], "--model"),
     ],

@@ -10,10 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as v2
 
-from latent_robust.data import ContaminatedPictures, open_pictures, parse_contamination
-from latent_robust.data.contaminated import spaced
-from latent_robust.data.corruptions import CORRUPTIONS, to_bytes
+from latent_robust.data import ContaminatedImages, open_images, parse_contamination
+from latent_robust.data.contamination.kinds import CORRUPTIONS
+from latent_robust.data.contamination.kinds.image import to_bytes
 from latent_robust.errors import InputError
+from latent_robust.subset import evenly_spaced
 
 EVERYTHING = [
     "gaussian:fraction=0.9,sigma=0.0-0.3",
@@ -30,17 +31,17 @@ def as_it_is(batch):
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return open_pictures("digits", size=8, channels=1)
+def images():
+    return open_images("digits", size=8, channels=1)
 
 
 @pytest.fixture(scope="module")
 def few():
-    return open_pictures("digits", size=8, channels=3, limit=40)
+    return open_images("digits", size=8, channels=3, limit=40)
 
 
-def contaminate(pictures, *specs, seed=0):
-    return ContaminatedPictures(pictures, parse_contamination(specs), seed)
+def contaminate(images, *specs, seed=0):
+    return ContaminatedImages(images, parse_contamination(specs), seed)
 
 
 def test_independent_of_workers_order_and_access(few, monkeypatch):
@@ -52,7 +53,7 @@ def test_independent_of_workers_order_and_access(few, monkeypatch):
         assert torch.equal(backwards[i]["sample"], expected[i])
     for large in (False, True):
         if large:
-            monkeypatch.setattr("latent_robust.data.contamination.SMALL", 0)
+            monkeypatch.setattr("latent_robust.data.contamination.image_dataset.SMALL", 0)
         for workers in (0, 2):
             fresh = contaminate(few, *EVERYTHING)
             loader = DataLoader(fresh, 7, shuffle=True, num_workers=workers, collate_fn=as_it_is)
@@ -77,16 +78,16 @@ def test_another_seed_is_another_contamination(few):
     assert first.fingerprint() != contaminate(few, *EVERYTHING[:-1]).fingerprint()
 
 
-def test_limit_does_not_change_the_first_pictures(pictures):
-    some = open_pictures("digits", size=8, channels=1, limit=20)
+def test_limit_does_not_change_the_first_images(images):
+    some = open_images("digits", size=8, channels=1, limit=20)
     spec = EVERYTHING[:-1]
     assert torch.equal(
-        contaminate(some, *spec).sample_tensor(), contaminate(pictures, *spec).sample_tensor()[:20]
+        contaminate(some, *spec).sample_tensor(), contaminate(images, *spec).sample_tensor()[:20]
     )
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_limit_takes_evenly_spaced_pictures(few, kept):
+def test_a_limit_takes_evenly_spaced_images(few, kept):
     samples = contaminate(few, *EVERYTHING)
     dirty, clean = contaminate(few, *EVERYTHING).sample_tensor(), samples.clean_tensor()
     if kept:
@@ -104,9 +105,9 @@ def test_a_limit_takes_evenly_spaced_pictures(few, kept):
         assert torch.equal(samples.clean_tensor(limit), clean[list(expected)])
 
 
-def test_no_picture_is_taken_twice(few):
+def test_no_image_is_taken_twice(few):
     for limit in range(1, 41):
-        indices = spaced(len(few), limit)
+        indices = evenly_spaced(len(few), limit)
         assert len(indices) == len(set(indices)) == limit
 
 
@@ -124,29 +125,27 @@ def test_a_small_set_is_contaminated_once(few, monkeypatch):
 
 
 def test_a_large_set_is_not_kept(few, monkeypatch):
-    monkeypatch.setattr("latent_robust.data.contamination.SMALL", 0)
+    monkeypatch.setattr("latent_robust.data.contamination.image_dataset.SMALL", 0)
     samples = contaminate(few, *EVERYTHING)
     samples.materialize()
     samples.sample_tensor()
     assert samples._samples is None
 
 
-def test_untouched_pictures_are_the_pictures(few):
+def test_untouched_images_are_the_images(few):
     samples = contaminate(few, "gaussian:fraction=0,sigma=0.2")
     assert torch.equal(samples.sample_tensor(), samples.clean_tensor())
-    assert torch.equal(samples.clean(3), 2 * few.picture(3) - 1)
+    assert torch.equal(samples.clean(3), 2 * few.image(3) - 1)
     assert all(row["corruptions"] == [] for row in samples.manifest())
     assert not samples.levels().any()
     everything = contaminate(few, "gaussian:fraction=1,sigma=0.2")
     assert (everything.levels() == torch.tensor(0.4)).all()
 
 
-def test_fractions_are_binomial_and_independent(pictures):
-    samples = contaminate(
-        pictures, "gaussian:fraction=0.9,sigma=0.2", "blocks:fraction=0.5,size=0.2"
-    )
+def test_fractions_are_binomial_and_independent(images):
+    samples = contaminate(images, "gaussian:fraction=0.9,sigma=0.2", "blocks:fraction=0.5,size=0.2")
     kinds = [tuple(c["kind"] for c in row["corruptions"]) for row in samples.manifest()]
-    n = len(pictures)
+    n = len(images)
     for p, count in (
         (0.9, sum("gaussian" in row for row in kinds)),
         (0.5, sum("blocks" in row for row in kinds)),
@@ -156,21 +155,21 @@ def test_fractions_are_binomial_and_independent(pictures):
         assert abs(count - n * p) < 5 * sqrt(n * p * (1 - p))
 
 
-def test_gaussian_noise_has_its_mean_and_deviation(pictures):
-    samples = contaminate(pictures, "gaussian:fraction=1,sigma=0.2")
+def test_gaussian_noise_has_its_mean_and_deviation(images):
+    samples = contaminate(images, "gaussian:fraction=1,sigma=0.2")
     noise = samples.sample_tensor() - samples.clean_tensor()
     n = noise.numel()
     # 5 standard errors: sigma / sqrt(2 n) of a deviation, sigma / sqrt(n) of a mean.
     assert abs(noise.std() - 0.4) < 5 * 0.4 / sqrt(2 * n)
     assert abs(noise.mean()) < 5 * 0.4 / sqrt(n)
-    # Neighbouring pictures get independent noise: correlations are N(0, 1 / pixels).
+    # Neighbouring images get independent noise: correlations are N(0, 1 / pixels).
     rows = noise.flatten(1) / 0.4
     correlation = (rows[1:] * rows[:-1]).mean()
     assert abs(correlation) < 5 / sqrt(n)
 
 
-def test_levels_are_the_deviations_of_each_picture():
-    big = open_pictures("digits", size=128, channels=1, limit=20)
+def test_levels_are_the_deviations_of_each_image():
+    big = open_images("digits", size=128, channels=1, limit=20)
     samples = contaminate(big, "gaussian:fraction=0.8,sigma=0.05-0.3")
     noise = samples.sample_tensor() - samples.clean_tensor()
     levels = samples.levels()
@@ -182,7 +181,7 @@ def test_levels_are_the_deviations_of_each_picture():
     assert ((noise.flatten(1).std(1) - levels).abs() <= 5 * levels / sqrt(2 * 128**2)).all()
 
 
-def test_levels_add_in_squares_and_go_with_the_picture(few):
+def test_levels_add_in_squares_and_go_with_the_image(few):
     twice = ["gaussian:fraction=1,sigma=0.3", "gaussian:fraction=1,sigma=0.4"]
     assert torch.allclose(contaminate(few, *twice).levels(), torch.tensor(1.0))
     replaced = contaminate(few, *twice, "outliers:fraction=1,source=digits")
@@ -196,7 +195,7 @@ def test_clip_keeps_the_range(few):
 
 
 def test_salt_and_pepper_hits_whole_pixels():
-    big = open_pictures("digits", size=128, channels=3, limit=1)
+    big = open_images("digits", size=128, channels=3, limit=1)
     samples = contaminate(big, "salt-and-pepper:fraction=1,amount=0.2")
     (record,) = next(samples.manifest())["corruptions"]
     changed = samples[0]["sample"] != samples.clean(0)
@@ -230,11 +229,11 @@ def test_blur_is_what_the_record_says(few, sigma):
     samples = contaminate(few, f"blur:fraction=1,sigma={sigma}")
     (record,) = next(samples.manifest())["corruptions"]
     kernel = [record["kernel"]] * 2
-    expected = v2.gaussian_blur(few.picture(0), kernel, [record["sigma"]] * 2)
+    expected = v2.gaussian_blur(few.image(0), kernel, [record["sigma"]] * 2)
     assert torch.equal(samples[0]["sample"], 2 * expected - 1)
 
 
-def test_blur_leaves_a_flat_picture_alone():
+def test_blur_leaves_a_flat_image_alone():
     (blur,) = parse_contamination(["blur:fraction=1,sigma=2"])
     flat = torch.full((3, 9, 9), 0.3)
     blurred, _ = blur.apply(flat, torch.Generator())
@@ -244,12 +243,12 @@ def test_blur_leaves_a_flat_picture_alone():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_what_the_record_says(channels):
-    pictures = open_pictures("digits", size=8, channels=channels, limit=3)
-    samples = contaminate(pictures, "jpeg:fraction=1,quality=20")
+    images = open_images("digits", size=8, channels=channels, limit=3)
+    samples = contaminate(images, "jpeg:fraction=1,quality=20")
     (record,) = next(samples.manifest())["corruptions"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torchvision's JPEG
-        decoded = v2.jpeg(to_bytes(pictures.picture(0)), record["quality"])
+        decoded = v2.jpeg(to_bytes(images.image(0)), record["quality"])
     assert decoded.shape == (channels, 8, 8)
     assert torch.equal(to_bytes((samples[0]["sample"] + 1) / 2), decoded)
 
@@ -260,16 +259,16 @@ def test_jpeg_is_quiet(few):
         contaminate(few, "jpeg:fraction=1,quality=20").sample_tensor()
 
 
-def test_outliers_are_pictures_of_the_other_source(few, zoo):
+def test_outliers_are_images_of_the_other_source(few, zoo):
     spec = {"kind": "outliers", "fraction": 0.5, "source": f"{zoo}/sub"}
     samples = contaminate(few, spec)
-    others = open_pictures(f"{zoo}/sub", size=8, channels=3)
+    others = open_images(f"{zoo}/sub", size=8, channels=3)
     for i, row in enumerate(samples.manifest()):
-        picture = few.picture(i)
+        image = few.image(i)
         for record in row["corruptions"]:
-            picture = others.picture(record["outlier"])
+            image = others.image(record["outlier"])
             assert others.name(record["outlier"]) == record["name"]
-        assert torch.equal(samples[i]["sample"], 2 * picture - 1)
+        assert torch.equal(samples[i]["sample"], 2 * image - 1)
     with pytest.raises(InputError, match="no such folder"):
         contaminate(few, {**spec, "source": f"{zoo}/none"})
 
@@ -278,11 +277,11 @@ def test_outliers_are_pictures_of_the_other_source(few, zoo):
 def test_manifest_is_what_was_done_and_decodes_nothing(few, monkeypatch, specs):
     specs = [re.sub("fraction=[0-9.]+", "fraction=0.8", spec) for spec in specs]
     samples = contaminate(few, *specs)
-    done = [samples._contaminate(few.picture(index), index)[1] for index in range(40)]
+    done = [samples._contaminate(few.image(index), index)[1] for index in range(40)]
     assert {record["kind"] for records in done for record in records} == {
         spec.partition(":")[0] for spec in specs
     }
-    monkeypatch.setattr(few, "picture", None)
+    monkeypatch.setattr(few, "image", None)
     assert [row["corruptions"] for row in samples.manifest()] == done
 
 
@@ -348,7 +347,7 @@ def test_text_and_dict_say_the_same():
         ("blur:fraction=1,sigma=0", "sigma"),
         ("jpeg:fraction=1,quality=0", r"whole number in \[1, 100\]"),
         ("outliers:fraction=1,source=3", "must be a data set"),
-        ("outliers:fraction=1,pictures=3", "no parameter 'pictures'"),
+        ("outliers:fraction=1,images=3", "no parameter 'images'"),
         ({"kind": "gaussian", "fraction": True, "sigma": 1}, "got True"),
         ({"kind": "gaussian", "fraction": 1, "sigma": [1, 2, 3]}, r"\[low, high\]"),
         ({"fraction": 1}, "needs a `kind`"),

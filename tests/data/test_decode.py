@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from latent_robust.data import BadPicture, decode_picture
+from latent_robust.data import BadImage, decode_image
 
 
 def decode(data, channels=3):
-    return decode_picture(data, "name", channels)
+    return decode_image(data, "name", channels)
 
 
 def pixels(image):
@@ -20,17 +20,17 @@ def _with_a_hole(data):
     return data[:100] + bytes(200) + data[300:]
 
 
-def test_lossless_picture_is_bit_equal(encode, noise):
+def test_lossless_image_is_bit_equal(encode, noise):
     assert torch.equal(decode(encode(noise())), pixels(noise()))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gray_and_colour_by_channels(encode, noise, channels):
     gray = noise(channels=1)
-    picture = decode(encode(gray), channels)
-    assert picture.shape == (channels, 10, 12)
-    assert picture.dtype == torch.uint8
-    assert torch.equal(picture, torch.from_numpy(np.array(gray)).expand(channels, -1, -1))
+    image = decode(encode(gray), channels)
+    assert image.shape == (channels, 10, 12)
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(np.array(gray)).expand(channels, -1, -1))
 
 
 def test_exif_orientation_is_honoured(encode, noise):
@@ -62,9 +62,9 @@ def test_half_and_palette_transparency(encode, mode):
 
 def test_cmyk_is_converted(encode):
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    picture = decode(encode(red, "JPEG", quality=100)).int()
-    # JPEG at quality 100 is true to a few grey levels on a flat picture.
-    assert (picture - torch.tensor([255, 0, 0]).view(3, 1, 1)).abs().max() <= 3
+    image = decode(encode(red, "JPEG", quality=100)).int()
+    # JPEG at quality 100 is true to a few grey levels on a flat image.
+    assert (image - torch.tensor([255, 0, 0]).view(3, 1, 1)).abs().max() <= 3
 
 
 def test_first_frame_of_an_animation(encode):
@@ -77,8 +77,8 @@ def test_first_frame_of_an_animation(encode):
     "make, reason",
     [
         (lambda encode, noise: b"", "0 bytes"),
-        (lambda encode, noise: b"a text file", "not a picture"),
-        (lambda encode, noise: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture"),
+        (lambda encode, noise: b"a text file", "not an image"),
+        (lambda encode, noise: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
         (lambda encode, noise: encode(noise((64, 64)))[:-400], "truncated"),
         (lambda encode, noise: encode(noise((64, 64)), "JPEG")[:-400], "truncated"),
         (lambda encode, noise: encode(noise((64, 64)))[:40], "damaged at its beginning"),
@@ -98,8 +98,8 @@ def test_first_frame_of_an_animation(encode):
     ],
     ids=["empty", "text", "eps", "png", "jpeg", "header", "hole", "16-bit", "float", "integer"],
 )
-def test_reason_of_a_bad_picture(encode, noise, make, reason):
-    with pytest.raises(BadPicture, match=reason) as caught:
+def test_reason_of_a_bad_image(encode, noise, make, reason):
+    with pytest.raises(BadImage, match=reason) as caught:
         decode(make(encode, noise))
     assert str(caught.value) == f"name: {caught.value.reason}"
 
@@ -108,7 +108,7 @@ def test_reason_of_a_bad_picture(encode, noise, make, reason):
 def test_bomb_is_refused_and_no_global_is_touched(encode, side):
     data = encode(Image.new("1", (side, side)))
     before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
-    with pytest.raises(BadPicture, match="too large"):
+    with pytest.raises(BadImage, match="too large"):
         decode(data)
     assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
 
@@ -117,5 +117,5 @@ def test_bomb_is_refused_before_its_pixels_are_decoded(bomb, monkeypatch):
     # As some program may have switched Pillow's own check off.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(BadPicture, match="10000x10000"):
+    with pytest.raises(BadImage, match="10000x10000"):
         decode(bomb)

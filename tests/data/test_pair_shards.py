@@ -38,7 +38,7 @@ def as_tensor(image) -> torch.Tensor:
 
 @pytest.fixture
 def samples(encode, noise):
-    """(keys) -> members of picture and caption for each."""
+    """(keys) -> members of image and caption for each."""
 
     def make(*keys: int) -> dict[str, bytes]:
         members = {}
@@ -56,25 +56,25 @@ class Canary:
 
 
 def test_members_become_pairs(tmp_path, encode, noise):
-    picture = encode(noise())
+    image = encode(noise())
     path = write_tar(
         tmp_path / "a.tar",
         {
-            "./dir/000.PNG": picture,
+            "./dir/000.PNG": image,
             "./dir/000.txt": b"text\n",
             "./dir/000.json": b"not read, for there is a text",
             "001.json": json.dumps({"caption": "from json", "url": "x"}).encode(),
             "001.jpg": encode(noise(), "JPEG"),
             "002.webp": encode(noise(), "WEBP"),
             "002.caption": b"from caption",
-            "003.png": picture,
+            "003.png": image,
             "004.txt": b"alone",
-            "005.png": picture,
+            "005.png": image,
             "005.json": b"{broken",
-            "006.png": picture,
+            "006.png": image,
             "006.txt": "grün".encode("latin-1"),
             "007.png": b"broken",
-            "007.mask.png": picture,
+            "007.mask.png": image,
             "008.pkl": pickle.dumps(Canary()),
             "008.pth": pickle.dumps(Canary()),
             "009.cls": b"3",
@@ -88,16 +88,16 @@ def test_members_become_pairs(tmp_path, encode, noise):
         "a.tar/003.png": "",
     }
     assert pairs.without_caption == ["a.tar/003.png"]
-    assert pairs.without_picture == ["a.tar/004.txt"]
+    assert pairs.without_image == ["a.tar/004.txt"]
     reasons = {row["name"]: row["reason"] for row in pairs.quarantine}
     assert list(reasons) == ["a.tar/005.png", "a.tar/006.png", "a.tar/007.png"]
     assert reasons["a.tar/005.png"].startswith("its caption a.tar/005.json is not JSON")
     assert reasons["a.tar/006.png"].startswith("its caption is not UTF-8")
     assert pairs.ignored == 4  # mask, .pkl, .pth, .cls
     assert pairs.summary() == (
-        "4 pairs, 3 quarantined, 1 picture without a caption, 1 caption without a picture"
+        "4 pairs, 3 quarantined, 1 image without a caption, 1 caption without an image"
     )
-    assert torch.equal(pickle.loads(pickle.dumps(pairs)).picture(0), as_tensor(noise()))
+    assert torch.equal(pickle.loads(pickle.dumps(pairs)).image(0), as_tensor(noise()))
 
 
 def test_caption_column_is_of_the_json(tmp_path, encode, noise):
@@ -147,7 +147,7 @@ def test_truncated_shard_is_named_and_its_whole_members_are_used(tmp_path, sampl
         cut.write_bytes(data[:length])
         return open_pairs(f"wds:{cut}", max_bad_fraction=0.7)
 
-    # Within the pixels of the third picture, after a header and 100 bytes.
+    # Within the pixels of the third image, after a header and 100 bytes.
     pairs = pairs_of(starts["002.png"] + 612)
     assert names(pairs) == ["cut.tar/000.png", "cut.tar/001.png"]
     assert [row["name"] for row in pairs.quarantine] == ["cut.tar", "cut.tar/002.png"]
@@ -160,7 +160,7 @@ def test_truncated_shard_is_named_and_its_whole_members_are_used(tmp_path, sampl
         ((name, said),) = (row.values() for row in pairs.quarantine)
         assert name == "cut.tar"
         assert reason in said
-    # Behind the picture: it is kept, without its caption.
+    # Behind the image: it is kept, without its caption.
     pairs = pairs_of(starts["002.txt"] + 100)
     assert pairs.without_caption == ["cut.tar/002.png"]
 
@@ -176,7 +176,7 @@ def test_members_after_a_damaged_header_are_used(tmp_path, samples, damaged):
         f"a.tar/{name}" for name in ("000.png", "001.png", "002.png") if name != damaged
     ]
     assert [row["name"] for row in pairs.quarantine] == ["a.tar"]
-    assert pairs.without_picture == [f"a.tar/{damaged[:3]}.txt"]
+    assert pairs.without_image == [f"a.tar/{damaged[:3]}.txt"]
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 5000, b"\x1f\x8b" + bytes(range(256)) * 20])
@@ -219,9 +219,9 @@ def test_links_and_twins_are_quarantined(tmp_path, samples):
     assert reasons[1].startswith("a link")
 
 
-def test_no_pictures(tmp_path):
+def test_no_images(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"photo.1.jpg": b"", "x.pkl": b""})
-    with pytest.raises(InputError, match=r"no pictures in .*\(2 other members\).*key has no dot"):
+    with pytest.raises(InputError, match=r"no images in .*\(2 other members\).*key has no dot"):
         open_pairs(f"wds:{path}")
     path.unlink()
     with pytest.raises(InputError, match=r"no shards in .*ends in \.tar"):
@@ -231,5 +231,5 @@ def test_no_pictures(tmp_path):
 def test_nothing_is_written_and_nothing_changed(tmp_path, samples, tree_hash):
     write_tar(tmp_path / "a.tar", samples(0, 1))
     before = tree_hash(tmp_path)
-    open_pairs(f"wds:{tmp_path}").picture(1)
+    open_pairs(f"wds:{tmp_path}").image(1)
     assert tree_hash(tmp_path) == before

@@ -19,7 +19,7 @@ from latent_robust.errors import InputError
 
 @pytest.fixture
 def folder(tmp_path, encode, noise) -> Path:
-    """a.png to d.png, pictures (10, 12), and sub/e.png."""
+    """a.png to d.png, images (10, 12), and sub/e.png."""
     folder = tmp_path / "pairs"
     (folder / "sub").mkdir(parents=True)
     for seed, name in enumerate(["a", "b", "c", "d", "sub/e"]):
@@ -60,15 +60,15 @@ def test_sidecars(folder):
         "sub/e.png": "e",
     }
     assert pairs.without_caption == ["d.png"]
-    assert pairs.without_picture == ["x.txt"]
+    assert pairs.without_image == ["x.txt"]
     assert pairs.quarantine == []
     assert pairs.ignored == 2  # notes.md and the second caption of c
     assert pairs.summary() == (
-        "5 pairs, 0 quarantined, 1 picture without a caption, 1 caption without a picture"
+        "5 pairs, 0 quarantined, 1 image without a caption, 1 caption without an image"
     )
 
 
-def test_caption_that_is_not_utf8_takes_its_picture_to_the_quarantine(folder):
+def test_caption_that_is_not_utf8_takes_its_image_to_the_quarantine(folder):
     (folder / "a.txt").write_bytes("grün".encode("latin-1"))
     pairs = open_pairs(str(folder), max_bad_fraction=0.2)
     (row,) = pairs.quarantine
@@ -130,7 +130,7 @@ def test_metadata(folder, kind):
     assert pairs.without_caption == ["b.png", "c.png", "d.png"]
     (alone,) = pairs.quarantine
     assert alone == {"name": "absent.png", "reason": "cannot be read: No such file or directory"}
-    assert pairs.without_picture == []
+    assert pairs.without_image == []
     assert open_pairs(str(folder), limit=1, max_bad_fraction=0).quarantine == []
     assert pairs.ignored == 0
 
@@ -232,9 +232,9 @@ def test_metadata_that_cannot_be_read_says_where(folder, name, content, message)
 def table(encode, noise):
     from datasets import Dataset, Features, Image, Value
 
-    pictures = [encode(noise(seed=i)) for i in range(4)]
+    images = [encode(noise(seed=i)) for i in range(4)]
     rows = {
-        "image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)],
+        "image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(images)],
         "prompt": ["zero", None, "two", " three "],
         "style": ["a", "b", "c", "d"],
         "repeats": [1, 2, 3, 4],
@@ -260,7 +260,7 @@ def check_table(pairs, noise):
     assert [row["name"] for row in pairs.quarantine] == ["row 2 2.png"]
     assert pairs.without_caption == ["row 1 1.png"]
     last = torch.from_numpy(np.array(noise(seed=3))).permute(2, 0, 1)
-    assert torch.equal(pickle.loads(pickle.dumps(pairs)).picture(2), last)
+    assert torch.equal(pickle.loads(pickle.dumps(pairs)).image(2), last)
 
 
 @pytest.mark.usefixtures("_own_cache")
@@ -291,12 +291,12 @@ def test_hub(table, monkeypatch, noise):
 
 @pytest.fixture
 def captionless(zoo) -> Path:
-    """20 pictures, 6 of them bad, and notes.txt."""
+    """20 images, 6 of them bad, and notes.txt."""
     (zoo / "sub/metadata.jsonl").unlink()
     return zoo
 
 
-def test_pictures_are_the_stored_ones(folder, encode, noise):
+def test_images_are_the_stored_ones(folder, encode, noise):
     oriented = noise((12, 10), seed=7)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
@@ -306,12 +306,12 @@ def test_pictures_are_the_stored_ones(folder, encode, noise):
     assert names(pairs) == ["a.png", "b.png", "c.png", "d.png", "e.png", "f.png", "sub/e.png"]
     assert pairs.sizes == [*[(10, 12)] * 4, (12, 10), (2, 3), (10, 12)]
     for index, name in enumerate(names(pairs)):
-        assert pairs.picture(index).shape == (3, *pairs.sizes[index])
-        assert pairs.picture(index).dtype == torch.uint8
+        assert pairs.image(index).shape == (3, *pairs.sizes[index])
+        assert pairs.image(index).dtype == torch.uint8
         assert pairs.checksum(index) == hashlib.sha256((folder / name).read_bytes()).hexdigest()
     upright = np.rot90(np.array(oriented), -1).copy()
-    assert torch.equal(pairs.picture(4), torch.from_numpy(upright).permute(2, 0, 1))
-    assert (pairs.picture(5) == 255).all()
+    assert torch.equal(pairs.image(4), torch.from_numpy(upright).permute(2, 0, 1))
+    assert (pairs.image(5) == 255).all()
 
 
 def test_zoo_has_exactly_its_six_bad_files(captionless):
@@ -320,9 +320,9 @@ def test_zoo_has_exactly_its_six_bad_files(captionless):
         *("bomb.png", "deep.png", "empty.png", "phone.heic", "text.png", "truncated.jpg")
     ]
     assert pairs.summary() == (
-        "14 pairs, 6 quarantined, 14 pictures without a caption, 1 caption without a picture"
+        "14 pairs, 6 quarantined, 14 images without a caption, 1 caption without an image"
     )
-    assert pairs.without_picture == ["notes.txt"]
+    assert pairs.without_image == ["notes.txt"]
     with pytest.raises(InputError, match=r"6 of 20 pairs .*at most 29.9%.*bomb\.png"):
         open_pairs(str(captionless), max_bad_fraction=0.299)
 
@@ -335,7 +335,7 @@ def test_limit_takes_the_first(captionless):
 
 def test_user_files_are_not_touched(captionless, tree_hash):
     before = tree_hash(captionless)
-    open_pairs(str(captionless), max_bad_fraction=1).picture(0)
+    open_pairs(str(captionless), max_bad_fraction=1).image(0)
     assert tree_hash(captionless) == before
 
 
@@ -366,43 +366,43 @@ def test_picked_pairs_are_a_set_of_their_own(folder):
     picked = pairs.pick([3, 1])
     assert captions(picked) == {"d.png": "d", "b.png": ""}
     assert picked.without_caption == ["b.png"]
-    assert torch.equal(picked.picture(0), pairs.picture(3))
+    assert torch.equal(picked.image(0), pairs.image(3))
     assert picked.checksum(1) == pairs.checksum(1)
     assert picked.fingerprint() != whole == pairs.fingerprint()
     assert len(pairs) == 5
 
 
-def test_a_picture_that_changes_afterwards_is_noticed(folder):
+def test_a_image_that_changes_afterwards_is_noticed(folder):
     pairs = open_pairs(str(folder))
     (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
     with pytest.raises(InputError, match=r"a\.png was readable .* now: its bytes have changed"):
-        pairs.picture(0)
+        pairs.image(0)
     (folder / "a.png").unlink()
     with pytest.raises(InputError, match=r"a\.png was readable .* now: cannot be read"):
-        pairs.picture(0)
+        pairs.image(0)
 
 
 # What is known of an earlier opening
 
 
 def decoded(monkeypatch) -> list[str]:
-    """The names of the pictures that are decoded from now on."""
+    """The names of the images that are decoded from now on."""
     seen = []
-    decode = data_pairs.decode_picture
+    decode = data_pairs.decode_image
 
     def count(data, name, channels):
         seen.append(name)
         return decode(data, name, channels)
 
-    monkeypatch.setattr(data_pairs, "decode_picture", count)
+    monkeypatch.setattr(data_pairs, "decode_image", count)
     return seen
 
 
 def test_what_was_decoded_once_is_not_decoded_again(folder, tmp_path, encode, monkeypatch):
-    (folder / "broken.png").write_bytes(b"not a picture")
+    (folder / "broken.png").write_bytes(b"not an image")
     open_folder = partial(open_pairs, str(folder), max_bad_fraction=0.5)
     plain = open_folder()
-    known = tmp_path / "cache" / "pictures.json"
+    known = tmp_path / "cache" / "images.json"
     first = open_folder(known=known)
     seen = decoded(monkeypatch)
     second = open_folder(known=known)
@@ -422,7 +422,7 @@ def test_what_was_decoded_once_is_not_decoded_again(folder, tmp_path, encode, mo
     ["", "[]", "{", '{"decoder": "another", "sizes": {}}', '{"decoder": "DECODER", "sizes": [1]}'],
 )
 def test_what_cannot_be_believed_is_decoded(folder, tmp_path, monkeypatch, text):
-    known = tmp_path / "pictures.json"
+    known = tmp_path / "images.json"
     known.write_text(text.replace("DECODER", DECODER))
     seen = decoded(monkeypatch)
     assert len(open_pairs(str(folder), known=known)) == len(seen) == 5
@@ -430,7 +430,7 @@ def test_what_cannot_be_believed_is_decoded(folder, tmp_path, monkeypatch, text)
     assert len(seen) == 5
 
 
-def test_the_set_holds_no_picture(folder, encode):
+def test_the_set_holds_no_image(folder, encode):
     (folder / "large.png").write_bytes(encode(Image.new("RGB", (2000, 2000))))
     # 12 MB decoded, 12 kB stored.
     assert len(pickle.dumps(open_pairs(str(folder)))) < 3000

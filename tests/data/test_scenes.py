@@ -3,9 +3,9 @@ import pickle
 import pytest
 import torch
 
-from latent_robust.data import open_pairs, open_pictures
-from latent_robust.data.scene_sources import PAIRS_SEED, PICTURES_SEED
-from latent_robust.data.scenes import (
+from latent_robust.data import open_images, open_pairs
+from latent_robust.data.sources.scene_sources import IMAGES_SEED, PAIRS_SEED
+from latent_robust.data.sources.scenes import (
     BACKGROUNDS,
     BASE_SHAPES,
     COLORS,
@@ -84,15 +84,15 @@ def test_areas_of_the_shapes(shape, area):
 
 def test_the_background_shows_at_the_edge_and_the_colour_in_the_middle():
     for scene in sample_scenes(50, 2):
-        picture = draw_scene(scene).float()
+        image = draw_scene(scene).float()
         background = torch.tensor(BACKGROUNDS[scene.background])
-        assert (picture[:, 0, 0] - background).abs().max() <= TINT + 0.5
+        assert (image[:, 0, 0] - background).abs().max() <= TINT + 0.5
         x, y = (int(coordinate) for coordinate in scene.center)
         color = torch.tensor(COLORS[scene.color])
-        assert (picture[:, y, x] - color).abs().max() <= TINT + 0.5
+        assert (image[:, y, x] - color).abs().max() <= TINT + 0.5
 
 
-def test_no_shape_leaves_the_picture():
+def test_no_shape_leaves_the_image():
     for scene in sample_scenes(1_000, 3, BASE_SHAPES + CONCEPT_SHAPES):
         low, high = min(scene.center) - scene.radius, max(scene.center) + scene.radius
         assert low >= 0
@@ -111,10 +111,10 @@ def test_scenes_as_pairs():
     scenes = sample_scenes(6, PAIRS_SEED, CONCEPT_SHAPES)
     assert pairs.captions == [scene.caption for scene in scenes]
     assert pairs.sizes == [(SIDE, SIDE)] * 6
-    assert pairs.summary() == "6 pairs, 0 quarantined, 0 pictures without a caption"
+    assert pairs.summary() == "6 pairs, 0 quarantined, 0 images without a caption"
     again = pickle.loads(pickle.dumps(pairs))
     for index, scene in enumerate(scenes):
-        assert torch.equal(again.picture(index), draw_scene(scene))
+        assert torch.equal(again.image(index), draw_scene(scene))
     assert again.fingerprint() == open_pairs("scenes", limit=6).fingerprint()
 
 
@@ -122,20 +122,20 @@ def test_the_pairs_are_512_by_default():
     assert len(open_pairs("scenes")) == 512
 
 
-def test_scenes_as_labelled_pictures():
+def test_scenes_as_labelled_images():
     shapes, colors = BASE_SHAPES + CONCEPT_SHAPES, list(COLORS)
-    pictures = open_pictures("scenes", size=SIDE, channels=3, limit=50)
-    for index, scene in enumerate(sample_scenes(50, PICTURES_SEED, shapes)):
-        assert torch.equal((pictures.picture(index) * 255).round(), draw_scene(scene).float())
-        shape, color = divmod(pictures.labels[index].item(), len(colors))
+    images = open_images("scenes", size=SIDE, channels=3, limit=50)
+    for index, scene in enumerate(sample_scenes(50, IMAGES_SEED, shapes)):
+        assert torch.equal((images.image(index) * 255).round(), draw_scene(scene).float())
+        shape, color = divmod(images.labels[index].item(), len(colors))
         assert (shapes[shape], colors[color]) == (scene.shape, scene.color)
-    assert open_pictures("scenes", size=16, channels=1, limit=2).picture(0).shape == (1, 16, 16)
+    assert open_images("scenes", size=16, channels=1, limit=2).image(0).shape == (1, 16, 16)
 
 
 def test_scenes_have_no_options():
     with pytest.raises(InputError, match="not of the form scenes"):
         open_pairs("scenes:star")
     with pytest.raises(InputError, match="not of the form scenes"):
-        open_pictures("scenes:star", size=32, channels=3)
+        open_images("scenes:star", size=32, channels=3)
     with pytest.raises(InputError, match="no columns"):
         open_pairs("scenes", caption_column="text")

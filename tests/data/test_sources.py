@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from latent_robust.data import open_pictures
+from latent_robust.data import open_images
 from latent_robust.errors import InputError
 
 
@@ -21,19 +21,19 @@ def _own_cache(tmp_path, monkeypatch):
 def test_digits_are_exact():
     from sklearn.datasets import load_digits
 
-    pictures = open_pictures("digits", size=8, channels=1)
-    assert len(pictures) == 1797
-    stack = torch.stack([pictures.picture(i) for i in range(1797)])
+    images = open_images("digits", size=8, channels=1)
+    assert len(images) == 1797
+    stack = torch.stack([images.image(i) for i in range(1797)])
     # Sixteenths are exact in binary.
     assert torch.equal((16 * stack[:, 0]).double(), torch.from_numpy(load_digits().images))
-    assert torch.equal(pictures.labels, torch.from_numpy(load_digits().target))
+    assert torch.equal(images.labels, torch.from_numpy(load_digits().target))
 
 
 def test_zoo_has_exactly_its_six_bad_files(zoo):
-    pictures = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=0.3)
-    assert len(pictures) == 14
-    assert pictures.ignored == 2
-    reasons = {row["name"]: row["reason"] for row in pictures.quarantine}
+    images = open_images(str(zoo), size=8, channels=3, max_bad_fraction=0.3)
+    assert len(images) == 14
+    assert images.ignored == 2
+    reasons = {row["name"]: row["reason"] for row in images.quarantine}
     assert list(reasons) == [
         "bomb.png",
         "deep.png",
@@ -42,78 +42,78 @@ def test_zoo_has_exactly_its_six_bad_files(zoo):
         "text.png",
         "truncated.jpg",
     ]
-    assert [pictures.name(i) for i in range(3)] == ["cmyk.jpg", "dot.png", "rgba.png"]
+    assert [images.name(i) for i in range(3)] == ["cmyk.jpg", "dot.png", "rgba.png"]
     for i in range(14):
-        picture = pictures.picture(i)
-        assert picture.shape == (3, 8, 8)
-        assert picture.dtype == torch.float32
-        assert 0 <= picture.min() <= picture.max() <= 1
-    dot = pictures.picture(1)
+        image = images.image(i)
+        assert image.shape == (3, 8, 8)
+        assert image.dtype == torch.float32
+        assert 0 <= image.min() <= image.max() <= 1
+    dot = images.image(1)
     expected = torch.tensor([10, 20, 30]).view(3, 1, 1).expand(3, 8, 8)
     assert torch.equal((dot * 255).round().long(), expected)
 
 
-def test_too_many_bad_pictures_stop(zoo):
+def test_too_many_bad_images_stop(zoo):
     # 6 of 20 are 30 %: just within one limit, just beyond the other.
     with pytest.raises(InputError, match=r"6 of 20 .*at most 29.9%.*bomb\.png.*deep\.png.*empty"):
-        open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=0.299)
+        open_images(str(zoo), size=8, channels=3, max_bad_fraction=0.299)
 
 
 def test_user_files_are_not_touched(zoo, tree_hash):
     before = tree_hash(zoo)
-    open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1)
+    open_images(str(zoo), size=8, channels=3, max_bad_fraction=1)
     assert tree_hash(zoo) == before
 
 
-def test_nothing_but_bad_pictures_is_an_error(tmp_path):
+def test_nothing_but_bad_images_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"1 of 1 .*at least one good"):
-        open_pictures(str(tmp_path), size=8, channels=3, max_bad_fraction=1)
+        open_images(str(tmp_path), size=8, channels=3, max_bad_fraction=1)
 
 
 def test_empty_folder(tmp_path):
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(InputError, match=r"no pictures in .*1 other file"):
-        open_pictures(str(tmp_path), size=8, channels=3)
+    with pytest.raises(InputError, match=r"no images in .*1 other file"):
+        open_images(str(tmp_path), size=8, channels=3)
 
 
 def test_broken_link_and_pipe_are_quarantined(zoo):
     (zoo / "link.png").symlink_to(zoo / "absent.png")
     os.mkfifo(zoo / "pipe.png")
-    pictures = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1)
-    assert {"link.png", "pipe.png"} < {row["name"] for row in pictures.quarantine}
-    assert len(pictures.quarantine) == 8
+    images = open_images(str(zoo), size=8, channels=3, max_bad_fraction=1)
+    assert {"link.png", "pipe.png"} < {row["name"] for row in images.quarantine}
+    assert len(images.quarantine) == 8
 
 
 def test_a_run_below_the_data_is_none_of_them(zoo):
-    before = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
+    before = open_images(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
     (zoo / "runs/mine/samples").mkdir(parents=True)
     (zoo / "runs/mine/config.yaml").touch()
     (zoo / "runs/mine/manifest.jsonl").touch()
     Image.new("RGB", (8, 8)).save(zoo / "runs/mine/samples/final.png")
-    after = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
+    after = open_images(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
     assert after == before
 
 
 def test_limit_takes_the_first(zoo):
-    pictures = open_pictures(str(zoo), size=8, channels=3, limit=9, max_bad_fraction=1)
-    assert len(pictures) + len(pictures.quarantine) == 9
-    assert pictures.name(0) == "cmyk.jpg"
+    images = open_images(str(zoo), size=8, channels=3, limit=9, max_bad_fraction=1)
+    assert len(images) + len(images.quarantine) == 9
+    assert images.name(0) == "cmyk.jpg"
 
 
 def test_large_set_is_lazy_and_the_same(zoo, monkeypatch):
     options = {"size": 8, "channels": 3, "max_bad_fraction": 1}
-    small = open_pictures(str(zoo), **options)
-    monkeypatch.setattr("latent_robust.data.pictures.SMALL", 0)
-    large = open_pictures(str(zoo), **options)
+    small = open_images(str(zoo), **options)
+    monkeypatch.setattr("latent_robust.data.images.SMALL", 0)
+    large = open_images(str(zoo), **options)
     assert large.quarantine == small.quarantine
     assert large.fingerprint() == small.fingerprint()
-    assert all(torch.equal(small.picture(i), large.picture(i)) for i in range(14))
+    assert all(torch.equal(small.image(i), large.image(i)) for i in range(14))
 
     (zoo / "cmyk.jpg").write_bytes(b"")
-    assert small.picture(0).shape == (3, 8, 8)  # decoded once, kept
+    assert small.image(0).shape == (3, 8, 8)  # decoded once, kept
     with pytest.raises(InputError, match=r"cmyk\.jpg was readable .* now: 0 bytes"):
-        large.picture(0)
+        large.image(0)
 
 
 def test_central_square(tmp_path, encode):
@@ -122,21 +122,21 @@ def test_central_square(tmp_path, encode):
     wide[:, 8:16] = 255
     (tmp_path / "wide.png").write_bytes(encode(Image.fromarray(wide)))
     (tmp_path / "strip.png").write_bytes(encode(Image.new("L", (100_000, 1), 255)))
-    pictures = open_pictures(str(tmp_path), size=4, channels=3)
-    assert all((pictures.picture(i) == 1).all() for i in range(2))
+    images = open_images(str(tmp_path), size=4, channels=3)
+    assert all((images.image(i) == 1).all() for i in range(2))
 
 
 def test_size_of_the_original_is_bit_equal(tmp_path, encode, noise):
     (tmp_path / "a.png").write_bytes(encode(noise((8, 8))))
-    picture = open_pictures(str(tmp_path), size=8, channels=3).picture(0)
+    image = open_images(str(tmp_path), size=8, channels=3).image(0)
     expected = torch.from_numpy(np.array(noise((8, 8)))).permute(2, 0, 1)
-    assert torch.equal((picture * 255).round().to(torch.uint8), expected)
+    assert torch.equal((image * 255).round().to(torch.uint8), expected)
 
 
 def test_fingerprint_follows_the_data_and_not_the_place(zoo, tmp_path):
     def fingerprint(folder, **options):
         options = {"size": 8, "channels": 3, "max_bad_fraction": 1} | options
-        return open_pictures(str(folder), **options).fingerprint()
+        return open_images(str(folder), **options).fingerprint()
 
     before = fingerprint(zoo)
     assert fingerprint(zoo) == before
@@ -150,10 +150,10 @@ def test_fingerprint_follows_the_data_and_not_the_place(zoo, tmp_path):
 
 
 def test_pickled_set_is_the_same(zoo):
-    pictures = open_pictures(str(zoo), size=8, channels=3, max_bad_fraction=1)
-    copy = pickle.loads(pickle.dumps(pictures))
-    assert copy.fingerprint() == pictures.fingerprint()
-    assert torch.equal(copy.picture(5), pictures.picture(5))
+    images = open_images(str(zoo), size=8, channels=3, max_bad_fraction=1)
+    copy = pickle.loads(pickle.dumps(images))
+    assert copy.fingerprint() == images.fingerprint()
+    assert torch.equal(copy.image(5), images.image(5))
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -161,12 +161,12 @@ def test_idx_is_exact(idx, zipped):
     rng = np.random.default_rng(0)
     raw, labels = rng.integers(0, 256, (5, 6, 6)), np.arange(5)
     folder = idx(raw, labels, zipped)
-    pictures = open_pictures(f"fashion-mnist:{folder}", size=6, channels=3)
-    stack = torch.stack([pictures.picture(i) for i in range(5)])
+    images = open_images(f"fashion-mnist:{folder}", size=6, channels=3)
+    stack = torch.stack([images.image(i) for i in range(5)])
     expected = torch.from_numpy(raw)[:, None].expand(5, 3, 6, 6)
     assert torch.equal((stack * 255).round().long(), expected)
-    assert pictures.labels.tolist() == [0, 1, 2, 3, 4]
-    assert open_pictures(f"fashion-mnist:{folder}", size=6, channels=1, limit=2).labels.numel() == 2
+    assert images.labels.tolist() == [0, 1, 2, 3, 4]
+    assert open_images(f"fashion-mnist:{folder}", size=6, channels=1, limit=2).labels.numel() == 2
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_damaged_idx(idx, damage, message):
     file = folder / "train-images-idx3-ubyte"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=message):
-        open_pictures(f"fashion-mnist:{folder}", size=6, channels=1)
+        open_images(f"fashion-mnist:{folder}", size=6, channels=1)
 
 
 def test_truncated_gzip(idx):
@@ -190,7 +190,7 @@ def test_truncated_gzip(idx):
     file = folder / "train-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match="fetch the file again"):
-        open_pictures(f"fashion-mnist:{folder}", size=6, channels=1)
+        open_images(f"fashion-mnist:{folder}", size=6, channels=1)
 
 
 def _cells(encode, noise):
@@ -212,12 +212,12 @@ def test_parquet_column_by_name_or_by_feature(tmp_path, encode, noise, column):
     )
     table.to_parquet(tmp_path / "x.parquet")
     spec = f"parquet:{tmp_path / 'x.parquet'}"
-    pictures = open_pictures(spec, size=8, channels=3, max_bad_fraction=0.5)
-    assert len(pictures) == 4
-    assert pictures.labels.tolist() == [3, 1, 4, 1]
-    assert [row["name"] for row in pictures.quarantine] == ["row 4 bad.png", "row 5"]
+    images = open_images(spec, size=8, channels=3, max_bad_fraction=0.5)
+    assert len(images) == 4
+    assert images.labels.tolist() == [3, 1, 4, 1]
+    assert [row["name"] for row in images.quarantine] == ["row 4 bad.png", "row 5"]
     expected = torch.from_numpy(np.array(noise((8, 8), seed=2))).permute(2, 0, 1)
-    assert torch.equal((pictures.picture(2) * 255).round().to(torch.uint8), expected)
+    assert torch.equal((images.image(2) * 255).round().to(torch.uint8), expected)
 
 
 def test_parquet_of_plain_bytes_without_labels(tmp_path, encode, noise):
@@ -226,34 +226,34 @@ def test_parquet_of_plain_bytes_without_labels(tmp_path, encode, noise):
 
     table = pa.table({"img": [encode(noise())], "label": ["a word"]})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    pictures = open_pictures(f"parquet:{tmp_path / 'x.parquet'}", size=8, channels=3)
-    assert len(pictures) == 1
-    assert pictures.labels is None
+    images = open_images(f"parquet:{tmp_path / 'x.parquet'}", size=8, channels=3)
+    assert len(images) == 1
+    assert images.labels is None
 
 
-def test_parquet_without_pictures(tmp_path):
+def test_parquet_without_images(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(InputError, match=r"no picture column .*text, n"):
-        open_pictures(f"parquet:{tmp_path / 'x.parquet'}", size=8, channels=3)
+    with pytest.raises(InputError, match=r"no image column .*text, n"):
+        open_images(f"parquet:{tmp_path / 'x.parquet'}", size=8, channels=3)
     (tmp_path / "y.parquet").write_text("text")
     with pytest.raises(InputError, match="as parquet"):
-        open_pictures(f"parquet:{tmp_path / 'y.parquet'}", size=8, channels=3)
+        open_images(f"parquet:{tmp_path / 'y.parquet'}", size=8, channels=3)
 
 
 def test_hub_name_and_split(monkeypatch, encode, noise):
     import datasets
 
     def load_dataset(name, split):
-        assert (name, split) == ("somebody/pictures", "test")
+        assert (name, split) == ("somebody/images", "test")
         features = datasets.Features({"photo": datasets.Image()})
         cells = _cells(encode, noise)[:4]
         return datasets.Dataset.from_dict({"photo": cells}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(open_pictures("hf:somebody/pictures:test", size=8, channels=3)) == 4
+    assert len(open_images("hf:somebody/images:test", size=8, channels=3)) == 4
 
 
 def test_offline_hub_is_refused_without_a_connection(monkeypatch):
@@ -264,7 +264,7 @@ def test_offline_hub_is_refused_without_a_connection(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: tried.append(a) or [])
     monkeypatch.setattr(socket.socket, "connect", lambda *a: tried.append(a))
     with pytest.raises(InputError, match=r"hf:nobody/nothing:train.*local cache"):
-        open_pictures("hf:nobody/nothing", size=8, channels=3, offline=True)
+        open_images("hf:nobody/nothing", size=8, channels=3, offline=True)
     assert not tried
     assert datasets.config.HF_HUB_OFFLINE is False
 
@@ -272,25 +272,25 @@ def test_offline_hub_is_refused_without_a_connection(monkeypatch):
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("{tmp}/pictuers", r"no such folder or file.*did you mean 'pictures'"),
-        ("parquet:{tmp}/pictuers", "did you mean 'pictures'"),
+        ("{tmp}/imagse", r"no such folder or file.*did you mean 'images'"),
+        ("parquet:{tmp}/imagse", "did you mean 'images'"),
         ("fashon-mnist:{tmp}", r"did you mean 'fashion-mnist'.*parquet:FILE"),
         ("{tmp}/a.parquet", r"is a file, not a folder.*parquet:FILE"),
-        ("parquet:{tmp}/pictures", "is a folder, not a file"),
+        ("parquet:{tmp}/images", "is a folder, not a file"),
         ("digits:8", "not of the form digits"),
         ("hf:", r"not of the form hf:NAME\[:SPLIT\]"),
-        ("hf:{tmp}/pictures", "by its path alone"),
-        ("hf:./pictures", "by its path alone"),
+        ("hf:{tmp}/images", "by its path alone"),
+        ("hf:./images", "by its path alone"),
         ("fashion-mnist:{tmp}", "no train-images-idx3-ubyte or"),
-        ("", "is a file, not a folder|no pictures in|no such folder"),
+        ("", "is a file, not a folder|no images in|no such folder"),
     ],
 )
 def test_wrong_specification(tmp_path, monkeypatch, spec, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     (tmp_path / "a.parquet").touch()
     with pytest.raises(InputError, match=message):
-        open_pictures(spec.format(tmp=tmp_path), size=8, channels=3)
+        open_images(spec.format(tmp=tmp_path), size=8, channels=3)
 
 
 @pytest.mark.parametrize(
@@ -298,4 +298,4 @@ def test_wrong_specification(tmp_path, monkeypatch, spec, message):
 )
 def test_wrong_option(option):
     with pytest.raises(InputError, match="got"):
-        open_pictures("digits", **({"size": 8, "channels": 1} | option))
+        open_images("digits", **({"size": 8, "channels": 1} | option))

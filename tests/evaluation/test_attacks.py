@@ -12,7 +12,7 @@ from latent_robust.evaluation.metrics import FeatureCache
 from latent_robust.evaluation.sampling import (
     advance,
     clean_estimate,
-    draw_samples,
+    generate_samples,
     predict,
     sampling_scheduler,
 )
@@ -21,7 +21,7 @@ STEPS, SHAPE = 6, (1, 4, 4)
 
 
 class Linear(torch.nn.Module):
-    """prediction = matrix @ x, over a picture's 16 pixels."""
+    """prediction = matrix @ x, over an image's 16 pixels."""
 
     def __init__(self, matrix: torch.Tensor):
         super().__init__()
@@ -64,7 +64,9 @@ def sampler(kind: str):
 
 
 def draw(network, scheduler, perturb=None, count=3, **options):
-    return draw_samples(network, scheduler, count, steps=STEPS, seed=1, perturb=perturb, **options)
+    return generate_samples(
+        network, scheduler, count, steps=STEPS, seed=1, perturb=perturb, **options
+    )
 
 
 def at_step(scheduler, step: int) -> list[float]:
@@ -92,8 +94,8 @@ def test_attack_changes_the_attacked_step_and_no_other(unet):
     scheduler = sampler("ddim")
     attack, moved = TrajectoryAttack(unet, scheduler, 1.0, at_step(scheduler, 2)), []
 
-    def watch(x, step, pictures):
-        perturbed = attack(x, step, pictures)
+    def watch(x, step, images):
+        perturbed = attack(x, step, images)
         moved.append(not torch.equal(perturbed, x))
         return perturbed
 
@@ -200,8 +202,8 @@ def test_attack_does_not_use_up_the_samplers_noise(unet):
     attack = TrajectoryAttack(blind, scheduler, 1.0, at_step(scheduler, 5), depth=2, draws=2)
     added = []
 
-    def watch(x, step, pictures):
-        perturbed = attack(x, step, pictures)
+    def watch(x, step, images):
+        perturbed = attack(x, step, images)
         added.append(perturbed - x)
         return perturbed
 
@@ -248,7 +250,7 @@ def test_wrong_settings_are_refused(unet, wrong):
         TrajectoryAttack(unet, sampler("ddim"), **settings)
 
 
-def test_a_curve_has_a_gap_where_pictures_are_not_finite(tmp_path):
+def test_a_curve_has_a_gap_where_images_are_not_finite(tmp_path):
     network, pixels = Linear(torch.full((16, 16), torch.nan)), make_extractor("pixels")
     clean = FeatureCache(torch.randn(8, *SHAPE))
     options = {"count": 4, "steps": STEPS, "seed": 0, "at": [500]}

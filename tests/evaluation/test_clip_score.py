@@ -35,23 +35,23 @@ def clip_score(folder):
 
 
 @pytest.fixture
-def pictures():
+def images():
     return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_score_is_the_mean_cosine_of_the_embeddings(folder, clip_score, pictures):
+def test_score_is_the_mean_cosine_of_the_embeddings(folder, clip_score, images):
     network = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
     mean, std = (
         torch.tensor(c).reshape(1, 3, 1, 1)
         for c in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
     with torch.no_grad():
-        seen = network.encode_image(((pictures + 1) / 2 - mean) / std, normalize=True)
+        seen = network.encode_image(((images + 1) / 2 - mean) / std, normalize=True)
         said = network.encode_text(open_clip.tokenize(CAPTIONS, 8), normalize=True)
     cosine = (seen * said).sum(1)
     assert clip_score.name == "open_clip tiny"
     # Normalized before or after the product: another order of rounding.
-    assert clip_score(pictures, CAPTIONS) == pytest.approx(
+    assert clip_score(images, CAPTIONS) == pytest.approx(
         {
             "clip_score": 100 * cosine.clamp(min=0).mean().item(),
             "clip_cosine": cosine.mean().item(),
@@ -61,7 +61,7 @@ def test_score_is_the_mean_cosine_of_the_embeddings(folder, clip_score, pictures
 
 
 def fixed(cosines):
-    """A ClipScore whose pictures have these cosines with any caption."""
+    """A ClipScore whose images have these cosines with any caption."""
     cosines = torch.tensor(cosines)
     directions = torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=1)
     return ClipScore(
@@ -81,30 +81,30 @@ def test_each_negative_cosine_counts_as_zero(cosines, score, cosine):
     assert result == pytest.approx({"clip_score": score, "clip_cosine": cosine}, abs=1e-5)
 
 
-def test_score_belongs_to_pairs_whatever_their_order(clip_score, pictures):
+def test_score_belongs_to_pairs_whatever_their_order(clip_score, images):
     order = [2, 0, 3, 1]
-    shuffled = clip_score(pictures[order], [CAPTIONS[i] for i in order])
+    shuffled = clip_score(images[order], [CAPTIONS[i] for i in order])
     # Sums in another order.
-    assert shuffled == pytest.approx(clip_score(pictures, CAPTIONS), abs=1e-5)
-    wrong = clip_score(pictures, [CAPTIONS[i] for i in order])
-    assert wrong != pytest.approx(clip_score(pictures, CAPTIONS), abs=1e-3)
+    assert shuffled == pytest.approx(clip_score(images, CAPTIONS), abs=1e-5)
+    wrong = clip_score(images, [CAPTIONS[i] for i in order])
+    assert wrong != pytest.approx(clip_score(images, CAPTIONS), abs=1e-3)
 
 
-def test_pictures_of_any_size_and_colour_are_taken(clip_score):
+def test_images_of_any_size_and_colour_are_taken(clip_score):
     assert set(clip_score(torch.zeros(1, 1, 40, 24), ["x"])) == {"clip_score", "clip_cosine"}
 
 
-def test_as_many_captions_as_pictures(clip_score, pictures):
-    with pytest.raises(InputError, match="4 pictures cannot have 1 captions"):
-        clip_score(pictures, ["one"])
+def test_as_many_captions_as_images(clip_score, images):
+    with pytest.raises(InputError, match="4 images cannot have 1 captions"):
+        clip_score(images, ["one"])
 
 
-def test_a_file_with_the_name_of_its_model(folder, tmp_path, pictures, clip_score):
+def test_a_file_with_the_name_of_its_model(folder, tmp_path, images, clip_score):
     (tmp_path / "tiny-for-test.json").write_text(json.dumps(MODEL))
     open_clip.add_model_config(tmp_path / "tiny-for-test.json")
     named = load_clip_score(f"tiny-for-test:{folder / 'open_clip_model.safetensors'}")
     assert named.name == "open_clip tiny-for-test"
-    assert named(pictures, CAPTIONS) == clip_score(pictures, CAPTIONS)
+    assert named(images, CAPTIONS) == clip_score(images, CAPTIONS)
 
 
 def test_missing_weights_are_refused_with_a_remedy(tmp_path, folder):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from latent_robust.data.scenes import (
+from latent_robust.data.sources.scenes import (
     BASE_SHAPES,
     COLORS,
     CONCEPT_SHAPES,
@@ -30,16 +30,16 @@ def digits():
 
 
 def test_pixels_are_the_raw_values():
-    pictures = 3 * torch.randn(5, 2, 4, 4)
-    assert torch.equal(make_extractor("pixels")(pictures), pictures.flatten(1))
+    images = 3 * torch.randn(5, 2, 4, 4)
+    assert torch.equal(make_extractor("pixels")(images), images.flatten(1))
 
 
 def test_shipped_digit_network_reaches_its_recorded_accuracy(digits):
     network, description = load_network(ASSETS / "digits.safetensors")
-    pictures, labels = digits
-    _, held_out = split(len(pictures), description["seed"])
-    correct = network(pictures[held_out]).argmax(1) == labels[held_out]
-    # One of 359 pictures may fall the other way on another machine's arithmetic.
+    images, labels = digits
+    _, held_out = split(len(images), description["seed"])
+    correct = network(images[held_out]).argmax(1) == labels[held_out]
+    # One of 359 images may fall the other way on another machine's arithmetic.
     assert correct.double().mean() >= description["accuracy"] - 1.5 / 359
     assert description["accuracy"] > 0.98
 
@@ -48,8 +48,8 @@ def test_shipped_scene_network_knows_shapes_and_colours():
     network, description = load_network(ASSETS / "scenes.safetensors")
     shapes, colors = BASE_SHAPES + CONCEPT_SHAPES, list(COLORS)
     scenes = sample_scenes(300, seed=3, shapes=shapes)
-    pictures = torch.stack([draw_scene(scene) for scene in scenes]) / 127.5 - 1
-    for scene, label in zip(scenes, network(pictures).argmax(1).tolist(), strict=True):
+    images = torch.stack([draw_scene(scene) for scene in scenes]) / 127.5 - 1
+    for scene, label in zip(scenes, network(images).argmax(1).tolist(), strict=True):
         shape, color = divmod(label, len(colors))
         assert (shapes[shape], colors[color]) == (scene.shape, scene.color)
     assert description["accuracy"] > 0.99
@@ -57,12 +57,12 @@ def test_shipped_scene_network_knows_shapes_and_colours():
 
 def test_digit_features_see_noise(digits):
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
-    pictures = digits[0][order]
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+    images = digits[0][order]
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     extractor = make_extractor("digits")
-    reference = extractor(pictures[900:])
+    reference = extractor(images[900:])
     distances = [
-        frechet_distance(extractor(pictures[:900] + sigma * noise[:900]), reference)
+        frechet_distance(extractor(images[:900] + sigma * noise[:900]), reference)
         for sigma in (0, 0.1, 0.2, 0.4)
     ]
     assert distances == sorted(distances)
@@ -70,9 +70,9 @@ def test_digit_features_see_noise(digits):
 
 
 def test_networks_look_at_what_a_person_sees(digits):
-    pictures = 2 * digits[0][:10]
+    images = 2 * digits[0][:10]
     extractor = make_extractor("digits")
-    assert torch.equal(extractor(pictures), extractor(pictures.clamp(-1, 1)))
+    assert torch.equal(extractor(images), extractor(images.clamp(-1, 1)))
 
 
 def test_features_do_not_depend_on_the_batch(digits):
@@ -114,8 +114,8 @@ def test_equal_networks_are_equal_files(tmp_path):
         save_network(network, tmp_path / name, data="x", accuracy=0.5, seed=1)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     again, description = load_network(tmp_path / "a")
-    pictures = torch.rand(2, 3, 16, 16)
-    assert torch.equal(again(pictures), network(pictures))
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again(images), network(images))
     assert description == {
         "classes": 3, "size": 16, "channels": 3, "data": "x", "accuracy": 0.5, "seed": 1,
     }  # fmt: skip
@@ -210,14 +210,14 @@ def test_open_clip_from_a_folder(tmp_path):
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
     extractor = make_extractor(f"open_clip:local-dir:{folder}")
     assert extractor.metric_name == "FD (open_clip tiny)"
-    pictures = torch.rand(3, 3, 16, 16) * 2 - 1
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
     mean, std = (
         torch.tensor(c).reshape(1, 3, 1, 1)
         for c in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
     with torch.no_grad():
-        expected = network.eval().encode_image(((pictures + 1) / 2 - mean) / std)
-    assert torch.equal(extractor(pictures), expected)
+        expected = network.eval().encode_image(((images + 1) / 2 - mean) / std)
+    assert torch.equal(extractor(images), expected)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_a_damaged_or_foreign_network_file_is_refused(tmp_path):
             make_extractor(str(tmp_path / f"{name}.safetensors"))
 
 
-def test_diverged_pictures_are_named():
-    pictures = torch.zeros(4, 1, 8, 8)
-    pictures[2, 0, 1, 1] = torch.nan
-    with pytest.raises(InputError, match="1 of 4 pictures"):
-        make_extractor("pixels")(pictures)
+def test_diverged_images_are_named():
+    images = torch.zeros(4, 1, 8, 8)
+    images[2, 0, 1, 1] = torch.nan
+    with pytest.raises(InputError, match="1 of 4 images"):
+        make_extractor("pixels")(images)

@@ -21,7 +21,7 @@ def test_a_copy_has_similarity_one_and_is_a_near_duplicate():
     assert result["near_duplicates"] == 1.0
 
 
-def test_own_similarity_leaves_each_picture_out():
+def test_own_similarity_leaves_each_image_out():
     angles = torch.tensor([0.0, 0.1, 0.3])
     on_circle = torch.stack([angles.cos(), angles.sin()], 1)
     # The nearest neighbours are .1, .1 and .2 away; the circle's points are float32.
@@ -37,12 +37,12 @@ def test_own_similarity_is_the_same_in_chunks(monkeypatch):
     torch.testing.assert_close(own_similarity(rows), whole, atol=1e-14, rtol=0)
 
 
-def test_one_in_a_hundred_training_pictures_is_a_near_duplicate_of_another():
+def test_one_in_a_hundred_training_images_is_a_near_duplicate_of_another():
     training = gaussian(1000, 0)
     assert (own_similarity(training) > memorization(training, training)["threshold"]).sum() == 10
 
 
-def test_new_pictures_of_the_same_kind_exceed_the_threshold_as_rarely():
+def test_new_images_of_the_same_kind_exceed_the_threshold_as_rarely():
     training, new = gaussian(2000, 0), gaussian(2000, 1)
     share = memorization(new, training)["near_duplicates"]
     # 20 expected of 2,000: four standard deviations of a Poisson count, and the threshold's own.
@@ -70,12 +70,12 @@ def test_copies_within_the_training_set_raise_the_threshold():
     ] == pytest.approx(1.0)
 
 
-def test_one_training_picture_cannot_be_compared():
-    with pytest.raises(InputError, match="at least 2 training pictures to compare, got 1"):
+def test_one_training_image_cannot_be_compared():
+    with pytest.raises(InputError, match="at least 2 training images to compare, got 1"):
         own_similarity(gaussian(1, 0))
 
 
-def test_figure_is_a_picture(tmp_path):
+def test_figure_is_a_image(tmp_path):
     own, drawn = torch.rand(50).double(), torch.rand(30).double()
     runs = {"a": (own, drawn), "b": (own, drawn), "c": (own / 2, drawn)}
     save_similarity_figure({"pixels": runs}, tmp_path / "m.png")

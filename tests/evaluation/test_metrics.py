@@ -117,11 +117,11 @@ def test_nearest_finds_the_copy():
 
 @pytest.mark.parametrize("count", [1, 7, 600])
 def test_nearest_distance_does_not_depend_on_the_chunks(monkeypatch, count):
-    pictures, reference = gaussian(count, 3, 8, 8, seed=0), gaussian(600, 3, 8, 8, seed=1)
-    exact = torch.cdist(pictures.flatten(1).double(), reference.flatten(1).double()).amin(1)
+    images, reference = gaussian(count, 3, 8, 8, seed=0), gaussian(600, 3, 8, 8, seed=1)
+    exact = torch.cdist(images.flatten(1).double(), reference.flatten(1).double()).amin(1)
     for chunk in (5, 512):
         monkeypatch.setattr("latent_robust.evaluation.metrics._CHUNK", chunk)
-        distance = nearest_distance(pictures, reference)
+        distance = nearest_distance(images, reference)
         assert distance.dtype == torch.float32
         # Sums of 192 squares in float32: some 1e-7. Two neighbours that |x|^2 - 2 x y + |y|^2
         # confuses differ by about as little.
@@ -152,9 +152,9 @@ def test_similarity_ignores_length_and_is_one_for_a_copy():
 
 
 def test_evaluation_is_json_and_names_its_extractors():
-    pictures = gaussian(60, 1, 8, 8, seed=0).clamp(-1, 1)
+    images = gaussian(60, 1, 8, 8, seed=0).clamp(-1, 1)
     extractors = [make_extractor("pixels"), make_extractor("digits")]
-    result = evaluate(pictures[:30], pictures, extractors, training=pictures[:30])
+    result = evaluate(images[:30], images, extractors, training=images[:30])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["pixels"].keys() == result["digits"].keys()
     assert set(result["pixels"]) == {"frechet", "kid", "kid_std", "precision", "recall"}

@@ -14,7 +14,12 @@ from latent_robust.evaluation.charts import (
     charts,
     validation_charts,
 )
-from latent_robust.evaluation.figures import Curve, curves_svg, picture_grid, save_grid
+from latent_robust.evaluation.figures import (
+    Curve,
+    curves_svg,
+    image_grid,
+    save_grid,
+)
 from latent_robust.evaluation.report import metrics_text, write_report
 from latent_robust.evaluation.runs import noise_level, read_runs
 from latent_robust.evaluation.tables import (
@@ -115,7 +120,7 @@ def test_best_is_least_most_or_nearest_to_the_clean_noise(two_runs):
 
 
 def without_truth(folder: Path, **config) -> Path:
-    """A run on a user's own dirty pictures."""
+    """A run on a user's own dirty images."""
     make_run(folder, 1.0, 0.31, contamination="", **config)
     (folder / "samples" / "clean.png").unlink()
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -130,7 +135,7 @@ def test_a_report_without_truth_claims_none(tmp_path):
         without_truth(tmp_path / "robust"),
     ]
     page = write_report(runs, tmp_path / "report.html").read_text()
-    assert "Measured against the training pictures" in page
+    assert "Measured against the training images" in page
     assert "No clean reference was given" in page
     assert "nothing is marked as best" in page
     assert "yardsticks" not in page
@@ -138,7 +143,7 @@ def test_a_report_without_truth_claims_none(tmp_path):
     claims = re.findall(r"[^.>]*\bclean\b[^.<]*", page, re.IGNORECASE)
     assert [claim.strip() for claim in claims] == [
         "There was nothing clean to measure against, so whether it is, your eyes must judge; the "
-        "numbers below compare what it draws with the training pictures themselves",
+        "numbers below compare what it draws with the training images themselves",
         "No clean reference was given, so closeness includes closeness to the dirt, and nothing is "
         "marked as best",
     ]
@@ -152,24 +157,24 @@ def test_runs_with_and_without_truth_are_kept_apart(two_runs, tmp_path):
     runs = [*two_runs, without_truth(tmp_path / "own", objective="robust-random")]
     _, rows = metrics_table(read_runs(runs))
     assert [(row.name, row.note) for row in rows] == [
-        ("ddpm", "against clean pictures"),
-        ("robust-adversarial", "against clean pictures"),
-        ("robust-random", "against its training pictures"),
-        ("training set", "against clean pictures"),
+        ("ddpm", "against clean images"),
+        ("robust-adversarial", "against clean images"),
+        ("robust-random", "against its training images"),
+        ("training set", "against clean images"),
     ]
     assert not any(cell.best for row in rows for cell in row.cells)
     page = write_report(runs, tmp_path / "report.html").read_text()
-    assert page.count("<small>against clean pictures</small>") == 3
-    assert page.count("<small>against its training pictures</small>") == 1
-    assert "Measured against clean or against training pictures" in page
+    assert page.count("<small>against clean images</small>") == 3
+    assert page.count("<small>against its training images</small>") == 1
+    assert "Measured against clean or against training images" in page
     assert "of ddpm, robust-adversarial</p>" in page  # whose truth it is
     assert "<strong" not in page
-    assert "robust-random (against its training pictures)" in metrics_text(runs)
+    assert "robust-random (against its training images)" in metrics_text(runs)
 
 
-def test_runs_that_name_no_comparison_were_compared_with_clean_pictures(two_runs, tmp_path):
+def test_runs_that_name_no_comparison_were_compared_with_clean_images(two_runs, tmp_path):
     before = write_report(two_runs, tmp_path / "report.html").read_text()
-    assert "Measured against clean pictures" in before
+    assert "Measured against clean images" in before
     assert "No clean reference" not in before + metrics_text(two_runs)
     for folder in two_runs:
         metrics = json.loads((folder / "metrics.json").read_text())
@@ -300,18 +305,18 @@ def test_numbers_have_three_digits():
     assert written == ["0.00", "12,346", "123", "1.00", "0.0457", "\u22120.0001", "\u2013"]
 
 
-def test_grid_shows_each_picture_enlarged_and_exact():
-    pictures = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
-    grid = picture_grid(pictures, columns=2, scale=3)
+def test_grid_shows_each_image_enlarged_and_exact():
+    images = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
+    grid = image_grid(images, columns=2, scale=3)
     gutter = 1
     assert grid.size == (2 * 12 + gutter, 2 * 12 + gutter)
     assert [grid.getpixel(p)[0] for p in ((0, 0), (11, 11), (13, 0), (0, 13))] == [0, 0, 128, 255]
     assert grid.getpixel((24, 24)) == (128, 128, 128)  # an empty place is gutter
 
 
-def test_grid_refuses_what_is_no_picture():
+def test_grid_refuses_what_is_no_image():
     with pytest.raises(InputError, match="shape"):
-        picture_grid(torch.zeros(2, 5, 4, 4))
+        image_grid(torch.zeros(2, 5, 4, 4))
 
 
 def test_curves_take_the_colours_of_the_page():
@@ -387,7 +392,7 @@ def test_captions_need_no_reference(latent_runs, tmp_path):
     page = write_report(latent_runs, tmp_path / "report.html").read_text()
     assert "Measured against captions" in page
     assert "Distances" not in page
-    assert "the share of drawn pictures that show what their captions say" in page
+    assert "the share of drawn images that show what their captions say" in page
     assert "in the features of open_clip tiny;" in page
 
 
@@ -441,7 +446,7 @@ def test_large_grids_stand_in_pairs_with_the_data_first(latent_runs, two_runs, t
 def test_a_grid_too_wide_for_the_page_is_shrunk(latent_runs, tmp_path):
     save_grid(torch.rand(16, 3, 128, 128) * 2 - 1, latent_runs[0] / "samples" / "final.png", 16)
     page = write_report(latent_runs, tmp_path / "report.html").read_text()
-    # 16 pictures and 15 gutters of one pixel are 2063 wide.
+    # 16 images and 15 gutters of one pixel are 2063 wide.
     assert re.findall(r'src="data:image/jpeg;[^>]*width="(\d+)" height="(\d+)"', page) == [
         ("1600", "99")
     ]
@@ -463,7 +468,7 @@ def test_validation_has_a_chart_for_each_bin_in_order(latent_runs, two_runs):
     assert validation_charts(read_runs(two_runs)) == []
 
 
-def test_the_level_of_pictures_is_not_marked_among_latents(latent_runs, two_runs):
+def test_the_level_of_images_is_not_marked_among_latents(latent_runs, two_runs):
     assert "contamination, 0.4" in charts(read_runs(two_runs))[-1].svg
     latent = charts(read_runs(latent_runs))[-1].svg
     assert "contamination" not in latent

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from latent_robust.core import NoiseProcess
-from latent_robust.evaluation.sampling import draw_samples, last_step, sampling_scheduler
+from latent_robust.evaluation.sampling import generate_samples, last_step, sampling_scheduler
 
 BASES = {
     "epsilon": DDPMScheduler(clip_sample=False),
@@ -39,10 +39,10 @@ def ideal(name: str, tau: float):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_network_that_knows_one_picture_draws_it_wherever_it_is_stopped(name):
+def test_a_network_that_knows_one_image_draws_it_wherever_it_is_stopped(name):
     for level in (0.05, 0.5, 5.0):
         network, scheduler = ideal(name, tau=0.0)
-        drawn = draw_samples(network, scheduler, 3, steps=20, seed=0, stop_at=level)
+        drawn = generate_samples(network, scheduler, 3, steps=20, seed=0, stop_at=level)
         torch.testing.assert_close(drawn, torch.full((3, 1, 4, 4), 0.3), atol=1e-4, rtol=0)
         assert network.calls < 20 or level == 0.05
 
@@ -52,10 +52,10 @@ def test_noise_below_the_level_is_not_drawn(name):
     """Stopped at s, with the clean estimate there: tau becomes tau^2 / sqrt(tau^2 + s^2)."""
     tau, level = 0.2, 0.6
     network, scheduler = ideal(name, tau)
-    drawn = draw_samples(network, scheduler, 500, steps=500, seed=0, stop_at=level)
+    drawn = generate_samples(network, scheduler, 500, steps=500, seed=0, stop_at=level)
     # Standard error from 8,000 pixels 0.8 %; 500 Euler steps about 1 %.
     assert float(drawn.std()) == pytest.approx(tau**2 / (tau**2 + level**2) ** 0.5, rel=0.04)
-    whole = draw_samples(network, scheduler, 500, steps=500, seed=0)
+    whole = generate_samples(network, scheduler, 500, steps=500, seed=0)
     assert float(whole.std()) == pytest.approx(tau, rel=0.04)
 
 
@@ -74,8 +74,10 @@ def test_the_last_step_is_the_last_one_above_the_level(steps, level):
 
 def test_a_level_below_all_of_the_sampler_s_changes_nothing():
     network, scheduler = ideal("epsilon", 0.2)
-    plain = draw_samples(network, scheduler, 3, steps=10, seed=0)
-    assert torch.equal(draw_samples(network, scheduler, 3, steps=10, seed=0, stop_at=1e-6), plain)
+    plain = generate_samples(network, scheduler, 3, steps=10, seed=0)
+    assert torch.equal(
+        generate_samples(network, scheduler, 3, steps=10, seed=0, stop_at=1e-6), plain
+    )
 
 
 @pytest.mark.parametrize(("steps", "whole"), [(250, True), (300, False)])
@@ -83,7 +85,7 @@ def test_steps_between_which_ddim_goes_astray_are_named(caplog, steps, whole):
     """It goes 1000 // 300 = 3 times on, where they are 3 or 4 apart."""
     network, _ = ideal("epsilon", tau=0.2)
     scheduler = sampling_scheduler(DDPMScheduler(timestep_spacing="trailing"), "ddim")
-    draw_samples(network, scheduler, 1, steps=steps, seed=0)
+    generate_samples(network, scheduler, 1, steps=steps, seed=0)
     assert ("use 250" not in caplog.text) == whole
     scheduler.set_timesteps(steps)
     gaps = -scheduler.timesteps.diff()

@@ -1,6 +1,6 @@
 import pytest
 
-from latent_robust.latent.components import load_components
+from latent_robust.latent.base.components import load_components
 
 from .tiny import FAMILIES, make_pipeline, saved
 

@@ -16,24 +16,24 @@ from torchvision.transforms.v2 import functional as v2
 
 from latent_robust import files
 from latent_robust.data import parse_contamination
-from latent_robust.data.contaminated_pairs import ContaminatedPairs
+from latent_robust.data.contamination.pair_dataset import ContaminatedPairs
 from latent_robust.data.pairs import open_pairs
 from latent_robust.errors import InputError
-from latent_robust.latent import encoding, shards
-from latent_robust.latent.cache import Uncached, build_cache
-from latent_robust.latent.components import Components
+from latent_robust.latent.base.components import Components
+from latent_robust.latent.cache import encoding, shards
+from latent_robust.latent.cache.dataset import Uncached, build_cache
 from latent_robust.training.batches import StepBatches, loader
 
 FORK = multiprocessing.get_context("fork")
 
 
 class Pairs:
-    """Ten pictures in two buckets; four different captions, one of them empty."""
+    """Ten images in two buckets; four different captions, one of them empty."""
 
     def __init__(self, count=10, seed=0):
         self.seed = seed
         self.captions = [["a cat", "", "a dog", "a cat, a dog"][i % 4] for i in range(count)]
-        self.contents = [f"picture {i}" for i in range(count)]
+        self.contents = [f"image {i}" for i in range(count)]
         self.buckets = [(16, 16) if i % 3 else (8, 24) for i in range(count)]
 
     def __len__(self):
@@ -61,7 +61,7 @@ class Pairs:
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(3, *self.buckets[i], generator=generator) * 2 - 1
 
-    def groups(self):
+    def buckets(self):
         return [[i for i in range(len(self)) if self.buckets[i] == b] for b in [(16, 16), (8, 24)]]
 
 
@@ -76,7 +76,7 @@ class Encoders:
             self.network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 2, 2))
             self.words = torch.randn(256, 6)
 
-    def encode_pictures(self, samples):
+    def encode_images(self, samples):
         self.batches.append(len(samples))
         time.sleep(self.seconds)
         mean, log = self.network(samples).chunk(2, dim=1)
@@ -92,7 +92,7 @@ class Encoders:
         return {"pooled": torch.zeros(1, 6), "hidden": torch.zeros(1, 5, 6).bfloat16()}
 
     @property
-    def pictures(self):
+    def images(self):
         return sum(self.batches)
 
 
@@ -104,7 +104,7 @@ def build(folder, pairs=None, components=None, batch_size=2, **more):
 
 def everything(dataset):
     """All items, in batches of one bucket."""
-    return [dataset.__getitems__(group) for group in dataset.groups()]
+    return [dataset.__getitems__(bucket) for bucket in dataset.buckets()]
 
 
 def assert_equal(left, right):
@@ -132,11 +132,11 @@ def test_cached_and_uncached_items_are_bit_equal_in_equal_batches(tmp_path):
     pairs, components = Pairs(), Encoders()
     cache = build(tmp_path, pairs, components)
     uncached = Uncached(pairs, components)
-    groups = pairs.groups()
-    assert cache.groups() == uncached.groups() == groups
+    buckets = pairs.buckets()
+    assert cache.buckets() == uncached.buckets() == buckets
     assert len(cache) == len(uncached) == 10
-    for group in groups:
-        for batch in (group[i : i + 2] for i in range(0, len(group), 2)):
+    for bucket in buckets:
+        for batch in (bucket[i : i + 2] for i in range(0, len(bucket), 2)):
             assert_equal(cache.__getitems__(batch), uncached.__getitems__(batch))
     assert_equal(cache.empty_text, uncached.empty_text)
 
@@ -153,14 +153,14 @@ def test_shapes_and_dtypes(tmp_path):
     assert cache.empty_text["pooled"].shape == (1, 6)
 
 
-def test_equal_captions_and_pictures_are_encoded_once(tmp_path):
+def test_equal_captions_and_images_are_encoded_once(tmp_path):
     pairs, components = Pairs(), Encoders()
     pairs.captions = ["a cat"] * 10
     pairs.contents[4] = pairs.contents[1]
     cache = build(tmp_path, pairs, components)
     assert components.texts == ["a cat"]
-    assert components.pictures == 9
-    assert cache.summary == ("encoded 9 pictures and 1 captions (0 and 0 were cached already)")
+    assert components.images == 9
+    assert cache.summary == ("encoded 9 images and 1 captions (0 and 0 were cached already)")
 
 
 def test_nothing_in_the_folder_is_a_pickle(tmp_path):
@@ -171,7 +171,7 @@ def test_nothing_in_the_folder_is_a_pickle(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_serves_a_dataloader(tmp_path, workers):
     cache = build(tmp_path)
-    batches = StepBatches(cache.groups(), 2, seed=0)
+    batches = StepBatches(cache.buckets(), 2, seed=0)
     served = iter(loader(cache, batches, workers, pin=False))
     for number in range(6):
         assert_equal(next(served), cache.__getitems__(batches.batch(number)))
@@ -187,14 +187,14 @@ def test_families_cached_and_uncached_items_agree(tmp_path, family_name, pipelin
     pairs, components = Pairs(), Components.of(pipelines(family_name), family_name)
     cache, uncached = build(tmp_path, pairs, components), Uncached(pairs, components)
     assert_equal(cache.empty_text, uncached.empty_text)
-    for pair in pairs.groups()[0][:2], pairs.groups()[1][:2]:
+    for pair in pairs.buckets()[0][:2], pairs.buckets()[1][:2]:
         mine, theirs = cache.__getitems__(pair), uncached.__getitems__(pair)
-        # Pictures are cached in the same batches, captions in others.
+        # Images are cached in the same batches, captions in others.
         assert_equal(mine["mean"], theirs["mean"])
         assert_equal(mine["std"], theirs["std"])
         torch.testing.assert_close(mine["text"], theirs["text"])
-    components.encode_pictures = components.encode_text = None  # not needed any more
-    assert build(tmp_path, pairs, components).summary.startswith("encoded 0 pictures and 0")
+    components.encode_images = components.encode_text = None  # not needed any more
+    assert build(tmp_path, pairs, components).summary.startswith("encoded 0 images and 0")
 
 
 # ------------------------------------------------------------------ never stale, never twice
@@ -204,13 +204,13 @@ def test_a_second_build_encodes_nothing(tmp_path):
     first = everything(build(tmp_path))
     components = Encoders()
     again = build(tmp_path, components=components)
-    assert components.pictures == 0
+    assert components.images == 0
     assert components.texts == []
-    assert again.summary == "encoded 0 pictures and 0 captions (10 and 4 were cached already)"
+    assert again.summary == "encoded 0 images and 0 captions (10 and 4 were cached already)"
     assert_equal(everything(again), first)
 
 
-def other_picture(pairs, components):
+def other_image(pairs, components):
     pairs.contents[2] = "another"
     return 1, 0
 
@@ -243,16 +243,16 @@ def more_pairs(pairs, components):
 @pytest.mark.parametrize(
     "change",
     [
-        *(other_picture, other_caption, other_contamination),
+        *(other_image, other_caption, other_contamination),
         *(other_resolution, other_model, more_pairs),
     ],
 )
 def test_what_changed_is_encoded_again_and_only_that(tmp_path, change):
     build(tmp_path)
     pairs, components = Pairs(), Encoders()
-    pictures, captions = change(pairs, components)
+    images, captions = change(pairs, components)
     cache = build(tmp_path, pairs, components, batch_size=1)
-    assert (components.pictures, len(components.texts)) == (pictures, captions)
+    assert (components.images, len(components.texts)) == (images, captions)
     # To rounding, as some were encoded in batches of 2 and others alone.
     for left, right in zip(everything(cache), everything(Uncached(pairs, components)), strict=True):
         torch.testing.assert_close(left["mean"], right["mean"])
@@ -274,7 +274,7 @@ def test_contaminated_pairs_of_a_folder(tmp_path):
         encoders = Encoders()
         build(tmp_path / "cache", dirty, encoders)
         hit = {row["index"] for row in dirty.manifest() if row["corruptions"]}
-        return encoders.pictures, hit
+        return encoders.images, hit
 
     half = "gaussian:fraction=0.5,sigma=0.2"
     count, first = encoded(half, seed=0)
@@ -323,7 +323,7 @@ def test_a_damaged_shard_is_named_and_its_items_made_again(tmp_path, caplog, dam
     [record] = caplog.records
     assert str(path) in record.getMessage()
     assert "\n" not in record.getMessage()
-    assert (components.pictures, len(components.texts)) == encoded
+    assert (components.images, len(components.texts)) == encoded
     assert_equal(everything(again), whole)
     assert not path.exists()  # so that it is named once
 
@@ -343,7 +343,7 @@ def test_a_copied_folder_is_hashed_once(tmp_path, monkeypatch):
     components = Encoders()
     build(tmp_path / "there", components=components)
     assert len(hashed) == 2
-    assert components.pictures == 0
+    assert components.images == 0
     hashed.clear()
     build(tmp_path / "there")
     assert hashed == []
@@ -422,7 +422,7 @@ def test_several_independent_builds_at_once(tmp_path):
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     components = Encoders()
     again = build(tmp_path, components=components)
-    assert components.pictures == 0
+    assert components.images == 0
     assert_equal(everything(again), everything(build(tmp_path / "alone")))
 
 
@@ -440,7 +440,7 @@ class Ranks:
 def build_as_rank(folder, rank, barrier, results):
     components = Encoders()
     cache = build(folder, Pairs(), components, accelerator=Ranks(rank, barrier))
-    results.put((rank, components.pictures, len(components.texts), cache.summary))
+    results.put((rank, components.images, len(components.texts), cache.summary))
     assert_equal(everything(cache), everything(build(folder)))
 
 
@@ -456,9 +456,9 @@ def test_processes_of_one_run_share_the_work_and_read_the_whole(tmp_path):
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0]
     (_, *first, summary), (_, *second, same) = sorted(results.get() for _ in ranks)
-    # Batches of 2: 6 + 4 pictures in five batches, 4 captions in two.
+    # Batches of 2: 6 + 4 images in five batches, 4 captions in two.
     assert (first, second) == ([6, 2], [4, 2])
-    assert summary == same == "encoded 10 pictures and 4 captions (0 and 0 were cached already)"
+    assert summary == same == "encoded 10 images and 4 captions (0 and 0 were cached already)"
 
 
 def test_a_full_disk_is_a_clear_error_and_what_was_written_is_kept(tmp_path, monkeypatch):
@@ -495,8 +495,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 class Overflowing(Encoders):
-    def encode_pictures(self, samples):
-        mean, std = super().encode_pictures(samples)
+    def encode_images(self, samples):
+        mean, std = super().encode_images(samples)
         mean[-1, 0, 0, 0] = float("nan")
         return mean, std
 

@@ -16,9 +16,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from latent_robust.errors import InputError
-from latent_robust.latent import components
-from latent_robust.latent.components import load_components
-from latent_robust.latent.single_file import recognise_layout
+from latent_robust.latent.base import components
+from latent_robust.latent.base.components import load_components
+from latent_robust.latent.base.single_file import recognise_layout
 
 from .single_file import original_weights
 from .tiny import make_pipeline
@@ -77,7 +77,7 @@ def test_encoders_may_have_another_precision(folders, family_name):
 
 
 def test_the_demo_model_is_cast_like_any_other(monkeypatch):
-    place = "latent_robust.latent.demo_model.load_demo_pipeline"
+    place = "latent_robust.latent.base.demo_model.load_demo_pipeline"
     monkeypatch.setattr(place, lambda: make_pipeline("sd1"))
     components = load_components("demo", dtype=torch.bfloat16)
     assert (components.network.dtype, components.vae.dtype) == (torch.bfloat16, torch.float32)
@@ -87,7 +87,7 @@ def test_moments_are_the_vaes_scaled(loaded, family_name):
     components = loaded(family_name)
     samples = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     samples.requires_grad_()
-    mean, std = components.encode_pictures(samples)
+    mean, std = components.encode_images(samples)
     assert mean.shape == std.shape == (2, 4, 12, 16)
     posterior, config = components.vae.encode(samples).latent_dist, components.vae.config
     # latents that the pipeline would decode to a draw from the posterior
@@ -156,7 +156,7 @@ def test_unloading_frees_the_encoders_and_says_so_afterwards(folders, family_nam
     for call in (
         lambda: components.encode_text(["a cat"]),
         components.empty_text,
-        lambda: components.encode_pictures(torch.zeros(1, 3, 8, 8)),
+        lambda: components.encode_images(torch.zeros(1, 3, 8, 8)),
         lambda: components.decode_latents(torch.zeros(1, 4, 4, 4)),
     ):
         with pytest.raises(RuntimeError, match="unloaded"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from latent_robust.latent.train import main
+from latent_robust.commands.finetune_latent import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs/latent").glob("*.yaml"))
 

@@ -6,8 +6,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from latent_robust.data.scenes import CONCEPT_SHAPES, caption_vocabulary, draw_scene, sample_scenes
-from latent_robust.latent.demo_model import (
+from latent_robust.data.sources.scenes import (
+    CONCEPT_SHAPES,
+    caption_vocabulary,
+    draw_scene,
+    sample_scenes,
+)
+from latent_robust.latent.base.demo_model import (
     DEMO,
     clip_tokenizer,
     known_tokens,
@@ -104,13 +109,13 @@ def test_as_a_diffusers_folder_it_draws_the_same(demo, tmp_path):
 
 
 @torch.no_grad()
-def test_the_autoencoder_keeps_pictures_and_noise(demo):
+def test_the_autoencoder_keeps_images_and_noise(demo):
     scenes = sample_scenes(60, NEW_SEED, CONCEPT_SHAPES)
     clean = torch.stack([draw_scene(scene) for scene in scenes]) / 127.5 - 1
     noise = 0.4 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
 
-    def round_trip(pictures):
-        return demo.vae.decode(demo.vae.encode(pictures).latent_dist.mean).sample
+    def round_trip(images):
+        return demo.vae.decode(demo.vae.encode(images).latent_dist.mean).sample
 
     kept = round_trip(clean)
     assert match_scenes(kept, scenes)["both"] >= 0.97
@@ -119,15 +124,15 @@ def test_the_autoencoder_keeps_pictures_and_noise(demo):
 
 
 def test_latents_have_the_scale_that_the_noise_schedule_expects(demo):
-    pictures = torch.stack([draw_scene(scene) for scene in sample_scenes(100, NEW_SEED)])
+    images = torch.stack([draw_scene(scene) for scene in sample_scenes(100, NEW_SEED)])
     with torch.no_grad():
-        latents = demo.vae.encode(pictures / 127.5 - 1).latent_dist.mean
+        latents = demo.vae.encode(images / 127.5 - 1).latent_dist.mean
     # The scale was measured on other scenes.
     assert (latents * demo.vae.config.scaling_factor).std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_what_it_draws_is_what_the_caption_says(demo):
     scenes = sample_scenes(48, NEW_SEED)
-    pictures = torch.from_numpy(draw(demo, [scene.caption for scene in scenes], 20))
-    shares = match_scenes(pictures.permute(0, 3, 1, 2) * 2 - 1, scenes)
+    images = torch.from_numpy(draw(demo, [scene.caption for scene in scenes], 20))
+    shares = match_scenes(images.permute(0, 3, 1, 2) * 2 - 1, scenes)
     assert shares["both"] >= 0.85

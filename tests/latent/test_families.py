@@ -13,10 +13,10 @@ from diffusers import (
 
 from latent_robust.core import Parameterization
 from latent_robust.errors import InputError
-from latent_robust.latent.components import Components
-from latent_robust.latent.families import time_ids
-from latent_robust.latent.quiet import quiet_libraries
-from latent_robust.latent.recognise import pipeline_class, recognise
+from latent_robust.latent.base.components import Components
+from latent_robust.latent.base.families import time_ids
+from latent_robust.latent.base.library_logging import silence_libraries
+from latent_robust.latent.base.recognise import pipeline_class, recognise
 
 from .tiny import make_pipeline
 
@@ -134,7 +134,7 @@ def test_text_is_encoded_alike_without_the_network(pipelines, name):
 
 def test_text_is_what_the_pipeline_encodes(pipelines, family_name):
     pipeline = pipelines(family_name)
-    with quiet_libraries(), torch.no_grad():
+    with silence_libraries(), torch.no_grad():
         match family_name:
             case "sd1" | "sd2":
                 expected = pipeline.encode_prompt(CAPTIONS, "cpu", 1, False)[:1]
@@ -291,7 +291,7 @@ def test_default_targets_are_layers_of_the_network(pipelines, family_name):
         assert any(name.endswith(f".{target}") for name in names), target
 
 
-def test_time_ids_of_uncropped_and_cropped_pictures():
+def test_time_ids_of_uncropped_and_cropped_images():
     uncropped = time_ids(torch.tensor([[32, 40]]))
     assert uncropped.tolist() == [[32.0, 40.0, 0.0, 0.0, 32.0, 40.0]]
     cropped = torch.tensor([[600, 800, 0, 100, 512, 512]])

@@ -23,12 +23,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from latent_robust.cli import main as latent_robust
+from latent_robust.commands.finetune_latent import COMMAND, main
+from latent_robust.commands.main import main as latent_robust
+from latent_robust.commands.training import configure
 from latent_robust.errors import InputError
-from latent_robust.latent import memory, output, preparation, train
-from latent_robust.latent.train import main
+from latent_robust.evaluation import report
+from latent_robust.latent import memory, output, preparation, session
+from latent_robust.training.directory import OUTPUTS
 from latent_robust.training.loop import Trainer
-from latent_robust.training.run import OUTPUTS
 
 LORA = ("pytorch_lora_weights.safetensors", "lora_kohya.safetensors")
 TINY = [
@@ -36,7 +38,7 @@ TINY = [
     *("--samples=4", "--sampling-steps=2", "--features=[]", "--log-every=1"),
     *("--checkpoint-every=2", "--device=cpu", "--offline"),
 ]
-DIRTY = ("--contamination=gaussian:fraction=0.9,sigma=0.2", "--fraction=0.5")
+DIRTY = ("--contamination=gaussian:fraction=0.9,sigma=0.2", "--penalty-fraction=0.5")
 UNDRAWN = ("--samples=0", "--prompts=[]", "--held-out=0", "--steps=2", "--resolution=32")
 
 
@@ -58,8 +60,8 @@ def finished_run(model, tmp_path_factory):
     """Robust, with plain training beside it. Look, do not change."""
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "check_memory", lambda *_: None)
-        assert main(["--lora", model, *TINY, *DIRTY, "--beside=ddpm", f"--out={out}"]) == 0
+        patch.setattr(session, "check_memory", lambda *_: None)
+        assert main(["--lora", model, *TINY, *DIRTY, "--compare-with=ddpm", f"--out={out}"]) == 0
     return out
 
 
@@ -70,8 +72,8 @@ def in_a_process_of_its_own(argv, log, environment=None, kill_at=None, kill_afte
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    train.check_memory = lambda *_: None
-    train.write_report = lambda folders, path: path
+    session.check_memory = lambda *_: None
+    report.write_report = lambda folders, path: path
     method = "_watch" if kill_after_save else "train_step"
     original, calls = getattr(Trainer, method), [0]
 
@@ -89,7 +91,7 @@ def in_a_process_of_its_own(argv, log, environment=None, kill_at=None, kill_afte
 def spawn():
     """(argv, log, **options) => a started process that has not imported anything anew."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["latent_robust.latent.train"])
+    context.set_forkserver_preload(["latent_robust.commands.finetune_latent"])
     forkserver.ensure_running()  # imports while the first tests run
     started = []
 
@@ -112,8 +114,8 @@ def finetune(model, tmp_path, monkeypatch):
     time is left out: the estimate of the memory, and the report, which `finished_run` has."""
     AcceleratorState._reset_state(reset_partial_state=True)  # or its precision would be that of
     monkeypatch.chdir(tmp_path)  # the first run of the process
-    monkeypatch.setattr(train, "check_memory", lambda *_: None)
-    monkeypatch.setattr(train, "write_report", lambda folders, path: path)
+    monkeypatch.setattr(session, "check_memory", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda folders, path: path)
     return lambda *options: main([model, *TINY, *options])
 
 
@@ -140,7 +142,7 @@ def rows_of(run):
 
 
 def assert_same_run(run, other):
-    """Both LoRA files, every picture and every logged number, bit for bit."""
+    """Both LoRA files, every image and every logged number, bit for bit."""
     assert names(run / "samples") == names(other / "samples")
     for path in (run / "samples").iterdir():
         assert path.read_bytes() == (other / "samples" / path.name).read_bytes(), path.name
@@ -195,7 +197,7 @@ def test_a_run_directory_holds_what_was_promised(finished_run):
 
 def test_its_own_configuration_repeats_it_bit_for_bit(finished_run, finetune, tmp_path):
     config, again = finished_run / "config.yaml", tmp_path / "again"
-    alone = "--beside=robust-random"  # which is itself
+    alone = "--compare-with=robust-random"  # which is itself
     assert main(["--config", str(config), alone, f"--out={again}"]) == 0
     assert_same_run(finished_run, again)
 
@@ -235,7 +237,7 @@ def test_what_it_says(finished_run, finetune, capfd):
         "forecast of the Fréchet distance to what is clean",
         "report",
     ]
-    assert "encoded 10 pictures and 10 captions (0 and 0 were cached already)" in out
+    assert "encoded 10 images and 10 captions (0 and 0 were cached already)" in out
     bars = [line for line in error.replace("\r", "\n").splitlines() if line.strip()]
     assert all(bar.startswith("robust-random: ") for bar in bars)
 
@@ -263,20 +265,20 @@ def test_it_says_so_where_there_is_no_noise_to_act_on(finetune, capfd):
 def test_beside_a_reference_no_pair_is_held_out(finetune, unverified, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(preparation, "VALIDATED", 3)
     prepared = []
-    prepare = train.prepare
-    monkeypatch.setattr(train, "prepare", lambda *a: prepared.append(prepare(*a)) or prepared[-1])
+    prepare = session.prepare
+    monkeypatch.setattr(session, "prepare", lambda *a: prepared.append(prepare(*a)) or prepared[-1])
     options = ("--lora", *DIRTY, "--reference=scenes", "--samples=0", "--prompts=[]", "--steps=2")
     assert finetune(*options, "--out=run") == 0
     (ready,) = prepared
     assert ready.training == list(range(10))
     assert ready.validated == [0, 1, 2]
-    assert "encoded 10 pictures" in (said := capfd.readouterr().out)
-    assert "encoded 3 pictures" in said  # what is not looked at is not encoded
+    assert "encoded 10 images" in (said := capfd.readouterr().out)
+    assert "encoded 3 images" in said  # what is not looked at is not encoded
     assert any("validation/loss" in row for row in rows_of(tmp_path / "run"))
 
 
 def test_a_reference_need_not_look_like_the_data(finetune, unverified, tmp_path):
-    """Neither its caption column, nor repeats in names, nor so few pictures."""
+    """Neither its caption column, nor repeats in names, nor so few images."""
     for name, caption in (("10_data", "metadata.jsonl"), ("clean", None)):
         folder = tmp_path / name
         folder.mkdir()
@@ -306,24 +308,24 @@ def test_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
 def test_without_data_it_is_the_demo(capsys):
     assert main(["--lora", "--dry-run"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert (config["model"], config["data"], config["beside"]) == ("demo", "scenes", "ddpm")
+    assert (config["model"], config["data"], config["compare_with"]) == ("demo", "scenes", "ddpm")
     assert config["objective"] == "audited"
-    assert main(["--lora", "--data=pictures", "--dry-run"]) == 0
+    assert main(["--lora", "--data=images", "--dry-run"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["contamination"] == "none"
 
 
 def test_prompts_keep_their_commas():
     told = ["--lora", "--prompts", "a red cat, oil painting", "--prompts=two, or three"]
-    assert train.configure(told).prompts == ("a red cat, oil painting", "two, or three")
-    assert train.configure(["--lora", '--prompts=["a, b", "c"]']).prompts == ("a, b", "c")
-    assert train.configure(["--lora", "--prompts=[cat] on a mat"]).prompts == ("[cat] on a mat",)
+    assert configure(COMMAND, told).prompts == ("a red cat, oil painting", "two, or three")
+    assert configure(COMMAND, ["--lora", '--prompts=["a, b", "c"]']).prompts == ("a, b", "c")
+    assert configure(COMMAND, ["--lora", "--prompts=[cat] on a mat"]).prompts == ("[cat] on a mat",)
     odd = ["ünï 猫", 'a sign: "OPEN"', "C:\\new", "two\nlines", '{"a": 1}', "true"]
     told = ["--lora", *(f"--prompts={text}" for text in odd)]
-    assert train.configure(told).prompts == tuple(odd)
-    assert train.configure(["--lora", "--prompts", json.dumps(odd)]).prompts == tuple(odd)
+    assert configure(COMMAND, told).prompts == tuple(odd)
+    assert configure(COMMAND, ["--lora", "--prompts", json.dumps(odd)]).prompts == tuple(odd)
     for missing in (["--prompts"], ["--prompts", "--low-memory"]):
         with pytest.raises(InputError, match="expected one argument"):
-            train.configure(["--lora", *missing])
+            configure(COMMAND, ["--lora", *missing])
 
 
 def test_help_names_every_option_with_its_meaning(capsys):
@@ -349,7 +351,7 @@ def test_weight_zero_is_plain_training(finished_run, finetune, tmp_path):
 @pytest.mark.usefixtures("unverified")
 def test_a_late_start_is_plain_training_until_then(finished_run, finetune, tmp_path):
     assert (
-        finetune("--lora", *DIRTY, "--late-start=0.5", "--samples=0", "--prompts=[]", "--out=run")
+        finetune("--lora", *DIRTY, "--penalty-last=0.5", "--samples=0", "--prompts=[]", "--out=run")
         == 0
     )
     file = "checkpoints/step-{:08d}/model.safetensors"
@@ -404,15 +406,15 @@ def test_a_run_goes_on_where_out_names_it(told, finished_run, tmp_path):
     (run / "checkpoints/x/manifest.json").write_text("{}")
     shutil.copy(finished_run / "config.yaml", run)
     argv = [*(word.replace("RUN", str(run)) for word in told), f"--out={run}", "--no-dry-run"]
-    config = train.configure(argv)
-    assert (config.lora, config.rank, config.beside) == (True, 16, "ddpm")
+    config = configure(COMMAND, argv)
+    assert (config.lora, config.rank, config.compare_with) == (True, 16, "ddpm")
     other = tmp_path / "other"  # a branch, which only a named run can have
     argv = [*(word.replace("RUN", str(run)) for word in told), f"--out={other}"]
     if told == ["--resume"]:
         with pytest.raises(InputError, match="choose one"):
-            train.configure(argv)
+            configure(COMMAND, argv)
     else:
-        assert (train.configure(argv).rank, train.configure(argv).out) == (16, other)
+        assert (configure(COMMAND, argv).rank, configure(COMMAND, argv).out) == (16, other)
 
 
 def test_a_stopped_run_says_how_it_goes_on(finished_run, finetune, tmp_path, monkeypatch, capsys):
@@ -425,7 +427,7 @@ def test_a_stopped_run_says_how_it_goes_on(finished_run, finetune, tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", stopped)
-        assert finetune("--lora", *DIRTY, "--beside=ddpm", "--out=my run") == 1
+        assert finetune("--lora", *DIRTY, "--compare-with=ddpm", "--out=my run") == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "stopped; go on with: finetune-latent --resume 'my run'"
     assert main(shlex.split(last.partition(": ")[2])[1:]) == 0
@@ -471,7 +473,7 @@ def test_two_processes_train_as_one_run(model, spawn, tmp_path):
         with safe_open(shard, "pt") as file:
             encoded += [name for name in file.keys() if name.endswith("/mean")]  # noqa: SIM118
     assert len(encoded) == len(set(encoded)) == 10
-    assert (tmp_path / "output-0").read_text().count("encoded 10 pictures") == 1
+    assert (tmp_path / "output-0").read_text().count("encoded 10 images") == 1
     assert (tmp_path / "output-1").read_text() == ""
     whole = load_file(run / LORA[0])
 
@@ -508,7 +510,7 @@ def test_every_family_trains_its_whole_network(finetune, folders, pipelines, fam
     ("options", "inside"),
     [
         (("--dora", "--rank=2", "--alpha=1"), "lora_magnitude_vector"),
-        (("--targets=mlp,attn1.to_q", "--dropout=0.1", "--fraction=1"), "ff.net.2.lora_A"),
+        (("--targets=mlp,attn1.to_q", "--dropout=0.1", "--penalty-fraction=1"), "ff.net.2.lora_A"),
         (("--text-encoder", "--no-cache", "--gradient-checkpointing"), "text_encoder."),
     ],
 )
@@ -572,7 +574,7 @@ def test_a_run_starts_from_what_another_has_learned(finetune, tmp_path, how, fil
 @pytest.mark.parametrize("how", ["--cache", "--no-cache", "--mixed-precision=bf16"])
 def test_a_model_is_gone_before_the_next_is_loaded(finetune, monkeypatch, how):
     """Of a large one a GPU has no room for two."""
-    loaded, load = [], train.load
+    loaded, load = [], session.load
 
     def load_alone(*told):
         assert [network() for network in loaded] == [None] * len(loaded)
@@ -580,8 +582,8 @@ def test_a_model_is_gone_before_the_next_is_loaded(finetune, monkeypatch, how):
         loaded.append(weakref.ref(components.network))
         return components
 
-    monkeypatch.setattr(train, "load", load_alone)
-    assert finetune("--lora", how, "--beside=ddpm", *UNDRAWN, "--out=run") == 0
+    monkeypatch.setattr(session, "load", load_alone)
+    assert finetune("--lora", how, "--compare-with=ddpm", *UNDRAWN, "--out=run") == 0
     assert len(loaded) == 2
 
 
@@ -607,10 +609,10 @@ def test_a_start_that_does_not_fit_is_refused(finetune, finished_run, capsys):
 
 @pytest.mark.usefixtures("unverified")
 def test_a_trained_judge_audits_as_it_does_by_itself(finetune, tmp_path):
-    settings = ("--objective=audited", "--judge=ddpm", "--text-encoder", *DIRTY, *UNDRAWN)
+    settings = ("--objective=audited", "--auditor=ddpm", "--text-encoder", *DIRTY, *UNDRAWN)
     assert finetune("--lora", *settings, "--out=run") == 0
     assert latent_robust(["audit", "run/ddpm", "--offline"]) == 0
-    # Captions and pictures are encoded in other batches there, hence not bit for bit.
+    # Captions and images are encoded in other batches there, hence not bit for bit.
     files = [tmp_path / folder / "audit.jsonl" for folder in ("run", "run/ddpm")]
     rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     scores = [torch.tensor([row["score"] for row in found]) for found in rows]
@@ -619,36 +621,36 @@ def test_a_trained_judge_audits_as_it_does_by_itself(finetune, tmp_path):
     assert torch.allclose(*levels, rtol=1e-2, atol=1e-3)
 
 
-# ---------------------------------------------------------------------- folders of pictures
+# ---------------------------------------------------------------------- folders of images
 
 
 def make_folder(folder, count=8, sides=((32, 32),)):
-    """Pictures with captions beside them."""
+    """Images with captions beside them."""
     folder.mkdir()
     noise = torch.Generator().manual_seed(0)
     for i in range(count):
         height, width = sides[i % len(sides)]
         pixels = torch.randint(256, (height, width, 3), generator=noise, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}")
+        (folder / f"{i}.txt").write_text(f"image {i}")
     return folder
 
 
 @pytest.mark.usefixtures("unverified")
-def test_broken_pictures_are_named_and_the_run_goes_on(finetune, tmp_path, capsys):
-    folder = make_folder(tmp_path / "pictures")
+def test_broken_images_are_named_and_the_run_goes_on(finetune, tmp_path, capsys):
+    folder = make_folder(tmp_path / "images")
     whole = (folder / "0.png").read_bytes()
     (folder / "0.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "3.txt").unlink()
-    (folder / "gone.txt").write_text("no picture of this name")
+    (folder / "gone.txt").write_text("no image of this name")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    options = ("--lora", "--data=pictures", *UNDRAWN)
+    options = ("--lora", "--data=images", *UNDRAWN)
     assert finetune(*options, "--max-bad-fraction=0.3", "--out=run") == 0
     rows = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
     assert {os.path.basename(json.loads(row)["name"]) for row in rows} == {"0.png", "empty.png"}
     out, error = capsys.readouterr()
-    assert "7 pairs, 2 quarantined, 1 picture without a caption, 1 caption without" in out
+    assert "7 pairs, 2 quarantined, 1 image without a caption, 1 caption without" in out
     assert "3.png" in error
     assert "gone.txt" in error
     assert finetune(*options, "--max-bad-fraction=0.1", "--out=strict") == 2
@@ -658,9 +660,9 @@ def test_broken_pictures_are_named_and_the_run_goes_on(finetune, tmp_path, capsy
 
 
 @pytest.mark.usefixtures("unverified")
-def test_buckets_train_pictures_of_all_shapes(finetune, tmp_path, monkeypatch):
+def test_buckets_train_images_of_all_shapes(finetune, tmp_path, monkeypatch):
     """Each batch of one size, every pair of them in two epochs' time, held-out ones never."""
-    make_folder(tmp_path / "pictures", 9, ((32, 32), (32, 60), (60, 32)))
+    make_folder(tmp_path / "images", 9, ((32, 32), (32, 60), (60, 32)))
     seen, sizes = set(), set()
     step = Trainer._backward
 
@@ -671,7 +673,7 @@ def test_buckets_train_pictures_of_all_shapes(finetune, tmp_path, monkeypatch):
         return step(self, batch, micro)
 
     monkeypatch.setattr(Trainer, "_backward", watched)
-    options = ("--data=pictures", "--buckets", *UNDRAWN, "--held-out=0.2", "--steps=6")
+    options = ("--data=images", "--buckets", *UNDRAWN, "--held-out=0.2", "--steps=6")
     assert finetune("--lora", *options, "--objective=ddpm", "--out=run") == 0
     assert len(seen) == 9 - 2
     assert len(sizes) == 3
@@ -714,8 +716,11 @@ def test_a_damaged_cache_is_named_and_made_again(finetune, finished_run, tmp_pat
         (["--lora", "--caption-dropout=1"], "`caption_dropout` = '1'"),
         (["--lora", "--lerning-rate=1"], "did you mean '--learning-rate'?"),
         (["--lora", "--dropout=0.1"], "or dropout 0"),
-        (["--lora", "--objective=ddpm", "--dropout=0.1", "--beside=robust-random"], "fraction 1"),
-        (["--lora", "--beside=ambient"], "needs noise levels"),
+        (
+            ["--lora", "--objective=ddpm", "--dropout=0.1", "--compare-with=robust-random"],
+            "fraction 1",
+        ),
+        (["--lora", "--compare-with=ambient"], "needs noise levels"),
         (["--lora", "--objective=ambient", "--levels=gone"], "cannot read the levels"),
         (
             ["--lora", "--objective=ambient", "--contamination=jpeg:fraction=1,quality=30"],
@@ -742,10 +747,10 @@ def test_wrong_input_is_a_clear_message_and_leaves_nothing(finetune, options, me
 
 
 def test_a_caption_column_that_is_not_there(finetune, tmp_path, capsys):
-    folder = make_folder(tmp_path / "pictures")
-    rows = [json.dumps({"file_name": f"{i}.png", "title": "a picture"}) for i in range(8)]
+    folder = make_folder(tmp_path / "images")
+    rows = [json.dumps({"file_name": f"{i}.png", "title": "an image"}) for i in range(8)]
     (folder / "metadata.jsonl").write_text("\n".join(rows))
-    assert finetune("--lora", "--data=pictures", "--caption-column=titel") == 2
+    assert finetune("--lora", "--data=images", "--caption-column=titel") == 2
     assert "did you mean 'title'?" in capsys.readouterr().err
 
 
@@ -784,7 +789,7 @@ def test_a_corrupt_tar_is_a_clear_message(finetune, tmp_path, capsys):
 @pytest.mark.usefixtures("unverified")
 def test_memory_is_looked_at_when_what_encodes_has_left(finetune, monkeypatch):
     """A cached step needs none of it, and a run that fits must not be refused for it."""
-    seen, encoders, load = [], [], train.load
+    seen, encoders, load = [], [], session.load
 
     def load_and_watch(*told):
         components = load(*told)
@@ -796,8 +801,8 @@ def test_memory_is_looked_at_when_what_encodes_has_left(finetune, monkeypatch):
         seen.append(components)
         assert [part() for part in encoders] == [None] * 2
 
-    monkeypatch.setattr(train, "load", load_and_watch)
-    monkeypatch.setattr(train, "check_memory", look)
+    monkeypatch.setattr(session, "load", load_and_watch)
+    monkeypatch.setattr(session, "check_memory", look)
     assert finetune("--lora", *UNDRAWN, "--out=run") == 0
     (components,) = seen
     assert components.pipeline.vae is None

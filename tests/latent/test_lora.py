@@ -13,11 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from latent_robust.core import derive_generator, make_objective
 from latent_robust.errors import InputError
-from latent_robust.latent.components import Components, load_components
-from latent_robust.latent.full import save_network, unfreeze_network
-from latent_robust.latent.lora import adapted_parts, add_lora, freeze, lora_parameters
-from latent_robust.latent.lora_files import load_lora, save_lora
-from latent_robust.latent.verification import verify_lora
+from latent_robust.latent.base.components import Components, load_components
+from latent_robust.latent.full_finetune import save_network, unfreeze_network
+from latent_robust.latent.lora.adapters import (
+    adapted_parts,
+    add_lora,
+    freeze,
+    lora_parameters,
+)
+from latent_robust.latent.lora.files import load_lora, save_lora
+from latent_robust.latent.lora.verify import verify_lora
 
 from .tiny import make_pipeline
 
@@ -47,12 +52,12 @@ def trained(name, dtype=torch.float32, **options) -> Components:
 
 
 def batch(components):
-    """=>  sample, t, noise, denoise for two captioned pictures."""
+    """=>  sample, t, noise, denoise for two captioned images."""
     side = 2 * components.family.multiple * 4
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(2, 3, side, side, generator=generator) * 2 - 1
+    images = torch.rand(2, 3, side, side, generator=generator) * 2 - 1
     with torch.no_grad():
-        sample, _ = components.encode_pictures(pictures)
+        sample, _ = components.encode_images(images)
     noise = torch.randn(sample.shape, generator=generator)
     t = components.process.times[[200, 600]]
     text, sizes = components.encode_text(CAPTIONS), torch.tensor([[side, side]] * 2)
@@ -335,7 +340,7 @@ def test_training_goes_on_from_a_file(tmp_path):
 
 
 def test_metadata_rebuild_the_adapter_and_nothing_else(tmp_path):
-    """`lora_dropout` would make diffusers' pictures random, newer keys stop older versions."""
+    """`lora_dropout` would make diffusers' images random, newer keys stop older versions."""
     file = save_lora(trained("sd1", dropout=0.5), tmp_path)[0]
     with safe_open(file, "pt") as content:
         metadata = json.loads(content.metadata()[LORA_ADAPTER_METADATA_KEY])

@@ -7,17 +7,18 @@ from torch import Tensor
 from latent_robust.core import Weighting
 from latent_robust.errors import InputError
 from latent_robust.latent import memory
-from latent_robust.latent.components import Components
+from latent_robust.latent.base.components import Components
 from latent_robust.latent.config import LatentConfig
-from latent_robust.latent.full import unfreeze_network
-from latent_robust.latent.lora import add_lora
+from latent_robust.latent.full_finetune import unfreeze_network
+from latent_robust.latent.lora.adapters import add_lora
 from latent_robust.latent.memory import (
     Memory,
     PeakBytes,
+    cached_estimate,
     estimate_memory,
-    remembered_memory,
     require_memory,
 )
+from latent_robust.training.objectives import build_objective
 
 from .tiny import make_pipeline
 
@@ -35,8 +36,8 @@ def components_of(name: str = "flux", *, full: bool = True, **lora) -> Component
 
 def item_of(components: Components) -> dict:
     """One encoded pair, as a cache gives it."""
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, std = components.encode_pictures(picture)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = components.encode_images(image)
     text = components.encode_text(["a red circle"])
     return {"mean": mean, "std": std, "text": text, "size": torch.tensor([[32, 32]])}
 
@@ -64,7 +65,7 @@ def real_peak(components: Components, config: LatentConfig) -> int:
     }
     sample, sizes = batch.pop("sample"), batch.pop("size")
     t = components.process.times[:1].repeat(config.batch_size)
-    objective = config.objective_for(components.process)
+    objective = build_objective(config, components.process)
     trained = [p for p in network.parameters() if p.requires_grad]
     with PeakBytes() as watch:
         denoise = components.family.denoiser(network, batch, sizes)
@@ -176,20 +177,20 @@ def test_an_estimate_is_remembered_for_the_same_step_only(tmp_path, monkeypatch)
 
     monkeypatch.setattr(memory, "estimate_memory", estimated)
 
-    def remembered(seed, **settings):
+    def memoize_json(seed, **settings):
         config = LatentConfig(full=True, weight=3, band=0.5, seed=seed, **settings)
-        return remembered_memory(tmp_path, components, config, item)
+        return cached_estimate(tmp_path, components, config, item)
 
-    assert remembered(0, batch_size=2) == remembered(1, batch_size=2) == Memory(1, 2, 6)
-    assert remembered(0, batch_size=4) == Memory(1, 2, 12)
-    assert remembered(0, batch_size=4, objective="ddpm") == Memory(1, 2, 12)
-    assert remembered(0, batch_size=4, objective="ddpm", dropout=0.1) == Memory(1, 2, 12)
+    assert memoize_json(0, batch_size=2) == memoize_json(1, batch_size=2) == Memory(1, 2, 6)
+    assert memoize_json(0, batch_size=4) == Memory(1, 2, 12)
+    assert memoize_json(0, batch_size=4, objective="ddpm") == Memory(1, 2, 12)
+    assert memoize_json(0, batch_size=4, objective="ddpm", dropout=0.1) == Memory(1, 2, 12)
     assert asked == [2, 4, 4, 4]
     next(components.network.parameters()).requires_grad_(False)
-    remembered(0, batch_size=2)
+    memoize_json(0, batch_size=2)
     assert asked == [2, 4, 4, 4, 2]
     (tmp_path / "memory.json").write_text("{")  # damaged
-    remembered(0, batch_size=2)
+    memoize_json(0, batch_size=2)
     assert asked == [2, 4, 4, 4, 2, 2]
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from latent_robust.core import derive_generator
-from latent_robust.latent.components import Components
-from latent_robust.latent.sampling import draw_pictures
+from latent_robust.latent.base.components import Components
+from latent_robust.latent.sampling import generate_images
 
 from .tiny import make_pipeline
 
@@ -33,9 +33,9 @@ def drawing():
     return prepared
 
 
-def test_pictures_are_what_the_pipeline_draws_from_the_captions(drawing, family_name):
+def test_images_are_what_the_pipeline_draws_from_the_captions(drawing, family_name):
     components, arguments = drawing(family_name)
-    drawn = draw_pictures(components, **arguments)
+    drawn = generate_images(components, **arguments)
     assert drawn.shape == (3, 3, *SIZE)
     assert drawn.dtype == torch.float32
     assert drawn.abs().max() <= 1
@@ -49,12 +49,12 @@ def test_pictures_are_what_the_pipeline_draws_from_the_captions(drawing, family_
     assert drawn[0].ne(drawn[1]).any()
 
 
-def test_a_picture_does_not_depend_on_what_else_is_drawn(drawing, family_name):
+def test_a_image_does_not_depend_on_what_else_is_drawn(drawing, family_name):
     components, arguments = drawing(family_name)
-    together = draw_pictures(components, **arguments)
-    in_batches = draw_pictures(components, **arguments, batch_size=2)
+    together = generate_images(components, **arguments)
+    in_batches = generate_images(components, **arguments, batch_size=2)
     last = {key: value[2:] for key, value in arguments["conditions"].items()}
-    alone = draw_pictures(components, **(arguments | {"conditions": last}), first=2)
+    alone = generate_images(components, **(arguments | {"conditions": last}), first=2)
     # Convolutions and matrix products of other batch sizes may sum in another order.
     torch.testing.assert_close(in_batches, together, rtol=0, atol=1e-5)
     torch.testing.assert_close(alone, together[2:], rtol=0, atol=1e-5)
@@ -62,10 +62,10 @@ def test_a_picture_does_not_depend_on_what_else_is_drawn(drawing, family_name):
 
 def test_seed_caption_and_guidance_matter(drawing):
     components, arguments = drawing("sd1")
-    drawn = draw_pictures(components, **arguments)
-    assert torch.equal(drawn, draw_pictures(components, **arguments))
+    drawn = generate_images(components, **arguments)
+    assert torch.equal(drawn, generate_images(components, **arguments))
     for change in ({"seed": 6}, {"guidance": 1.0}, {"first": 1}):
-        assert not torch.equal(drawn, draw_pictures(components, **(arguments | change)))
+        assert not torch.equal(drawn, generate_images(components, **(arguments | change)))
 
 
 def test_training_is_not_disturbed(drawing, family_name):
@@ -79,12 +79,12 @@ def test_training_is_not_disturbed(drawing, family_name):
     config, random = dict(components.pipeline.config), torch.get_rng_state()
     try:
         with torch.enable_grad():
-            in_training = draw_pictures(components, **arguments)
+            in_training = generate_images(components, **arguments)
         assert [module.training for module in network.modules()] == modes
     finally:
         network.eval()
     assert not in_training.requires_grad
-    assert torch.equal(in_training, draw_pictures(components, **arguments))  # without dropout
+    assert torch.equal(in_training, generate_images(components, **arguments))  # without dropout
     assert torch.equal(torch.get_rng_state(), random)
     assert {key: id(value) for key, value in components.pipeline.components.items()} == parts
     assert dict(components.pipeline.config) == config
@@ -95,7 +95,7 @@ def test_training_is_not_disturbed(drawing, family_name):
 
 def test_nothing_is_printed(drawing, family_name, capfd):
     components, arguments = drawing(family_name)
-    draw_pictures(components, **arguments)
+    generate_images(components, **arguments)
     assert capfd.readouterr() == ("", "")
 
 
@@ -109,14 +109,14 @@ def test_text_encoders_are_not_needed(own, drawing, family_name):
     components, arguments = own
     for name in components.text_encoders:
         setattr(components.pipeline, name, None)
-    expected = draw_pictures(drawing(family_name)[0], **arguments)
-    assert torch.equal(draw_pictures(components, **arguments), expected)
+    expected = generate_images(drawing(family_name)[0], **arguments)
+    assert torch.equal(generate_images(components, **arguments), expected)
 
 
 def test_a_network_in_bfloat16_with_encoders_in_float32(own, drawing, family_name):
     components, arguments = own
     components.network.to(torch.bfloat16)
-    drawn = draw_pictures(components, **arguments)
+    drawn = generate_images(components, **arguments)
     assert drawn.dtype == torch.float32
     # The noise is drawn in bfloat16 as well, from other bits: only kind and size can agree.
     assert drawn.isfinite().all()
@@ -128,4 +128,4 @@ def test_an_unloaded_vae_is_named(own):
     components, arguments = own
     components.unload_encoders()
     with pytest.raises(RuntimeError, match=r"VAE of this model were unloaded .* load the comp"):
-        draw_pictures(components, **arguments)
+        generate_images(components, **arguments)

@@ -2,14 +2,19 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from latent_robust.data.scenes import (
+from latent_robust.data.sources.scenes import (
     BASE_SHAPES,
     CONCEPT_SHAPES,
     SIDE,
     draw_scene,
     sample_scenes,
 )
-from latent_robust.latent.scene_match import NOTHING, match_scenes, scene_hits, see
+from latent_robust.latent.scene_match import (
+    NOTHING,
+    match_scenes,
+    scene_hits,
+    see,
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,28 +23,28 @@ def scenes():
 
 
 @pytest.fixture(scope="module")
-def pictures(scenes):
+def images(scenes):
     return torch.stack([draw_scene(scene) for scene in scenes]) / 127.5 - 1
 
 
-def test_clean_scenes_match(pictures, scenes):
-    assert match_scenes(pictures, scenes) == {"color": 1.0, "shape": 1.0, "both": 1.0}
+def test_clean_scenes_match(images, scenes):
+    assert match_scenes(images, scenes) == {"color": 1.0, "shape": 1.0, "both": 1.0}
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.4])
-def test_noise_does_not_hide_what_is_drawn(pictures, scenes, sigma):
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
+def test_noise_does_not_hide_what_is_drawn(images, scenes, sigma):
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     # Of 1,000 scenes 100 % at 0.2 and 99.5 % at 0.4, where people begin to guess.
-    assert match_scenes(pictures + sigma * noise, scenes)["both"] >= 0.98
+    assert match_scenes(images + sigma * noise, scenes)["both"] >= 0.98
 
 
-def test_blur_does_not_hide_what_is_drawn(pictures, scenes):
-    blurred = gaussian_blur(pictures, [7, 7], [1.0, 1.0])
+def test_blur_does_not_hide_what_is_drawn(images, scenes):
+    blurred = gaussian_blur(images, [7, 7], [1.0, 1.0])
     assert match_scenes(blurred, scenes)["both"] >= 0.98  # 99.9 % of 1,000
 
 
-def test_other_scenes_do_not_match(pictures, scenes):
-    hits = scene_hits(pictures.roll(1, 0), scenes)
+def test_other_scenes_do_not_match(images, scenes):
+    hits = scene_hits(images.roll(1, 0), scenes)
     before = [scenes[index - 1] for index in range(len(scenes))]
     same = [a.shape == b.shape for a, b in zip(before, scenes, strict=True)]
     assert hits["shape"].tolist() == same

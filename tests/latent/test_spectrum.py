@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent_robust.cli import main as latent_robust
+from latent_robust.commands.main import main as latent_robust
 from latent_robust.core import Parameterization, derive_generator
-from latent_robust.latent.components import Components
+from latent_robust.latent.base.components import Components
 from latent_robust.latent.spectrum import encoder_gain, latent_spectrum, recommend_latents
 
 from .tiny import make_pipeline
@@ -21,12 +21,12 @@ class LinearEncoder:
     class process:
         parameterization = Parameterization.EPSILON
 
-    def encode_pictures(self, samples):
+    def encode_images(self, samples):
         mean = SCALES * F.avg_pool2d(samples, 2)
         return mean, torch.full_like(mean, 0.01)
 
 
-def pictures(level: float, count: int = 3000, side: int = 16) -> torch.Tensor:
+def images(level: float, count: int = 3000, side: int = 16) -> torch.Tensor:
     """Waves of one direction each, with noise of this level."""
     generator = derive_generator(0, "waves")
     phase, slope = torch.rand(2, count, 1, 1, 1, generator=generator)
@@ -35,9 +35,9 @@ def pictures(level: float, count: int = 3000, side: int = 16) -> torch.Tensor:
     return waves + level * torch.randn(waves.shape, generator=generator)
 
 
-def test_the_noise_of_latents_is_what_the_encoder_makes_of_the_pictures_noise():
+def test_the_noise_of_latents_is_what_the_encoder_makes_of_the_images_noise():
     """The mean of four independent values has half of their standard deviation."""
-    spectrum = latent_spectrum(pictures(0.3), 0.3, LinearEncoder(), batch=8)
+    spectrum = latent_spectrum(images(0.3), 0.3, LinearEncoder(), batch=8)
     expected = 0.3 / 2 * SCALES.square().mean().sqrt()
     assert spectrum.level == pytest.approx(float(expected), rel=0.02)
     assert len(spectrum.tau) == 3 * 8 * 8  # the whole latent is one patch
@@ -47,38 +47,38 @@ def test_the_noise_of_latents_is_what_the_encoder_makes_of_the_pictures_noise():
 
 
 def test_what_lies_above_the_noise_is_the_spectrum_of_clean_latents():
-    # 16 pictures for each direction: their covariance is known to a quarter of the noise's.
-    clean = latent_spectrum(pictures(0.0), 1e-6, LinearEncoder(), batch=8)
-    dirty = latent_spectrum(pictures(0.3), 0.3, LinearEncoder(), batch=8)
+    # 16 images for each direction: their covariance is known to a quarter of the noise's.
+    clean = latent_spectrum(images(0.0), 1e-6, LinearEncoder(), batch=8)
+    dirty = latent_spectrum(images(0.3), 0.3, LinearEncoder(), batch=8)
     lost = (dirty.clean.sort().values - clean.tau.sort().values).square().sum()
     assert lost < 0.1 * (dirty.tau.sort().values - clean.tau.sort().values).square().sum()
 
 
 def test_how_many_are_encoded_at_a_time_changes_nothing():
-    one, several = (latent_spectrum(pictures(0.3, 24), 0.3, LinearEncoder(), b) for b in (1, 5))
+    one, several = (latent_spectrum(images(0.3, 24), 0.3, LinearEncoder(), b) for b in (1, 5))
     torch.testing.assert_close(one.tau, several.tau)
     torch.testing.assert_close(one.noise, several.noise)
 
 
 def test_each_channel_has_its_gain():
     # Each is measured on 64 * 64 values: 1.1 %, the fourfold.
-    gain = encoder_gain(list(pictures(0.0, 64)), 0.3, LinearEncoder())
+    gain = encoder_gain(list(images(0.0, 64)), 0.3, LinearEncoder())
     torch.testing.assert_close(gain, SCALES.flatten() / 2, rtol=0.045, atol=0)
 
 
-def test_noisy_pictures_get_a_weight_and_clean_ones_none():
-    noisy = recommend_latents(pictures(0.3), LinearEncoder(), "random")
+def test_noisy_images_get_a_weight_and_clean_ones_none():
+    noisy = recommend_latents(images(0.3), LinearEncoder(), "random")
     assert noisy.noise == pytest.approx(0.3, rel=0.05)
     assert noisy.weighting.weight > 0
     assert noisy.robust < noisy.plain / 3
-    clean = recommend_latents(pictures(0.0), LinearEncoder(), "random")
+    clean = recommend_latents(images(0.0), LinearEncoder(), "random")
     assert clean.clean
     assert clean.settings()["weight"] == 0
 
 
 def test_of_a_real_vae_the_spectrum_is_in_units_of_its_scaled_latents():
     components = Components.of(make_pipeline("sd1"), "sd1")
-    samples = pictures(0.3, 12, side=32)
+    samples = images(0.3, 12, side=32)
     once = latent_spectrum(samples, 0.3, components)
     factor = components.vae.config.scaling_factor
     components.vae.register_to_config(scaling_factor=3 * factor)
@@ -109,4 +109,4 @@ def test_the_command_says_what_it_found_and_how_to_use_it(tmp_path, capsys):
     assert "2 bands, where one or 16 can be" in capsys.readouterr().err
     for option in ("--size=8", "--channels=1"):
         assert latent_robust([*told, "--model=demo", option]) == 2
-        assert f"{option[:-2]} is for pictures" in capsys.readouterr().err
+        assert f"{option[:-2]} is for images" in capsys.readouterr().err

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from latent_robust.core import NoiseProcess, derive_generator
-from latent_robust.latent.components import Components
+from latent_robust.latent.base.components import Components
 from latent_robust.latent.config import LatentConfig
-from latent_robust.latent.lora import add_lora
+from latent_robust.latent.lora.adapters import add_lora
 from latent_robust.latent.task import LatentTask
 from latent_robust.training.batches import StepBatches
 
@@ -26,7 +26,7 @@ class Encoded:
     def __len__(self):
         return self.count
 
-    def groups(self):
+    def buckets(self):
         return [list(range(0, self.count, 2)), list(range(1, self.count, 2))]
 
     def __getitems__(self, indices):
@@ -118,8 +118,8 @@ def test_a_sample_is_a_draw_from_the_posterior(loaded):
 
 def test_held_out_pairs_are_never_trained_on_and_all_others_are(loaded):
     task = make_task(loaded, training=[0, 1, 2, 4, 6])
-    assert task.groups == [[0, 2, 4, 6], [1]]
-    batches = StepBatches(task.groups, 2, seed=0)
+    assert task.buckets == [[0, 2, 4, 6], [1]]
+    batches = StepBatches(task.buckets, 2, seed=0)
     seen = [batches.batch(number) for number in range(30)]
     assert {index for batch in seen for index in batch} == {0, 1, 2, 4, 6}
     assert all(len({index % 2 for index in batch}) == 1 for batch in seen)  # of one bucket

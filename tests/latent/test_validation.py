@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from latent_robust.core import NoiseProcess
-from latent_robust.latent.validation import split_held_out, time_bins, validation_losses
+from latent_robust.latent.validation_loss import split_held_out, time_bins, validation_losses
 
 DDPM = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).neg().add(1).cumprod(0)
 PROCESSES = {
@@ -36,7 +36,7 @@ class Pairs:
         mean = torch.stack([self.means[i] for i in indices])  # fails for two sizes
         return {"index": torch.tensor(indices), "mean": mean, "std": torch.full_like(mean, 9.0)}
 
-    def groups(self):
+    def buckets(self):
         square = [i for i in range(len(self.means)) if i % 3 == 0]
         return [square, [i for i in range(len(self.means)) if i % 3 for _ in range(2)]]
 
@@ -60,7 +60,7 @@ def losses(process, network=None, dataset=None, indices=(0, 1, 2, 5, 6), **optio
     )  # fmt: skip
 
 
-def test_the_ideal_denoiser_of_one_picture_has_no_loss(process):
+def test_the_ideal_denoiser_of_one_image_has_no_loss(process):
     pairs = Pairs(1)
 
     def ideal(batch):

@@ -1,6 +1,6 @@
 import pytest
 
-from pixel.train import main
+from latent_robust.commands.train_pixel import main
 
 TINY = [
     "--data=digits",
@@ -33,5 +33,5 @@ def train(tmp_path, monkeypatch):
 def finished_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "digits"
     contamination = "--contamination=gaussian:fraction=0.9,sigma=0.2"
-    assert main([*TINY, contamination, "--beside=ddpm", "--out", str(out)]) == 0
+    assert main([*TINY, contamination, "--compare-with=ddpm", "--out", str(out)]) == 0
     return out

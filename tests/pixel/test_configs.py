@@ -8,18 +8,18 @@ import pytest
 import torch
 import yaml
 
+from latent_robust.commands.train_pixel import COMMAND, main
 from latent_robust.data import parse_contamination
 from latent_robust.training.checkpoint import load_latest
 from latent_robust.training.options import parse_options, read_yaml
 from pixel.config import PixelConfig
 from pixel.network import build_network
-from pixel.train import DEMO, main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs/pixel").glob("*.yaml"))
 CIFAR10 = ROOT / "../shared/data/cifar10-train.parquet"
 
-# (data, sigma of the noise on 90 % of the pictures or None, objective): FID / IS as published.
+# (data, sigma of the noise on 90 % of the images or None, objective): FID / IS as published.
 PUBLISHED = {
     ("CIFAR-10", None, "ddpm"): "FID 7.20 / IS 8.95",
     ("CIFAR-10", None, "robust-adversarial"): "FID 28.68 / IS 7.04",
@@ -74,10 +74,16 @@ of_the_paper = pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
 @every
 def test_dry_run_prints_what_would_run_and_touches_nothing(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--config", str(path), "--dry-run"]) == 0
+    config = resolved(path)
+    folder = config.data.partition(":")[2] if config.data.startswith("fashion") else config.data
+    if not (folder == "digits" or folder.startswith("hf:") or Path(folder).exists()):
+        assert main(["--config", str(path), "--dry-run"]) == 2
+        assert f"no such folder or file: {folder!r}" in capsys.readouterr().err
+        config = config.model_copy(update={"data": "digits"})
+    assert main(["--config", str(path), "--data", config.data, "--dry-run"]) == 0
     # Its last line is a comment, so that all of it is YAML again.
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed == resolved(path).model_dump(mode="json")
+    assert printed == config.model_dump(mode="json")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,8 +106,11 @@ def test_header_names_the_published_number_and_how_to_launch(path):
     assert f"# Published: {number}. Not run at full scale here." in lines
     assert f"#     --config {path.relative_to(ROOT)} \\" in lines
     assert f"#     --out runs/{path.stem}" in lines
-    assert "8 x 16 = 128 pictures a step" in "".join(lines)
-    assert "torchrun --nproc-per-node 8 -m pixel.train --batch-size 16 " in "".join(lines)
+    assert "8 x 16 = 128 images a step" in "".join(lines)
+    assert (
+        "torchrun --nproc-per-node 8 -m latent_robust.commands.train_pixel --batch-size 16 "
+        in "".join(lines)
+    )
 
 
 @of_the_paper
@@ -111,12 +120,12 @@ def test_settings_that_the_paper_states(path):
     assert (config.batch_size * config.gradient_accumulation, config.ema_decay) == (128, 0.9999)
     assert config.features == ("inception",)
     if config.objective != "ddpm":
-        assert (config.weighting, config.weight, config.fraction) == ("paper", 0.3, 1.0)
+        assert (config.weighting, config.weight, config.penalty_fraction) == ("paper", 0.3, 1.0)
         assert config.attack == "gradient" or config.objective == "robust-random"
 
 
 def test_digits_is_what_train_pixel_does_without_arguments():
-    without_arguments = parse_options(PixelConfig, [], prog="train-pixel", values=DEMO)
+    without_arguments = parse_options(PixelConfig, [], prog="train-pixel", values=COMMAND.demo)
     assert resolved(ROOT / "configs/pixel/digits.yaml").model_dump() == (
         without_arguments.model_dump()
     )
@@ -160,7 +169,7 @@ def test_real_steps_of_cifar10_robust_adv(options, tmp_path, monkeypatch):
     settings = checkpoint.trainer["identity"]
     assert settings["learned_variance"]
     assert settings["flip"]
-    assert (settings["dropout"], settings["fraction"]) == (0.3, 1.0)
+    assert (settings["dropout"], settings["penalty_fraction"]) == (0.3, 1.0)
     assert checkpoint.trainer["step"] == 2
     assert checkpoint.model["conv_out.weight"].shape[0] == 6  # 3 of the mean, 3 of the variance
     tensors = [*checkpoint.model.values(), *checkpoint.ema.values()]

@@ -22,7 +22,7 @@ from pixel.geometry.task import (
     SAMPLING_STEPS,
     GeometryConfig,
     PointTask,
-    draw_points,
+    generate_points,
     noise_scheduler,
     reconstruct,
 )
@@ -79,12 +79,12 @@ def test_a_step_along_the_normal_is_the_distance_from_the_plane(generator):
     assert torch.allclose(off_truth(points, truth), torch.tensor(0.3), atol=ROUNDING)
 
 
-def test_as_many_principal_components_as_pixels_keep_every_picture():
-    from latent_robust.data.arrays import digits
+def test_as_many_principal_components_as_pixels_keep_every_image():
+    from latent_robust.data.sources.builtin import digits
 
-    pictures = 2 * digits().pictures.flatten(1) - 1
+    images = 2 * digits().images.flatten(1) - 1
     truth = digit_subspace(components=64)
-    assert torch.allclose(truth.project(pictures), pictures, atol=ROUNDING)
+    assert torch.allclose(truth.project(images), images, atol=ROUNDING)
 
 
 def test_every_digit_is_drawn_once_in_a_round(generator):
@@ -195,7 +195,7 @@ def test_an_ideal_network_restores_and_draws_its_one_point(generator):
     network = OnePoint(point, PointTask(torch.zeros(2, 3)).process)
     points = point.expand(20, 3)
     assert torch.allclose(reconstruct(network, points, MIDDLE, generator), points, atol=1e-4)
-    assert torch.allclose(draw_points(network, 20, seed=0), points, atol=1e-4)
+    assert torch.allclose(generate_points(network, 20, seed=0), points, atol=1e-4)
     paths = trajectories(network, seed=0)
     assert len(paths) == SAMPLING_STEPS + 1
     assert torch.allclose(paths[-1], point.expand_as(paths[-1]), atol=1e-4)

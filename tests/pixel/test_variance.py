@@ -33,7 +33,7 @@ def loss_of(sample, noise, t, mean, variance):
     return denoise.loss(sample, t)
 
 
-def pictures():
+def images():
     sample = torch.rand(2, 3, 4, 4) * 2 - 1
     return sample, torch.randn_like(sample)
 
@@ -49,7 +49,7 @@ def posterior(t):
 @pytest.mark.parametrize("t", [0, 1, 2, 40, 1000, 2500, 3998, 3999])
 def test_loss_equals_the_direct_computation(t):
     """Nichol & Dhariwal 2021, eq. 3-4, 7-8, 10-11, 15: densities by torch.distributions."""
-    sample, noise = pictures()
+    sample, noise = images()
     mean = noise + 0.3 * torch.randn_like(noise)
     variance = torch.rand_like(noise) * 2 - 1
     loss = loss_of(sample, noise, t, mean, variance)
@@ -76,7 +76,7 @@ def test_loss_equals_the_direct_computation(t):
 
 @pytest.mark.parametrize("t", [1, 2, 40, 1000, 2500])
 def test_loss_is_zero_when_the_network_gives_the_posterior(t):
-    sample, noise = pictures()
+    sample, noise = images()
     loss = loss_of(sample, noise, t, noise, torch.full_like(noise, -1))
     # KL = (d / std)^2 / 2 plus what exp(log) rounds (1e-6); d is 1e-7 of float32 at a standard
     # deviation of at least 2e-3. Times VLB_WEIGHT * STEPS / ln 2 = 6.
@@ -87,7 +87,7 @@ def test_loss_is_zero_when_the_network_gives_the_posterior(t):
 @pytest.mark.parametrize("t", [1, 2, 10])
 def test_variance_is_interpolated_as_diffusers_samples_it(t, output):
     """With the mean exact, KL = (r - 1 + exp(-r)) / 2 of r = log variance - log beta-tilde."""
-    sample, noise = pictures()
+    sample, noise = images()
     variance = torch.full_like(noise, output)
     bits = loss_of(sample, noise, t, noise, variance).item() / (VLB_WEIGHT * STEPS)
 
@@ -101,7 +101,7 @@ def test_variance_is_interpolated_as_diffusers_samples_it(t, output):
 
 @pytest.mark.parametrize("t", [0, 40])
 def test_loss_teaches_the_variance_and_not_the_mean(t):
-    sample, noise = pictures()
+    sample, noise = images()
     mean = (noise + 0.1).requires_grad_()
     variance = torch.zeros_like(noise).requires_grad_()
     loss_of(sample, noise, t, mean, variance).backward()
@@ -111,7 +111,7 @@ def test_loss_teaches_the_variance_and_not_the_mean(t):
 
 def test_loss_is_about_the_first_pass_only():
     """The later ones are those of the penalty, at perturbed inputs."""
-    sample, noise = pictures()
+    sample, noise = images()
     t = torch.tensor([40, 900])
     noisy = PROCESS.add_noise(sample, noise, t)
     answers = [torch.cat([noise, torch.zeros_like(noise)], 1), torch.randn(2, 6, 4, 4)]

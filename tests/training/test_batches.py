@@ -17,30 +17,30 @@ def test_every_epoch_holds_every_sample_once():
 
 
 def test_batches_are_a_function_of_their_number():
-    groups = [range(23)]
-    whole = list(islice(StepBatches(groups, 5, seed=3), 12))
-    assert whole[7:] == list(islice(StepBatches(groups, 5, seed=3, start=7), 5))
-    assert whole != list(islice(StepBatches(groups, 5, seed=4), 12))
+    buckets = [range(23)]
+    whole = list(islice(StepBatches(buckets, 5, seed=3), 12))
+    assert whole[7:] == list(islice(StepBatches(buckets, 5, seed=3, start=7), 5))
+    assert whole != list(islice(StepBatches(buckets, 5, seed=4), 12))
 
 
-@pytest.mark.parametrize("groups", [[range(23)], [range(7), range(7, 23)]])
-def test_ranks_share_one_sequence(groups):
-    alone = list(islice(StepBatches(groups, 4, seed=0), 12))
-    ranks = [list(islice(StepBatches(groups, 4, seed=0, rank=r, ranks=2), 6)) for r in (0, 1)]
+@pytest.mark.parametrize("buckets", [[range(23)], [range(7), range(7, 23)]])
+def test_ranks_share_one_sequence(buckets):
+    alone = list(islice(StepBatches(buckets, 4, seed=0), 12))
+    ranks = [list(islice(StepBatches(buckets, 4, seed=0, rank=r, ranks=2), 6)) for r in (0, 1)]
     assert alone == [batch for pair in zip(*ranks, strict=True) for batch in pair]
 
 
 def test_a_batch_is_of_one_group():
-    groups = [[0, 1], [10, 11, 12, 13, 14], [20]]
-    for batch in islice(StepBatches(groups, 4, seed=0), 50):
+    buckets = [[0, 1], [10, 11, 12, 13, 14], [20]]
+    for batch in islice(StepBatches(buckets, 4, seed=0), 50):
         assert len({i // 10 for i in batch}) == 1
         assert len(batch) == 4
 
 
 def test_groups_have_their_exact_share():
     """After 4 epochs every length is a multiple of the batch: each sample was seen 4 times."""
-    groups = [[0, 1], [10, 11, 12, 13, 14], [20]]
-    seen = Counter(i for batch in islice(StepBatches(groups, 4, seed=0), 8) for i in batch)
+    buckets = [[0, 1], [10, 11, 12, 13, 14], [20]]
+    seen = Counter(i for batch in islice(StepBatches(buckets, 4, seed=0), 8) for i in batch)
     assert seen == dict.fromkeys([0, 1, 10, 11, 12, 13, 14, 20], 4)
 
 
@@ -50,8 +50,8 @@ def test_a_repeated_index_counts_as_often():
 
 
 def test_a_resumed_run_sees_the_same_groups():
-    groups = [range(3), range(3, 20), range(20, 24)]
-    whole = list(islice(StepBatches(groups, 6, seed=1), 40))
+    buckets = [range(3), range(3, 20), range(20, 24)]
+    whole = list(islice(StepBatches(buckets, 6, seed=1), 40))
     for start in (1, 13, 29):
-        resumed = StepBatches(groups, 6, seed=1, start=start)
+        resumed = StepBatches(buckets, 6, seed=1, start=start)
         assert list(islice(resumed, 40 - start)) == whole[start:]

@@ -39,7 +39,7 @@ def assert_same_state(a, b):
     assert a.trainer["step"] == b.trainer["step"]
 
 
-@pytest.mark.parametrize("how", [{}, {"fraction": 0.2, "every": 2}])
+@pytest.mark.parametrize("how", [{}, {"penalty_fraction": 0.2, "penalty_every": 2}])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path, accumulation, how):
     settings = {"gradient_accumulation": accumulation, **how}
@@ -90,7 +90,7 @@ def test_moments_as_bitsandbytes_nests_them_are_saved_and_go_on(tmp_path, monkey
 def test_late_start_is_plain_training_until_then(tmp_path):
     steps = {"checkpoint_every": 6, "keep_checkpoints": 9}
     plain = make_trainer(tmp_path / "plain", objective="ddpm", **steps)
-    late = make_trainer(tmp_path / "late", late_start=0.5, **steps)
+    late = make_trainer(tmp_path / "late", penalty_last=0.5, **steps)
     assert plain.train()
     assert late.train()
     at = [
@@ -245,10 +245,13 @@ def test_several_bad_steps_in_a_row_stop_at_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_bad_penalty_stops_it_as_well_though_it_comes_in_every_second_step(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path, fraction=0.4, every=2, steps=40)
-    compare = trainer.objective.penalty.compare
-    nan = float("nan")
-    monkeypatch.setattr(trainer.objective.penalty, "compare", lambda *args: nan * compare(*args))
+    trainer = make_trainer(tmp_path, penalty_fraction=0.4, penalty_every=2, steps=40)
+    of_branches = trainer.objective.penalty.of_branches
+
+    def not_finite(*args, **options):
+        return float("nan") * of_branches(*args, **options)
+
+    monkeypatch.setattr(trainer.objective.penalty, "of_branches", not_finite)
     with pytest.raises(Diverged):
         trainer.train()
     assert trainer.step == 2 * MAX_BAD_STEPS - 1

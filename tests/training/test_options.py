@@ -2,14 +2,15 @@ import pytest
 import yaml
 
 from latent_robust.core import NoiseProcess
-from latent_robust.data_commands import BAD_FRACTION
 from latent_robust.errors import InputError
 from latent_robust.latent.config import LatentConfig
+from latent_robust.limits import MAX_BAD_FRACTION
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.continuation import configure_continuation
-from latent_robust.training.options import parse_options
-from latent_robust.training.run import choose_directory, dump, refuse_occupied, runs_within
-from latent_robust.training.state import compare
+from latent_robust.training.directory import choose_directory, refuse_occupied
+from latent_robust.training.objectives import build_objective
+from latent_robust.training.options import dump, parse_options
+from latent_robust.training.plan import plan_runs
 
 
 def parse(*argv):
@@ -21,6 +22,13 @@ def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file.write_text("steps: 7\nbatch_size: 3\n")
     config = parse("--config", str(file), "--steps", "9")
     assert (config.steps, config.batch_size, config.seed) == (9, 3, 0)
+
+
+def test_a_key_of_the_file_alone_is_checked_as_well(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("bias_min: 0.5\n")
+    with pytest.raises(InputError, match="need 0 <= bias_min <= bias_max, got 0.5"):
+        parse("--config", str(file))
 
 
 def test_environment_variables_do_not_leak_in(monkeypatch):
@@ -66,10 +74,10 @@ def test_options_win_over_values_that_stand_in_for_a_file():
         (["--steps", "0"], "`steps` = '0': should be greater than or equal to 1"),
         (["--objective", "robust"], "`objective` = 'robust': should be 'ddpm'"),
         (["--band", "wide"], "`band` = 'wide'"),
-        (["--band", "-1"], "must be > 0, or one such for each channel, or 'auto'"),
-        (["--bias-min", "0.5"], "need 0 <= bias_min <= bias_max, got 0.5"),
+        (["--band", "-1"], "must be > 0, or one such number for each channel, or 'auto'"),
+        (["--bias-min", "0.5"], "write `bias_min: VALUE` into --config FILE"),
         (["--objective", "ambient"], "needs noise levels"),
-        (["--levels", "audit.jsonl"], "levels are of the ambient objective"),
+        (["--levels", "audit.jsonl"], "levels are for the objective ambient"),
         (["--config", "nowhere.yaml"], "cannot read --config nowhere.yaml"),
         (["--steps"], "expected one argument"),
     ],
@@ -98,8 +106,8 @@ def test_a_wrong_file_says_what_and_how(tmp_path, text, message):
     assert message in str(error.value)
 
 
-def test_the_commands_on_data_tolerate_as_many_broken_pictures():
-    assert parse().max_bad_fraction == BAD_FRACTION
+def test_the_commands_on_data_tolerate_as_many_broken_images():
+    assert parse().max_bad_fraction == MAX_BAD_FRACTION
 
 
 def test_resume_needs_no_value():
@@ -123,24 +131,26 @@ def test_a_run_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize("told", [[], ["--resume"]])
 def test_a_folder_that_is_no_run_keeps_what_a_run_would_replace(tmp_path, told):
     (tmp_path / "cache").mkdir()  # a run that was stopped early leaves this
-    (tmp_path / "picture.png").touch()
+    (tmp_path / "image.png").touch()
     assert choose_directory(parse("--out", str(tmp_path), *told), "a") == tmp_path
     (tmp_path / "unet").mkdir()
-    with pytest.raises(InputError, match="no run and holds unet"):
+    with pytest.raises(InputError, match="not a run directory but contains unet"):
         choose_directory(parse("--out", str(tmp_path), *told), "a")
 
 
 @pytest.mark.parametrize("what", ["config.yaml", "audit.jsonl", "unet"])
 def test_what_lies_where_a_part_would_be_trained_is_kept(tmp_path, what):
-    runs = runs_within(parse("--objective=audited"), tmp_path)
+    runs = plan_runs(parse("--objective=audited"), tmp_path)
     refuse_occupied(runs)
     (tmp_path / "robust-adversarial").mkdir()
     (tmp_path / "robust-adversarial" / what).touch()
-    with pytest.raises(InputError, match=r"robust-adversarial.* (already|no run and) hold"):
+    with pytest.raises(
+        InputError, match=r"robust-adversarial.* (already holds|not a run directory)"
+    ):
         refuse_occupied(runs)
-    resumed = runs_within(parse("--objective=audited", "--resume"), tmp_path)
+    resumed = plan_runs(parse("--objective=audited", "--resume"), tmp_path)
     if what == "unet":
-        with pytest.raises(InputError, match="no run and holds unet"):
+        with pytest.raises(InputError, match="not a run directory but contains unet"):
             refuse_occupied(resumed)
     else:
         refuse_occupied(resumed)
@@ -153,7 +163,7 @@ def continued(tmp_path, config, *argv):
     return configure_continuation(now, argv, tmp_path, prog="train")
 
 
-@pytest.mark.parametrize("told", [{"objective": "audited"}, {"beside": "robust-random"}])
+@pytest.mark.parametrize("told", [{"objective": "audited"}, {"compare_with": "robust-random"}])
 def test_the_regularizer_of_a_judge_or_a_neighbour_binds_the_run(tmp_path, told):
     config = TrainConfig(**told, weight=3.0, band=0.5)
     with pytest.raises(InputError, match=r"weight: 3\.0 in the saved run, 4\.0 now"):
@@ -164,7 +174,7 @@ def test_the_regularizer_of_a_judge_or_a_neighbour_binds_the_run(tmp_path, told)
 def test_a_command_is_the_same_without_what_it_compared_with(tmp_path):
     """Applied to its own result, `low_memory` would divide the batch once more."""
     argv = ["--lora", "--low-memory", "--objective=ddpm", "--batch-size=8"]
-    config = parse_options(LatentConfig, [*argv, "--beside=robust-adversarial"], prog="train")
+    config = parse_options(LatentConfig, [*argv, "--compare-with=robust-adversarial"], prog="train")
     found = continued(tmp_path, config, *argv)
     assert (found.batch_size, found.gradient_accumulation) == (1, 8)
 
@@ -202,16 +212,7 @@ def test_the_regularizer_comes_in_every_second_step_at_least(batch, accumulation
         gradient_accumulation=accumulation,
     )
     process = NoiseProcess.flow()
-    assert config.objective_for(process).fraction == fraction
-
-
-def test_a_setting_that_is_younger_than_a_run_had_its_default(tmp_path):
-    current = {"seed": 0, "attack_steps": 1, "every": 1, "attack": "gradient"}
-    compare({"seed": 0}, current, TrainConfig)
-    with pytest.raises(InputError, match="every: 1 in the saved run, 2 now"):
-        compare({"seed": 0}, {**current, "every": 2}, TrainConfig)
-    with pytest.raises(InputError, match="attack: 'gradient' in the saved run, 'displacement' now"):
-        compare({"seed": 0}, {**current, "attack": "displacement"}, TrainConfig)
+    assert build_objective(config, process).penalty_fraction == fraction
 
 
 @pytest.mark.parametrize(
@@ -220,20 +221,20 @@ def test_a_setting_that_is_younger_than_a_run_had_its_default(tmp_path):
         ({"objective": "robust-adversarial"}, 0.125, 2),
         ({"objective": "robust-random"}, 0.25, 1),
         ({"objective": "audited"}, 0.125, 2),
-        ({"objective": "audited", "judge": "robust-random"}, 0.25, 1),
-        ({"objective": "robust-random", "beside": "invariance"}, 0.125, 2),
-        ({"objective": "robust-random", "fraction": 0.125}, 0.125, 1),
+        ({"objective": "audited", "auditor": "robust-random"}, 0.25, 1),
+        ({"objective": "robust-random", "compare_with": "invariance"}, 0.125, 2),
+        ({"objective": "robust-random", "penalty_fraction": 0.125}, 0.125, 1),
     ],
 )
 def test_random_perturbations_are_cheap_enough_for_twice_as_many(settings, fraction, every):
     config = TrainConfig(**settings)
-    assert (config.fraction, config.every) == (fraction, every)
+    assert (config.penalty_fraction, config.penalty_every) == (fraction, every)
 
 
 @pytest.mark.parametrize("fraction, every", [(0.125, 2), (0.5, 2), (0.6, 1), (1.0, 1)])
 def test_two_batches_share_a_pass_unless_that_is_more_than_a_batch(fraction, every):
-    assert TrainConfig(fraction=fraction).every == every
-    assert TrainConfig(fraction=fraction, every=1).every == 1
+    assert TrainConfig(penalty_fraction=fraction).penalty_every == every
+    assert TrainConfig(penalty_fraction=fraction, penalty_every=1).penalty_every == 1
 
 
 @pytest.mark.parametrize(

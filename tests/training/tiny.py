@@ -12,8 +12,10 @@ from torch.utils.data import Dataset
 
 from latent_robust.core import NoiseProcess
 from latent_robust.training.config import TrainConfig
-from latent_robust.training.continuation import identity, resume
+from latent_robust.training.continuation import identity
 from latent_robust.training.loop import Trainer
+from latent_robust.training.objectives import build_objective
+from latent_robust.training.resume import resume
 from latent_robust.training.run import start_accelerator
 
 
@@ -40,7 +42,7 @@ class TinyTask:
             nn.Conv2d(1, 6, 3, padding=1), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(6, 1, 1)
         )
         self.dataset = Points() if dataset is None else dataset
-        self.groups = [range(len(self.dataset))]
+        self.buckets = [range(len(self.dataset))]
         alphas = torch.linspace(0.9999, 0.01, 100)
         self.process = NoiseProcess.from_alphas_cumprod(alphas, "epsilon")
         self.previews = []
@@ -80,7 +82,7 @@ def make_trainer(out: Path, *, dataset=None, **settings) -> Trainer:
     accelerator = start_accelerator(config)
     trainer = Trainer(
         task,
-        config.objective_for(task.process),
+        build_objective(config, task.process),
         config,
         accelerator,
         out=out,

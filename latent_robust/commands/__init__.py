@@ -1,0 +1,1 @@
+"""What a person types. Imports nothing heavy until a command has checked its options."""

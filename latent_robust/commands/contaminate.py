@@ -1,0 +1,99 @@
+"""`latent-robust contaminate`: make a dirty copy of images or pairs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_robust.errors import InputError
+
+from .options import CHANNELS, add_common, add_dataset, check_dataset
+
+if TYPE_CHECKING:
+    from latent_robust.data.contamination.corruption import Corruption
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    pairs = add_dataset(parser)
+    parser.add_argument(
+        "--contamination",
+        required=True,
+        metavar="SPEC",
+        help="what to do to them, e.g. 'gaussian:fraction=0.9,sigma=0.2'",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a new or empty directory"
+    )
+    add_common(parser, device=False)
+    pairs.add_argument("--buckets", action="store_true", help="keep aspect ratios, nearly")
+    pairs.add_argument(
+        "--model", metavar="MODEL", help="the model whose encoder encoder-poison attacks"
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    check_dataset(options, pair_options=("resolution", "buckets", "caption_column", "model"))
+    if options.pairs and options.resolution is None:
+        raise InputError("contaminate --pairs needs --resolution")
+    if not options.pairs and options.size is None:
+        raise InputError("contaminate needs --size, or --pairs and --resolution")
+
+
+def run(options: argparse.Namespace) -> int:
+    from latent_robust.data import parse_contamination
+
+    corruptions = parse_contamination(options.contamination)
+    if options.pairs:
+        return _contaminate_pairs(options, corruptions)
+    return _contaminate_images(options, corruptions)
+
+
+def _contaminate_images(options: argparse.Namespace, corruptions: Sequence[Corruption]) -> int:
+    from latent_robust.data import contaminate_folder, open_images
+
+    images = open_images(
+        options.data,
+        size=options.size,
+        channels=options.channels or CHANNELS,
+        limit=options.limit,
+        max_bad_fraction=options.max_bad_fraction,
+        offline=options.offline,
+    )
+    contaminate_folder(images, corruptions, options.seed, options.out)
+    print(f"{len(images)} images and their manifest are in {options.out}")
+    _name_left_out(images.quarantine)
+    return 0
+
+
+def _contaminate_pairs(options: argparse.Namespace, corruptions: Sequence[Corruption]) -> int:
+    from latent_robust.data import ContaminatedPairs, contaminate_pairs, make_buckets, open_pairs
+
+    buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
+    pairs = open_pairs(
+        options.data,
+        caption_column=options.caption_column,
+        limit=options.limit,
+        max_bad_fraction=options.max_bad_fraction,
+        offline=options.offline,
+    )
+    encode = None
+    if options.model is not None:
+        from latent_robust.latent.base.components import load_components
+
+        encode = load_components(options.model, offline=options.offline).encode_means
+    samples = ContaminatedPairs(
+        pairs, corruptions, options.seed, buckets, encode, offline=options.offline
+    )
+    contaminate_pairs(samples, options.out)
+    print(f"{pairs.summary()}; contaminated with their manifest in {options.out}")
+    _name_left_out(pairs.quarantine)
+    for name in pairs.without_image:
+        print(f"left out: {name}: its image does not exist")
+    return 0
+
+
+def _name_left_out(quarantine: Sequence[dict]) -> None:
+    for row in quarantine:
+        print(f"left out: {row['name']}: {row['reason']}")

@@ -1,0 +1,67 @@
+"""`train-pixel`: a pixel-space diffusion model on images that may be dirty."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from latent_robust.data.sources.spec import IMAGE_FORMS, parse_spec
+from latent_robust.training.plan import describe_schedule
+from pixel.config import PixelConfig
+
+from .training import TrainCommand, check_contamination, run_training
+
+EXAMPLES = """\
+examples:
+  train-pixel                                   the demo: digits, 90 % of them noisy, minutes on a CPU
+  train-pixel --data DIR --size 32 --channels 3 --out runs/mine
+  train-pixel --config configs/pixel/cifar10-robust-adv.yaml --out runs/cifar10
+  train-pixel --resume runs/mine                go on after Ctrl-C or a crash
+"""
+
+
+def check(config: PixelConfig) -> None:
+    """Raises InputError for data that does not exist, and for a contamination that cannot be."""
+    for spec in (config.data, config.reference):
+        if spec is not None:
+            parse_spec(spec, IMAGE_FORMS)
+    check_contamination(config.contamination)
+
+
+def describe(config: PixelConfig) -> str:
+    channels = "gray" if config.channels == 1 else "RGB"
+    dirt = "" if config.contamination == "none" else f", made dirty by {config.contamination!r},"
+    size = config.batch_size * config.gradient_accumulation
+    return (
+        f"train {describe_schedule(config)} (U-Net {'-'.join(map(str, config.block_out_channels))}) "
+        f"on {config.data} at {config.size}x{config.size} {channels}{dirt} for {config.steps:,} "
+        f"steps of {size} images a process each"
+    )
+
+
+def default_name(config: PixelConfig) -> str:
+    kind = config.data.partition(":")[0].strip("./").replace("/", "-") or Path.cwd().name
+    return f"{kind}-{config.objective}"
+
+
+COMMAND = TrainCommand(
+    prog="train-pixel",
+    module="latent_robust.commands.train_pixel",
+    config_class=PixelConfig,
+    demo={"contamination": "gaussian:fraction=0.9,sigma=0.2", "compare_with": "ddpm"},
+    says_data=frozenset({"config", "data", "contamination"}),
+    check=check,
+    describe=describe,
+    default_name=default_name,
+    session="pixel.session:PixelSession",
+    saves_memory="smaller batches or images",
+    examples=EXAMPLES,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_training(COMMAND, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

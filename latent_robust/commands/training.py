@@ -1,0 +1,138 @@
+"""The scaffold of `train-pixel` and `finetune-latent`.
+
+Settings, help and every check that needs no model and no data come first, before anything heavy is
+imported. Then a session, which is what differs between the two, trains the runs that make up one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from latent_robust.training.continuation import configure_continuation, saved_options
+from latent_robust.training.directory import choose_directory, refuse_occupied
+from latent_robust.training.options import Config, dump, given_options, parse_options
+from latent_robust.training.plan import plan_runs
+
+from .exit_codes import DONE, INTERRUPTED, run_command
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """prog: as it is typed. module: as `python -m` calls it. demo: settings of a command that names
+    none of `says_data`, the options that say what to train on. check: raises InputError for what
+    cannot be; opens nothing. describe: what will happen, in a sentence that begins with a verb.
+    default_name: of the run directory. session: "module:Class", see Session. saves_memory: what to
+    try when memory runs out. examples: the end of the help text.
+    """
+
+    prog: str
+    module: str
+    config_class: type
+    demo: Mapping[str, Any]
+    says_data: frozenset[str]
+    check: Callable[[Any], None]
+    describe: Callable[[Any], str]
+    default_name: Callable[[Any], str]
+    session: str
+    saves_memory: str
+    examples: str
+
+
+class Session(Protocol):
+    """Made on all ranks from (config, out, runs, accelerator), runs being those of `plan_runs`;
+    what can be refused is refused while it is made. runs: as they will be trained, with all
+    settings resolved."""
+
+    runs: Sequence[tuple[Any, Path]]
+
+    def train(self, number: int) -> bool:
+        """Run `number`, from the first step to the metrics. False if a signal stopped it."""
+        ...
+
+    def what_was_made(self) -> str:
+        """The files of the last run, and what to do with them."""
+        ...
+
+
+def run_training(command: TrainCommand, argv: list[str] | None = None) -> int:
+    """=>  exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    return run_command(lambda: _run(command, argv), saves_memory=command.saves_memory)
+
+
+def configure(command: TrainCommand, argv: list[str]) -> Any:
+    """The command's own kind of configuration."""
+    argv = [*saved_options(argv), *argv]
+    demo = not given_options(argv) & command.says_data
+    return parse_options(
+        command.config_class,
+        argv,
+        prog=command.prog,
+        values=command.demo if demo else {},
+        examples=command.examples,
+    )
+
+
+def _run(command: TrainCommand, argv: list[str]) -> int:
+    config = configure(command, argv)
+    command.check(config)
+    if config.dry_run:
+        print(dump(config), end="")
+        print(f"# would {command.describe(config)}")
+        return DONE
+    out = choose_directory(config, command.default_name(config))
+    if config.resume is not None and (out / "config.yaml").exists():
+        config = configure_continuation(config, argv, out, prog=command.prog)
+    runs = plan_runs(config, out)
+    refuse_occupied(runs)
+    return _train_all(command, config, out, runs)
+
+
+def _train_all(
+    command: TrainCommand, config: Config, out: Path, runs: list[tuple[Config, Path]]
+) -> int:
+    from latent_robust.evaluation.report import metrics_text, write_report
+    from latent_robust.training.run import say_how_to_go_on, start_accelerator
+
+    accelerator = start_accelerator(config)
+    say = print if accelerator.is_main_process else _silent
+    say(f"{command.prog} will {command.describe(config)}; run directory: {out}")
+    session = _make_session(command, config, out, runs, accelerator)
+    folders = [folder for _, folder in session.runs]
+    for number, folder in enumerate(folders):
+        if not session.train(number):
+            say_how_to_go_on(command.prog, command.module, out, accelerator)
+            return INTERRUPTED
+        if accelerator.is_main_process:
+            report = write_report(folders[: number + 1], folder / "report.html")
+    if accelerator.is_main_process:
+        if config.samples:
+            print(f"\n{metrics_text(folders)}")
+        print(f"\n{session.what_was_made()}\nreport: {report}")
+    accelerator.end_training()
+    return DONE
+
+
+def _make_session(command: TrainCommand, *args: Any) -> Session:
+    module, _, name = command.session.partition(":")
+    return getattr(import_module(module), name)(*args)
+
+
+def check_contamination(spec: str) -> None:
+    """Raises InputError. Imports torchvision, if there is anything to check."""
+    if spec != "none":
+        from latent_robust.data import parse_contamination
+
+        parse_contamination(spec)
+
+
+def _silent(*_: object) -> None:
+    pass

@@ -1,0 +1,109 @@
+"""Images made dirty on purpose, with a record of what was done to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from latent_robust.data.images import SMALL, ImageSet
+from latent_robust.subset import evenly_spaced
+
+from .corruption import Corruption, Surroundings
+from .dataset import Contaminated, to_sample
+
+
+class ContaminatedImages(Contaminated, Dataset):
+    """Samples in [-1, 1], which Gaussian noise may leave.
+
+    `__getitems__` gives a whole batch as one dict, so a DataLoader must not collate it again.
+    """
+
+    def __init__(self, images: ImageSet, corruptions: Sequence[Corruption], seed: int):
+        self.images = images
+        self._samples: Tensor | None = None
+        surroundings = Surroundings(
+            side=images.size, channels=images.channels, offline=images.offline
+        )
+        super().__init__(corruptions, seed, surroundings)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        """=>  sample (C, H, W), float32; index: int."""
+        sample = self._samples[index] if self._samples is not None else self._sample(index)
+        return {"sample": sample, "index": int(index)}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """=>  sample (B, C, H, W), float32; index (B,), int64."""
+        indices = torch.as_tensor(indices)
+        if self._small():
+            return {"sample": self.sample_tensor()[indices], "index": indices}
+        samples = torch.stack([self._sample(index) for index in indices.tolist()])
+        return {"sample": samples, "index": indices}
+
+    def clean(self, index: int) -> Tensor:
+        """The image before contamination, (C, H, W) in [-1, 1]. For evaluation."""
+        return to_sample(self.images.image(index))
+
+    def clean_tensor(self, limit: int | None = None) -> Tensor:
+        """`limit` evenly spaced images (None: all), those of `sample_tensor`, (N, C, H, W)."""
+        return self._stack(self.clean, evenly_spaced(len(self), limit), "reading")
+
+    def sample_tensor(self, limit: int | None = None) -> Tensor:
+        """`limit` evenly spaced samples (None: all), (N, C, H, W).
+
+        Evenly evenly_spaced, first and last included, because the first N of a sorted folder may all be
+        of one class. Kept in memory if it is the whole of a small set.
+        """
+        indices = evenly_spaced(len(self), limit)
+        whole = len(indices) == len(self)
+        if self._samples is not None:
+            return self._samples if whole else self._samples[indices]
+        samples = self._stack(self._sample, indices, "contaminating")
+        if whole and self._small():
+            self._samples = samples
+        return samples
+
+    def materialize(self) -> None:
+        """Contaminate a small set now and keep it in memory; nothing happens for a large one.
+
+        To be called before a DataLoader forks its workers, which then share the one copy instead of
+        each making its own.
+        """
+        if self._small():
+            self.sample_tensor()
+
+    @property
+    def quarantine(self) -> list[dict]:
+        """Broken images of the source and of the outliers' sources."""
+        return [*self.images.quarantine, *self._quarantine()]
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def records(self, index: int) -> list[dict]:
+        size = (self.images.size, self.images.size)
+        return [{"kind": c.kind, **record} for c, record, _ in self._hits(index, size)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the images, the corruptions and the seed."""
+        return self._fingerprint(self.images.fingerprint())
+
+    def _sample(self, index: int) -> Tensor:
+        return to_sample(self._contaminate(self.images.image(index), index)[0])
+
+    def _small(self) -> bool:
+        images = self.images
+        return len(self) * images.channels * images.size**2 * 4 <= SMALL
+
+    def _stack(self, one: Callable[[int], Tensor], indices: list[int], what: str) -> Tensor:
+        shape = (self.images.channels, self.images.size, self.images.size)
+        stacked = torch.empty(len(indices), *shape)
+        for row, index in enumerate(tqdm(indices, what, delay=2, leave=False)):
+            stacked[row] = one(index)
+        return stacked

@@ -1,0 +1,16 @@
+"""Every corruption, by the name that `--contamination` gives it."""
+
+from ..corruption import Corruption
+from .caption import CaptionDrop, CaptionShuffle, CaptionTruncate
+from .image import Blocks, Blur, Gaussian, Jpeg, Outliers, SaltAndPepper
+from .near_duplicate import NearDuplicate
+from .poison import EncoderPoison
+from .watermark import Watermark
+
+CORRUPTIONS: dict[str, type[Corruption]] = {
+    corruption.kind: corruption
+    for corruption in (
+        *(Gaussian, SaltAndPepper, Outliers, Blocks, Blur, Jpeg, Watermark),
+        *(CaptionShuffle, CaptionDrop, CaptionTruncate, NearDuplicate, EncoderPoison),
+    )
+}

@@ -1,0 +1,166 @@
+"""A set of images of one size, all of them known to be good."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
+
+from latent_robust.errors import InputError
+from latent_robust.limits import MAX_BAD_FRACTION
+
+from .buckets import fit_bucket
+from .decode import BadImage
+from .scan import changed, check_limits, refuse_too_many_bad, try_all
+from .sources.spec import IMAGE_FORMS, parse_spec
+
+# Sets up to this many bytes are kept in memory.
+SMALL = 2**30
+
+
+class Source(Protocol):
+    """Where images come from. Must survive pickling, for the workers of a DataLoader."""
+
+    names: Sequence[str]
+    labels: Tensor | None  # (N,), int64
+    dtype: torch.dtype  # uint8, or float32 in [0, 1]
+    ignored: int  # files that do not claim to be images
+
+    def load(self, index: int, channels: int) -> tuple[Tensor, int]:
+        """=>  image (C, h, w), checksum of what is stored. Raises BadImage."""
+        ...
+
+
+class ImageSet:
+    """What `open_images` gives. Read-only.
+
+    quarantine: rows {"name", "reason"}; labels: (N,) or None; ignored: files that do not claim to
+    be images (by their extension).
+    """
+
+    def __init__(self, source: Source, spec: str, *, size: int, channels: int, offline: bool):
+        self.spec = spec
+        self.size = size
+        self.channels = channels
+        self.offline = offline
+        self.ignored = source.ignored
+        self.quarantine: list[dict] = []
+        self._source = source
+        self._kept: list[int] = []
+        self._digest = hashlib.sha256(f"{size} {channels}".encode())
+        self._images = self._scan()
+        self._digest = self._digest.hexdigest()  # a hash object cannot be pickled
+        self.labels = None if source.labels is None else source.labels[torch.tensor(self._kept)]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def image(self, index: int) -> Tensor:
+        """=>  (C, size, size), float32 in [0, 1]."""
+        if self._images is not None:
+            image = self._images[: len(self)][index].clone()
+        else:
+            image = self._load_again(index)
+        return v2.to_dtype(image, torch.float32, scale=True)
+
+    def name(self, index: int) -> str:
+        return self._source.names[self._kept[index]]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over size, channels, names and checksums of the stored images.
+
+        Not over the place: a folder that has moved is the same data.
+        """
+        return self._digest
+
+    def _scan(self) -> Tensor | None:
+        """Decode everything once.  =>  (N, C, size, size) if small, else None."""
+        total = len(self._source.names)
+        shape, dtype = (total, self.channels, self.size, self.size), self._source.dtype
+        small = prod(shape) * dtype.itemsize <= SMALL
+        images = torch.empty(shape, dtype=dtype) if small else None
+
+        for index, (image, note) in enumerate(try_all(self._try, total)):
+            name = self._source.names[index]
+            self._digest.update(f"{name}\0{note}\0".encode(errors="surrogateescape"))
+            if image is None:
+                self.quarantine.append({"name": name, "reason": note})
+                continue
+            if images is not None:
+                images[len(self._kept)] = image
+            self._kept.append(index)
+        return images
+
+    def _try(self, index: int) -> tuple[Tensor | None, str]:
+        """An image and its checksum, or None and the reason."""
+        try:
+            image, checksum = self._source.load(index, self.channels)
+        except BadImage as bad:
+            return None, bad.reason
+        return fit_bucket(image, (self.size, self.size)), f"{checksum:08x}"
+
+    def _load_again(self, index: int) -> Tensor:
+        image, note = self._try(self._kept[index])
+        if image is None:
+            raise changed(self.name(index), note)
+        return image
+
+
+def open_images(
+    spec: str,
+    *,
+    size: int,
+    channels: int,
+    limit: int | None = None,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    offline: bool = False,
+) -> ImageSet:
+    """Decode every image once. Bad ones are left out and named in `.quarantine`.
+
+    spec: a folder, or one of IMAGE_FORMS. size: side in pixels. channels: 1 or 3. limit: the first
+    N of the source, bad ones included. max_bad_fraction: in [0, 1].
+
+    Raises InputError: the specification, an unreadable source, no image, too many bad ones.
+    """
+    if size < 1 or channels not in (1, 3):
+        raise InputError(f"need size >= 1 and 1 or 3 channels, got {size} and {channels}")
+    check_limits(limit, max_bad_fraction)
+    images = ImageSet(
+        _open_source(spec, limit, offline), spec, size=size, channels=channels, offline=offline
+    )
+    refuse_too_many_bad("images", spec, len(images), images.quarantine, max_bad_fraction)
+    return images
+
+
+def _open_source(spec: str, limit: int | None, offline: bool) -> Source:
+    """Imports the libraries of a source only when it is used."""
+    parsed = parse_spec(spec, IMAGE_FORMS)
+    match parsed.kind:
+        case "digits":
+            from .sources.builtin import digits
+
+            return digits(limit)
+        case "scenes":
+            from .sources.scene_sources import SceneImages
+
+            return SceneImages(limit)
+        case "fashion-mnist":
+            from .sources.builtin import fashion_mnist
+
+            return fashion_mnist(*parsed.paths, limit)
+        case "parquet":
+            from .sources.table import read_parquet
+
+            return read_parquet(*parsed.paths, limit)
+        case "hf":
+            from .sources.table import read_hub
+
+            return read_hub(parsed.name, parsed.split, offline, limit)
+    from .sources.folder import FolderSource
+
+    return FolderSource(*parsed.paths, limit)

@@ -1,0 +1,1 @@
+"""Where images and pairs come from: folders, tables, tar shards, the Hub, built-in sets."""

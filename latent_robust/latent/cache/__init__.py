@@ -1,0 +1,1 @@
+"""Every image and caption encoded once, on disk."""

@@ -1,0 +1,136 @@
+"""What is to be encoded, under which keys and in which batches; and encoding it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from latent_robust.errors import InputError
+
+from .shards import Shards, ShardWriter
+
+if TYPE_CHECKING:
+    from latent_robust.data.contamination.pair_dataset import ContaminatedPairs
+    from latent_robust.latent.base.components import Components
+
+# Part of every key: to be raised when the same input is encoded differently from then on.
+VERSION = 1
+
+
+class Plan:
+    """Keys and batches of a set of pairs.
+
+    image_keys, caption_keys: by the pair's index. images, captions: batches {key: index or
+    caption}, equal ones once, images by bucket. The batches do not depend on what is cached
+    already: a build that goes on after a kill encodes in the same ones, to the same bits.
+    """
+
+    def __init__(self, pairs: ContaminatedPairs, identity: str, batch_size: int):
+        """identity: of the model."""
+        indices = range(len(pairs))
+        self.image_keys = [
+            _key("image", pairs.checksum(i), pairs.bucket(i), identity) for i in indices
+        ]
+        self.caption_keys = [_key("caption", pairs.caption(i), identity) for i in indices]
+
+        by_bucket: dict[tuple[int, int], dict[str, int]] = {}
+        for i in indices:
+            by_bucket.setdefault(pairs.bucket(i), {}).setdefault(self.image_keys[i], i)
+        self.images = [b for members in by_bucket.values() for b in _cut(members, batch_size)]
+        captions = {self.caption_keys[i]: pairs.caption(i) for i in indices}
+        self.captions = list(_cut(captions, batch_size))
+
+
+class Counts(NamedTuple):
+    encoded: int
+    cached: int
+
+
+def encode_missing(
+    kind: str,
+    batches: Sequence[dict[str, Any]],
+    encode: Callable[[list], dict[str, Tensor]],
+    shards: Shards,
+    rank: int,
+    ranks: int,
+) -> Counts:
+    """Encode this rank's part of what is not in `shards`, into new shards of `kind` beside them.
+
+    =>  what there was to do for all ranks together. InputError if the disk is or would become full.
+    """
+    total = sum(map(len, batches))
+    missing = sum(key not in shards for batch in batches for key in batch)
+    # Dealt out before what is cached is left out, which may look different to each rank while
+    # another run writes to the folder.
+    mine = [{k: v for k, v in batch.items() if k not in shards} for batch in batches[rank::ranks]]
+    mine = [batch for batch in mine if batch]
+    writer = ShardWriter(shards.folder, kind)
+    progress = tqdm(mine, f"encoding {kind}", unit="batch", delay=2, leave=False, disable=rank > 0)
+    for number, batch in enumerate(progress):
+        encoded = encode(list(batch.values()))
+        if number == 0:
+            _check_room(encoded, missing, kind, shards.folder)
+        writer.add(list(batch), encoded)
+    writer.flush()
+    return Counts(missing, total - missing)
+
+
+def encode_images(
+    components: Components, pairs: ContaminatedPairs, indices: Sequence[int]
+) -> dict[str, Tensor]:
+    """indices: of pairs that share a bucket.  =>  mean, std (B, c, h, w) float32, on the CPU.
+
+    InputError if the VAE overflows."""
+    samples = torch.stack([pairs.sample(i) for i in indices])
+    with torch.no_grad():
+        mean, std = components.encode_images(samples)
+    return _checked({"mean": mean, "std": std}, [pairs.name(i) for i in indices], "VAE")
+
+
+def encode_captions(components: Components, captions: Sequence[str]) -> dict[str, Tensor]:
+    """=>  what the network is given, {name: (B, ...)}, on the CPU in the encoders' dtype.
+
+    InputError if a text encoder overflows."""
+    return _checked(components.encode_text(list(captions)), captions, "text encoder")
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()
+
+
+def _cut(members: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
+    rows = iter(members.items())
+    while batch := dict(islice(rows, size)):
+        yield batch
+
+
+def _check_room(encoded: dict[str, Tensor], items: int, kind: str, folder: Path) -> None:
+    """encoded: the first batch of `items`."""
+    per_item = sum(value[0].nbytes for value in encoded.values())
+    need, free = items * per_item, shutil.disk_usage(folder).free
+    if need > free:
+        raise InputError(
+            f"the {kind} of {items:,} items take {need / 1e9:.1f} GB in {folder}, which has room "
+            f"for {free / 1e9:.1f} GB; choose a --cache-dir with more room, or --no-cache"
+        )
+
+
+def _checked(encoded: dict[str, Tensor], names: Sequence[str], encoder: str) -> dict[str, Tensor]:
+    """The same, laid out as it will come from the disk. InputError that names a non-finite item."""
+    for value in encoded.values():
+        finite = value.isfinite().flatten(1).all(1).tolist()
+        if not all(finite):
+            raise InputError(
+                f"the {encoder} gives non-finite values for {names[finite.index(False)]!r}; "
+                "use bf16 or fp32 (in fp16 the VAE of SDXL and T5 overflow)"
+            )
+    return {name: value.contiguous() for name, value in encoded.items()}

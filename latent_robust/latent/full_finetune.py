@@ -1,0 +1,28 @@
+"""Full fine-tuning: the whole network is trained, and saved as a diffusers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers.training_utils import cast_training_params
+
+from latent_robust.files import whole_folder
+
+from .base.components import Components
+from .lora.adapters import freeze
+
+
+def unfreeze_network(components: Components) -> None:
+    """Full fine-tuning: the network itself is trained, in float32; all else is frozen."""
+    freeze(components)
+    components.network.requires_grad_(True)
+    cast_training_params(components.network)
+
+
+def save_network(components: Components, folder: Path) -> Path:
+    """Write the network as a diffusers folder.  =>  `folder/unet` or `folder/transformer`, whole
+    or, after an InputError of the disk, absent."""
+    final = folder / components.family.network_name
+    with whole_folder(final) as temporary:
+        components.network.save_pretrained(temporary)
+    return final

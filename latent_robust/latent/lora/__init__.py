@@ -1,0 +1,1 @@
+"""Low-rank adapters: which layers get them, and their files."""

@@ -1,0 +1,139 @@
+"""From a configuration to trained pixel-space runs: the data, the auditor, the training, the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent_robust.audit import audit_images, images_to_measure, read_levels, recommend
+from latent_robust.core import Weighting, derive_seed
+from latent_robust.data import ContaminatedImages, open_images, parse_contamination
+from latent_robust.training.continuation import identity
+from latent_robust.training.directory import AUDIT, is_finished, write_config
+from latent_robust.training.loop import Trainer
+from latent_robust.training.objectives import build_objective
+from latent_robust.training.plan import without_repetition
+from latent_robust.training.resume import saved_checkpoint
+from latent_robust.training.run import complete, compute_on_main
+
+from .config import PixelConfig
+from .finished import load_auditor
+from .network import start_from
+from .output import Output
+from .task import PixelTask
+
+
+class PixelSession:
+    """The `Session` of latent_robust/commands/training.py for images."""
+
+    def __init__(
+        self,
+        config: PixelConfig,
+        out: Path,
+        runs: Sequence[tuple[PixelConfig, Path]],
+        accelerator: Accelerator,
+    ):
+        self.accelerator = accelerator
+        images = open_images(
+            config.data,
+            size=config.size,
+            channels=config.channels,
+            limit=config.limit,
+            max_bad_fraction=config.max_bad_fraction,
+            offline=config.offline,
+        )
+        corruptions = parse_contamination(config.contamination)
+        dataset = ContaminatedImages(images, corruptions, config.seed)
+        dataset.materialize()
+        found = resolve_weighting(config, dataset, accelerator)
+        self.runs = without_repetition(
+            [(config.model_copy(update=found), folder) for config, folder in runs]
+        )
+        self.outputs = [Output(*run, dataset, accelerator) for run in self.runs]
+        if accelerator.is_main_process:
+            # Now, so that a run that is stopped in its first part can be resumed.
+            write_config(self.runs[-1][0], out)
+
+    def train(self, number: int) -> bool:
+        return train(self.outputs[number], self.accelerator)
+
+    def what_was_made(self) -> str:
+        out = self.outputs[-1].out
+        return (
+            f"the network is in {out / 'unet'}, its scheduler in {out / 'scheduler'}, both as "
+            f"diffusers folders\ngenerate more: latent-robust sample {out} --out samples.png"
+        )
+
+
+def resolve_weighting(
+    config: PixelConfig, dataset: ContaminatedImages, accelerator: Accelerator
+) -> dict[str, float | list[float]]:
+    """=>  numbers for what the configuration leaves to the images; {} if nothing uses them."""
+    given = config.given_weighting
+    if given is None:
+        return {}
+    found = recommend(
+        dataset.sample_tensor(limit=images_to_measure(config.size, config.channels)),
+        config.forecast_attack,
+        config.parameterization,
+        **given,
+    )
+    chosen = {**found.settings(), **given}
+    if accelerator.is_main_process:
+        print(f"{found.summary()}\n{Weighting('band', **chosen)}")
+    return chosen
+
+
+def train(output: Output, accelerator: Accelerator) -> bool:
+    """One run, from the first step to the metrics. False if a signal stopped it."""
+    config, dataset, out = output.config, output.dataset, output.out
+    if config.resume is not None and is_finished(config, out):
+        return True
+    levels = find_levels(output, accelerator) if config.facts.needs_levels else None
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    task = PixelTask(config, dataset, out, accelerator.is_main_process)
+    # What the auditor has learned of clean images need not be learned again.
+    start = out / config.auditor_run if config.facts.needs_audit else config.init
+    if start is not None and saved_checkpoint(config.resume, out) is None:
+        start_from(task.network, config, start)
+    if config.stop_at is None and levels is not None and not config.drop_noisy:
+        # Nothing is trained below the least level: there the network's answers are arbitrary.
+        least = levels.reshape(len(levels), -1).amax(1).min().item()
+        task.stop_at = float(f"{least:.3g}") or None
+        if task.stop_at is not None and accelerator.is_main_process:
+            print(f"no image is clean: the sampler stops at noise level {task.stop_at:g}")
+    trainer = Trainer(
+        task,
+        build_objective(config, task.process),
+        config,
+        accelerator,
+        out=out,
+        levels=levels,
+        identity=identity(config, dataset.fingerprint(), accelerator.num_processes),
+    )
+    return complete(trainer, output.begin, partial(output.finish, task))
+
+
+def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
+    """The noise level of each image, (N,): from a file, from the audit, or from the manifest."""
+    config, dataset, out = output.config, output.dataset, output.out
+    file = config.levels
+    if config.facts.needs_audit:
+
+        def write(file: Path) -> None:
+            auditor = out / config.auditor_run
+            denoise_batch, process = load_auditor(auditor, dataset, accelerator.device)
+            audit = audit_images(denoise_batch, process, dataset, seed=config.seed)
+            print(f"audit: {audit.summary()}")
+            audit.write(file, dataset.name)
+
+        file = compute_on_main(out / AUDIT, accelerator, write)
+    if file is not None:
+        return read_levels(file, len(dataset), config.channels)
+    # Without levels to go by, what is left out is every image that has dirt of any kind.
+    return dataset.dirty().float() if config.drop_noisy else dataset.levels()
