@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""What robustness costs: a robust training step beside a plain one, in one process.
+"""Measure the cost of robust training steps, relative to plain ones, in one process.
 
-    python scripts/benchmark.py            # writes results/benchmark.json and README.md's table
-    python scripts/benchmark.py --cases "pixel U-Net"       # one of them; likewise --recipes
-    python scripts/benchmark.py --rounds 2                  # a look; writes nothing
+    python scripts/benchmark.py            # writes results/benchmark.json, docs/results/cost.md
+    python scripts/benchmark.py --cases "pixel U-Net"       # only one network; also --recipes
+    python scripts/benchmark.py --rounds 2                  # a quick test; writes nothing
 
-Each case is a network of one kind and size with the real trainer around it, once for each recipe:
-plain, the paper's (the regularizer on every sample, attacked by a gradient), ours (on a few chosen
-samples, in every second step). The recipes take two steps each in turn, in an order that rotates,
-and a recipe's ratio is its time over that of the plain steps of the same round. Time is the
-processor's, so that other work on the machine disturbs little and all alike. Peak memory is that of
-two steps in a fork of their own, less what the process had before it loaded any network.
-Needs Linux with glibc.
+Each case is a network with the real trainer, once per recipe: plain training; the paper's (the
+regularizer on every sample, with a gradient attack); ours (on a few samples, in every second step).
+
+The recipes take turns, two steps at a time, in a rotating order. The ratio of a recipe is its time
+divided by that of the plain steps of the same round. Time is CPU time, so other work on the machine
+has little influence. Peak memory is that of two steps in a forked process, minus the memory before
+any network was loaded. Needs Linux with glibc.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from measure_sd15 import bare_stable_diffusion, forked, peak_bytes, return_freed_memory
-from reproduce import render
+from results_io import render, table_line
 
 from latent_robust.data import ContaminatedImages, open_images, parse_contamination
 from latent_robust.files import write_json
@@ -55,13 +55,13 @@ from pixel.task import PixelTask
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "benchmark.json"
 ROUNDS, WARM_UP = 5, 1
-STEPS = 2  # of a recipe at a time: one with the regularizer, one without
+STEPS = 2  # per turn of a recipe: one with the regularizer, one without
 RECIPES = {
     "plain": {"objective": "ddpm"},
     "the paper's recipe": {
         "objective": "robust-adversarial",
         "attack": "gradient",
-        "fraction": 1.0,
+        "penalty_fraction": 1.0,
     },
     "robust-adversarial": {"objective": "robust-adversarial"},
     "robust-random": {"objective": "robust-random"},
@@ -80,20 +80,21 @@ def main() -> None:
     return_freed_memory()
     for case in options.cases:
         recipes = ["plain", *options.recipes]
-        # By itself: memory that an earlier case has had would hide what this one takes.
-        found = forked(partial(measure, CASES[case], recipes, options.rounds))
-        print(markdown({case: found}), flush=True)
+        # In a fork: memory freed by an earlier case would hide what this one needs.
+        measured = forked(partial(measure, CASES[case], recipes, options.rounds))
+        print(markdown({case: measured}), flush=True)
         if options.rounds >= ROUNDS:
-            known = json.loads(RESULTS.read_text())
-            known[case] = {**known.get(case, {}), **found}
-            known = {name: known[name] for name in CASES if name in known}
-            write_json(RESULTS, known)
-            render("benchmark", markdown(known), ROOT / "README.md")
+            results = json.loads(RESULTS.read_text())
+            results[case] = {**results.get(case, {}), **measured}
+            results = {name: results[name] for name in CASES if name in results}
+            write_json(RESULTS, results)
+            render("benchmark", markdown(results))
 
 
 def measure(make: Callable[..., Trainer], recipes: Sequence[str], rounds: int) -> dict:
+    """=>  by recipe: median CPU seconds per step, ratio to plain in each round, peak bytes."""
     libraries = forked(peak_bytes)
-    # Before this process has a trainer of its own, whose memory every fork would begin with.
+    # Before this process builds trainers, since a fork starts with the memory of its parent.
     peaks = {name: peak(make, name) - libraries for name in recipes}
     with TemporaryDirectory() as out:
         trainers = {name: make(Path(out) / name, **RECIPES[name]) for name in recipes}
@@ -123,7 +124,7 @@ def step(trainer: Trainer, batches: Iterator) -> None:
 
 
 def peak(make: Callable[..., Trainer], name: str) -> int:
-    """Of a process that does nothing but two steps; the second has the optimizer's state."""
+    """=>  peak bytes of a process that takes two steps; the second has the optimizer state."""
 
     def steps() -> int:
         with TemporaryDirectory() as out:
@@ -139,7 +140,7 @@ def peak(make: Callable[..., Trainer], name: str) -> int:
 
 
 def pixel(out: Path, **recipe) -> Trainer:
-    """The digits of RESULTS.md, with the weight and the band that they ask for."""
+    """The digits study (docs/results/digits.md), with its weight and band."""
     config = PixelConfig(**{"weight": 8.0, "band": 0.2, **recipe}, device="cpu")
     images = ContaminatedImages(
         open_images("digits", size=config.size, channels=config.channels),
@@ -156,7 +157,7 @@ def demo(out: Path, **settings) -> Trainer:
 
 
 def stable_diffusion(out: Path, size: int = 16, **settings) -> Trainer:
-    """SD 1.x in small: 30 M parameters, latents of size x size."""
+    """A small SD 1.x network: 30 M parameters, latents of size x size."""
     unet = UNet2DConditionModel(
         sample_size=size,
         block_out_channels=(64, 128, 256),
@@ -170,7 +171,7 @@ def stable_diffusion(out: Path, size: int = 16, **settings) -> Trainer:
 
 
 def transformer(out: Path, **settings) -> Trainer:
-    """SD 3 in small: 16 x 16 latents in patches of 2, six joint blocks."""
+    """A small SD 3 network: 16 x 16 latents in patches of 2, six joint blocks."""
     network = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
@@ -195,10 +196,10 @@ def transformer(out: Path, **settings) -> Trainer:
 
 
 class RandomLatents:
-    """Encoded pairs of random values, which cost what real ones do."""
+    """Encoded pairs with random values, which cost as much as real ones."""
 
     def __init__(self, shape: tuple[int, ...], text: dict[str, tuple[int, ...]], count: int = 256):
-        """shape: of a latent; text: of each condition, without its batch axis."""
+        """shape: of a latent; text: shape of each condition, without the batch axis."""
         generator = torch.Generator().manual_seed(0)
         self.mean = torch.randn(count, *shape, generator=generator)
         self.text = {
@@ -230,8 +231,8 @@ def latent(
     out: Path,
     **settings,
 ) -> Trainer:
-    how = settings if settings.get("full") else {"lora": True, **settings}
-    config = LatentConfig(batch_size=16, weight=3.0, band=0.5, device="cpu", **how)
+    trained = settings if settings.get("full") else {"lora": True, **settings}
+    config = LatentConfig(batch_size=16, weight=3.0, band=0.5, device="cpu", **trained)
     components = Components(family, pipeline, identity="random weights")
     make_trainable(config, components)
     return trainer_of(LatentTask(config, components, data, range(len(data))), config, out)
@@ -260,11 +261,12 @@ CASES = {
 
 
 def markdown(results: dict[str, dict]) -> str:
-    """Time over the plain step's, median and quartiles of the rounds; peak memory over its."""
+    """For each recipe: step time over the plain step's, as median (quartiles) of the rounds; then
+    peak memory over the plain step's."""
     recipes = list(next(iter(results.values())))
     lines = [
-        f"| network | plain step, s | {' | '.join(recipes[1:])} |",
-        "|---|---|" + "---|" * len(recipes[1:]),
+        table_line(["network", "plain step, s", *recipes[1:]]),
+        "|---" * (len(recipes) + 1) + "|",
     ]
     for case, by_recipe in results.items():
         plain = by_recipe["plain"]
@@ -274,7 +276,7 @@ def markdown(results: dict[str, dict]) -> str:
             low, _, high = quantiles(ratios, n=4)
             memory = by_recipe[name]["peak_bytes"] / plain["peak_bytes"]
             cells.append(f"{median(ratios):.2f} ({low:.2f} to {high:.2f}), {memory:.2f}")
-        lines.append(f"| {case} | {plain['seconds_per_step']:.3f} | {' | '.join(cells)} |")
+        lines.append(table_line([case, f"{plain['seconds_per_step']:.3f}", *cells]))
     return "\n".join(lines)
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""How whole runs of finetune-latent cost: with and without the cache, and as the data grow.
+"""Measure whole runs of finetune-latent: start-up time, memory, speed, with and without cache.
 
-    python scripts/benchmark_run.py        # results/benchmark-run.json, RESULTS.md
-    python scripts/benchmark_run.py --pairs 100000   # as well; what else was measured stays
+    python scripts/benchmark_run.py        # results/benchmark-run.json, docs/results/run-time.md
+    python scripts/benchmark_run.py --pairs 100000   # adds a row; keeps the other results
 
-Start-up is the time from typing a command to the end of its first step: Python's imports, the
-model, the data, the cache; and to its end, LoRA files proved and report written, after that one
-step. Warm is the same again, when everything is in the cache.
-Speed is that of the log, without its first rows. Of the demo's model and data, one thread.
+A run of one step is timed from the start of the process to the end of the step, and to the end of
+the run, with LoRA files verified and the report written. "Warm" repeats this with a full cache.
+Speed comes from log.jsonl, without its first row. All with the model and data of the demo, on one
+thread.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def speeds(folder: Path) -> dict[str, float]:
 def run(
     out: Path, count: int, *, steps: int, cache: Path | None, objective: str = "ddpm"
 ) -> dict[str, float]:
-    """seconds: from the start of the process to its end; first_step: to the last row of its log;
-    peak: its memory, bytes; speed: samples a second, the median of the rows but for the first."""
+    """=>  seconds: from the start to the end of the process; first_step: seconds from the start to
+    the last row of the log; peak: memory in bytes; speed: median samples per second of the rows of
+    the log, without the first."""
     command = [
         sys.executable,
         "-m",

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""What a robust LoRA step costs at Stable Diffusion 1.5's size, beside a plain one.
+"""Measure a robust and a plain LoRA training step at the size of Stable Diffusion 1.5.
 
-    python scripts/measure_sd15.py              # writes results/sd15.json, prints a Markdown table
-    python scripts/measure_sd15.py --encoding   # what a cache saves: results/sd15-encoding.json
+    python scripts/measure_sd15.py              # writes results/sd15.json, docs/results/sd15.md
+    python scripts/measure_sd15.py --encoding   # time a cache saves: results/sd15-encoding.json
 
-SD 1.5's network with random weights, on latents of 512 pixels: what a step costs does not depend on
-the values. Each step is run in a fork of this process, which already has the network, so that its
-peak memory is that step's own. The cases take turns, and time is the processor's, so that other
-work on the machine disturbs little and all alike. Needs Linux with glibc.
+The network has random weights, since the cost of a step does not depend on them. The latents are
+those of images of 512 pixels. Each step runs in a fork of this process, which already has the
+network, so its peak memory is that of the step. Cases take turns, and time is CPU time, so other
+work on the machine has little influence. Needs Linux with glibc.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from results_io import render, table_line
 from torch.nn.utils import clip_grad_norm_
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -44,7 +45,7 @@ from latent_robust.training.optimizer import make_optimizer
 
 RESULTS = Path(__file__).parent.parent / "results" / "sd15.json"
 ENCODING = RESULTS.with_name("sd15-encoding.json")
-TURNS = {1: 2, 4: 1}  # by batch size
+TURNS = {1: 2, 4: 1}  # repetitions, by batch size
 SETTINGS = [
     {"batch_size": 1, "gradient_checkpointing": False},
     {"batch_size": 1, "gradient_checkpointing": True},
@@ -52,7 +53,8 @@ SETTINGS = [
 ]
 OBJECTIVES = [
     {"objective": "ddpm"},
-    {"objective": "robust-adversarial", "fraction": 0.25, "every": 1},  # one image at least
+    # At least one image of each batch, in every step.
+    {"objective": "robust-adversarial", "penalty_fraction": 0.25, "penalty_every": 1},
 ]
 
 
@@ -81,19 +83,20 @@ def main() -> None:
             row["seconds"].append(seconds)
             row["peak"] = max(row["peak"], peak - libraries)
             write_json(RESULTS, rows)
-    # Only estimated: without instructions for bfloat16 a CPU would take hours for a step.
+    # bf16 is only estimated: a CPU without bfloat16 instructions would take hours for one step.
     components = random_sd15(torch.bfloat16)
     for row in rows:
         row["estimate_bf16"] = forked(lambda row=row: estimate(components, row))
     write_json(RESULTS, rows)
-    print(markdown(rows))
+    render("sd15", markdown(rows))
 
 
 @torch.no_grad()
 def encoding() -> dict[str, list[float]]:
-    """Processor seconds to encode an image of 512 pixels and a caption, two turns each, by the VAE
-    and the text encoder of SD 1.5 with random weights."""
-    # Where it is not told otherwise, CLIPTextConfig is narrower than SD 1.5's.
+    """=>  CPU seconds to encode an image of 512 x 512 pixels and a caption, twice each.
+
+    The VAE and the text encoder are those of SD 1.5, with random weights."""
+    # The defaults of CLIPTextConfig are narrower than the text encoder of SD 1.5.
     wide = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
     text_encoder = CLIPTextModel(CLIPTextConfig(**wide, num_hidden_layers=12)).eval()
     blocks = 4
@@ -118,7 +121,7 @@ def encoding() -> dict[str, list[float]]:
 
 
 def random_sd15(dtype: torch.dtype) -> Components:
-    # Where it is not told otherwise, UNet2DConditionModel is SD 1.5's.
+    # The other defaults of UNet2DConditionModel are those of SD 1.5.
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(dtype)
     pipeline = bare_stable_diffusion(unet)
     components = Components(StableDiffusion("sd1", 8), pipeline, identity="random weights")
@@ -128,7 +131,7 @@ def random_sd15(dtype: torch.dtype) -> Components:
 
 
 def bare_stable_diffusion(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
-    """SD 1.x's noise process around a network, without anything that encodes."""
+    """A pipeline with the network and the noise process of SD 1.x, without VAE and text encoder."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     return StableDiffusionPipeline(
         vae=None,
@@ -143,29 +146,29 @@ def bare_stable_diffusion(unet: UNet2DConditionModel) -> StableDiffusionPipeline
 
 
 def forked(work: Callable[[], Any]) -> Any:
-    """What `work` returns in a process of its own that begins with all that there is here."""
+    """=>  the result of `work`, run in a fork of this process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sender.send(work()))
     process.start()
-    sender.close()  # so that a process that dies leaves an EOFError, not a wait for ever
+    sender.close()  # if the process dies, recv() raises EOFError instead of waiting forever
     result = receiver.recv()
     process.join()
     return result
 
 
 def configure(components: Components, row: dict) -> LatentConfig:
-    wanted = {key: row[key] for key in row.keys() & LatentConfig.model_fields.keys()}
+    settings = {key: row[key] for key in row.keys() & LatentConfig.model_fields.keys()}
     precision = "no" if components.network.dtype == torch.float32 else "bf16"
     fixed = {"weight": 3.0, "band": 0.5, "ema_decay": 0, "mixed_precision": precision}
-    config = LatentConfig(lora=True, **fixed, **wanted)
+    config = LatentConfig(lora=True, **fixed, **settings)
     if config.gradient_checkpointing:
         components.network.enable_gradient_checkpointing()
     return config
 
 
 def estimate(components: Components, row: dict) -> int:
-    """=>  bytes."""
+    """=>  bytes that `estimate_memory` predicts for the row."""
     item = {
         "mean": torch.zeros(1, 4, 64, 64),
         "size": torch.full((1, 2), 512),
@@ -175,7 +178,7 @@ def estimate(components: Components, row: dict) -> int:
 
 
 def step(components: Components, row: dict, turn: int) -> tuple[float, int]:
-    """One step of training.  =>  processor seconds, and the peak of the process in bytes."""
+    """One training step.  =>  CPU seconds, and the peak memory of the process in bytes."""
     config = configure(components, row)
     generator = derive_generator("sd15", turn)
     sample, noise = torch.randn(2, config.batch_size, 4, 64, 64, generator=generator)
@@ -194,8 +197,10 @@ def step(components: Components, row: dict, turn: int) -> tuple[float, int]:
 
 
 def return_freed_memory() -> None:
-    """Else glibc keeps freed tensors of up to 32 MiB on a heap full of holes, and the peak says
-    more about the holes than about the step."""
+    """Make glibc return freed tensors to the system.
+
+    By default it keeps freed blocks of up to 32 MiB on a fragmented heap, and the peak would
+    measure the fragmentation instead of the step."""
     mmap_threshold = -3
     ctypes.CDLL(None).mallopt(mmap_threshold, 2**20)
 
@@ -216,7 +221,7 @@ def markdown(rows: list[dict]) -> str:
         sizes = [f"{row[key] / GIB:.2f}" for key in ("peak", "estimate", "estimate_bf16")]
         seconds = median(row["seconds"])
         cells = [str(row["batch_size"]), checkpointing, row["objective"], *sizes]
-        lines.append(f"| {' | '.join(cells)} | {seconds:.0f} | {seconds / plain:.2f} |")
+        lines.append(table_line([*cells, f"{seconds:.0f}", f"{seconds / plain:.2f}"]))
     return "\n".join(lines)
 
 

@@ -1,43 +1,41 @@
 #!/usr/bin/env python
-"""Runs a named table of RESULTS.md, or all, and writes its numbers into it.
+"""Run a table of docs/results, or all of them, and write its numbers into its page.
 
-    python scripts/reproduce.py digits             # all rows and seeds that are not there yet
-    python scripts/reproduce.py digits --render    # only rewrite RESULTS.md from results/
-    python scripts/reproduce.py digits --quick     # do its rows run at all? in runs/quick
+    python scripts/reproduce.py digits             # all rows and seeds that are missing
+    python scripts/reproduce.py digits --render    # run nothing; rewrite the page from results/
+    python scripts/reproduce.py digits --quick     # check that its rows run; writes to runs/quick
 
-A table is configs/tables/NAME.yaml: settings that all rows share, and rows of a name, seeds and
-settings of their own. Each (row, seed) is one run of one thread, of `train-pixel` or of the command
-that the table names; --jobs of them run at a time. A row with `of: TABLE/ROW` trains nothing: it
-draws from that row's runs with the sampler's options that it gives. A run that was stopped is
-resumed, a finished one is kept: results/NAME.json. One with `init: TABLE/ROW` starts from what that
-row's run of the same seed has learned. `all` runs the toys of geometry.py as well.
+A table is configs/tables/NAME.yaml. It has settings that all rows share, and rows with a name,
+seeds and their own settings. Each row and seed is one run on one thread, of `train-pixel` or of the
+command that the table names; --jobs run at a time.
+
+A row with `of: TABLE/ROW` trains nothing. It samples from that row's runs with its own sampler
+options. A row with `init: TABLE/ROW` starts from the weights of that row's run of the same seed.
+An interrupted run is resumed. A finished run is in results/NAME.json and is not repeated. `all`
+also runs geometry.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import importlib
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import yaml
+from results_io import IMAGES, RESULTS, ROOT, finished, locked, mean_std, render, table_line
 
 from latent_robust.commands import finetune_latent, train_pixel
 from latent_robust.files import write_atomically
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "RESULTS.md"
 EVALUATE = "latent_robust.commands.main"
 MODULES = {module.COMMAND.prog: module.COMMAND.module for module in (train_pixel, finetune_latent)}
 
@@ -49,7 +47,7 @@ QUICK = {
         "limit": 64,
         "samples": 16,
         "sampling_steps": 2,
-        "clip": 1.0,  # what has not learned anything leaves every range
+        "clip": 1.0,  # samples of an untrained network leave every range
     },
     "finetune-latent": {
         "steps": 1,
@@ -68,27 +66,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--render", action="store_true", help="run nothing")
     parser.add_argument(
-        "--quick", action="store_true", help="a row of each kind, almost no steps, in runs/quick"
+        "--quick", action="store_true", help="one row of each kind, a few steps, in runs/quick"
     )
     parser.add_argument("--results", type=Path, help="default: results, or runs/quick")
     options = parser.parse_args(argv)
     if options.table not in ["all", *tables()]:
-        parser.error(f"no table {options.table!r}; there are all, {', '.join(tables())}")
-    results = (options.results or ROOT / ("runs/quick" if options.quick else "results")).resolve()
+        parser.error(f"no table {options.table!r}; use all, {', '.join(tables())}")
+    default = ROOT / "runs/quick" if options.quick else RESULTS
+    results = (options.results or default).resolve()
     bench, failed = Bench(results, options.quick), 0
     for name in tables() if options.table == "all" else [options.table]:
         table = read_table(name)
         if not options.render:
             failed += bench.run_table(name, options.jobs)
-        if results == ROOT / "results":
+        if results == RESULTS:
             render(name, markdown(table, bench.current(name)))
             if "figure" in table:
                 draw_figure(name, table)
     if options.table == "all":
-        import geometry
+        import geometry  # imports torch, which the tables leave to their runs
 
-        told = [f"--{name}" for name in ("render", "quick") if getattr(options, name)]
-        failed += geometry.main([*told, "--results", str(results)])
+        args = [f"--{name}" for name in ("render", "quick") if getattr(options, name)]
+        failed += geometry.main([*args, "--results", str(results)])
     return min(failed, 1)
 
 
@@ -129,14 +128,13 @@ class Job:
 
     @property
     def base(self) -> Job | None:
-        """The run that it draws from, where it is none itself, or starts from."""
+        """The run that it samples from (`of`) or starts from (`init`)."""
         where = self.row.get("of") or self.row.get("init")
         if where is None:
             return None
         table, _, name = where.partition("/")
-        return Job(
-            table, next(r for r in read_table(table)["rows"] if r["name"] == name), self.seed
-        )
+        row = next(row for row in read_table(table)["rows"] if row["name"] == name)
+        return Job(table, row, self.seed)
 
 
 def jobs_of(table: str) -> list[Job]:
@@ -146,43 +144,41 @@ def jobs_of(table: str) -> list[Job]:
 
 @dataclass(frozen=True)
 class Bench:
-    """results: where the numbers go. Runs stay beside numbers that are not the project's own."""
+    """results: the folder of the numbers. Runs of another folder than results/ lie in it too."""
 
     results: Path
     quick: bool = False
 
     @property
     def runs(self) -> Path:
-        own = self.results == ROOT / "results"
-        return ROOT / "runs/tables" if own else self.results / "tables"
+        return ROOT / "runs/tables" if self.results == RESULTS else self.results / "tables"
 
     def file(self, table: str) -> Path:
         return self.results / f"{table}.json"
 
     def current(self, name: str) -> dict[tuple[str, int], dict]:
-        """What is finished of a table as it is now; what was made with other settings is named."""
-        have = finished(self.file(name))
+        """Finished entries with the settings that the table has now; prints which others exist."""
+        entries = finished(self.file(name))
         settings = {(job.row["name"], job.seed): job.settings for job in jobs_of(name)}
-        for (row, seed), entry in have.items():
+        for (row, seed), entry in entries.items():
             if settings.get((row, seed)) != entry["settings"]:
-                print(f"{name}: left out, as the table has other settings now: {row}, seed {seed}")
-        return {key: e for key, e in have.items() if settings.get(key) == e["settings"]}
+                print(f"{name}: left out {row}, seed {seed}: the table has other settings now")
+        return {key: e for key, e in entries.items() if settings.get(key) == e["settings"]}
 
     def run_table(self, name: str, jobs: int) -> int:
-        """Runs what is not there yet, or was made with other settings.  =>  how many failed."""
-        wanted, have = jobs_of(name), self.current(name)
+        """Run what is missing or was made with other settings.  =>  how many runs failed."""
+        wanted, done = jobs_of(name), self.current(name)
         if self.quick:
             rows = one_of_each_kind(read_table(name)["rows"])
-            wanted, have = [Job(name, row, 0) for row in rows], {}
-        todo = [job for job in wanted if (job.row["name"], job.seed) not in have]
-        bases = {
-            job.base.folder: job.base for job in todo if job.base and not self._stands(job.base)
-        }
+            wanted, done = [Job(name, row, 0) for row in rows], {}
+        todo = [job for job in wanted if (job.row["name"], job.seed) not in done]
+        bases = [job.base for job in todo if job.base and not self._is_trained(job.base)]
+        bases = {job.folder: job for job in bases}
         failed = self._run_all(list(bases.values()), jobs)
-        # A base of this very table is there by now.
+        # A base may be a row of this table, which has just been run.
         return failed + self._run_all([job for job in todo if job.folder not in bases], jobs)
 
-    def _stands(self, job: Job) -> bool:
+    def _is_trained(self, job: Job) -> bool:
         out = self.runs / job.folder
         if not (out / "metrics.json").exists():
             return False
@@ -209,8 +205,8 @@ class Bench:
         out = self.runs / job.folder
         out.mkdir(parents=True, exist_ok=True)
         base = job.base and self.runs / job.base.folder
-        if base and not self._stands(job.base):
-            print(f"  {job.base.folder} is not there to draw or start from", flush=True)
+        if base and not self._is_trained(job.base):
+            print(f"  {job.base.folder} must be run first: this row builds on it", flush=True)
             return None
         if not job.trains:
             config = yaml.safe_load((base / "config.yaml").read_text())
@@ -219,13 +215,13 @@ class Bench:
             if self.quick:
                 options.update(steps=2, samples=16)
             options["out"] = out / "metrics.json"
-            told = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
-            code = self._call(EVALUATE, ["evaluate", str(base), *told], out / "output.txt")
+            args = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
+            code = self._call(EVALUATE, ["evaluate", str(base), *args], out / "output.txt")
         else:
             command = read_table(job.table).get("command", "train-pixel")
             settings = {**job.settings, **(QUICK[command] if self.quick else {})}
             if self.quick and settings.get("drop_noisy"):
-                # A judge that has learned nothing may call everything noisy.
+                # An auditor that has learned nothing may flag every sample.
                 settings["objective"] = "ambient"
             if base:
                 settings.update(init=str(base))
@@ -234,25 +230,25 @@ class Bench:
             if base:
                 text += f"# There: {json.dumps(job.base.settings)}\n"
             if file.exists() and file.read_text() != text:
-                self._set_aside(out)
+                self._archive(out)
             file.write_text(text)
-            told = ["--config", str(file), "--out", str(out)]
-            told += ["--seed", str(job.seed), "--resume"]
-            code = self._call(MODULES[command], told, out / "output.txt")
+            args = ["--config", str(file), "--out", str(out)]
+            args += ["--seed", str(job.seed), "--resume"]
+            code = self._call(MODULES[command], args, out / "output.txt")
         if code != 0:
             print(f"  failed with exit code {code}, see {out / 'output.txt'}", flush=True)
             return None
         saved = json.loads((out / "metrics.json").read_text())
         return saved if job.trains else {"metrics": saved}
 
-    def _set_aside(self, out: Path) -> None:
-        """A run with other settings must neither be resumed nor taken for this one."""
+    def _archive(self, out: Path) -> None:
+        """Move a run with other settings away, so that it is neither resumed nor reported."""
         free = next(n for n in range(1, 10_000) if not out.with_name(f"{out.name}.{n}").exists())
         out.rename(out.with_name(f"{out.name}.{free}"))
         out.mkdir()
 
     def _call(self, module: str, argv: list[str], output: Path) -> int:
-        """A quick run is not worth a process of its own, which takes longer to start."""
+        """Run a command.  =>  its exit code. A quick run is shorter than the start of a process."""
         with open(output, "w") as file:
             if self.quick:
                 with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -275,40 +271,14 @@ class Bench:
         print(f"  done: {job.row['name']}, seed {job.seed}", flush=True)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Waits for any other process that is at work on this folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def one_of_each_kind(rows: list[dict]) -> list[dict]:
-    """Of rows that differ in nothing but numbers and the kind of dirt, the first."""
+    """The first of the rows that differ only in numbers and in the kind of dirt."""
     kinds = {}
     for row in rows:
         words = {k: v for k, v in row.items() if isinstance(v, str)}
         words = {k: v for k, v in words.items() if k not in ("name", "contamination")}
         kinds.setdefault((tuple(sorted(row)), tuple(sorted(words.items()))), row)
     return list(kinds.values())
-
-
-def finished(file: Path) -> dict[tuple[str, int], dict]:
-    entries = json.loads(file.read_text()) if file.exists() else []
-    return {(entry["row"], entry["seed"]): entry for entry in entries}
-
-
-def render(name: str, text: str, path: Path = RESULTS) -> None:
-    """Replace what stands between the table's two markers."""
-    results = path.read_text()
-    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    if begin not in results:
-        print(f"{path.name} has no {begin}; nothing rewritten")
-        return
-    head, rest = results.split(begin, 1)
-    tail = rest.split(end, 1)[1]
-    path.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def markdown(table: dict, entries: dict[tuple[str, int], dict]) -> str:
@@ -327,23 +297,23 @@ def markdown(table: dict, entries: dict[tuple[str, int], dict]) -> str:
         columns.append(("caption match", lambda e: e["match"]["both"] if "match" in e else None))
     columns = [c for c in columns if c[0] in table.get("columns", [c[0]])]
     titles = [title for title, _ in columns]
-    lines = [f"| training | seeds | {' | '.join(titles)} |", "|---|---|" + "---|" * len(columns)]
+    lines = [table_line(["training", "seeds", *titles]), "|---|---|" + "---|" * len(columns)]
     for row in table["rows"]:
         runs = [e for (r, _), e in entries.items() if r == row["name"]]
         if not runs:
             continue
         if any("metrics" not in e for e in runs):
-            lines.append(f"| {row['name']} | {len(runs)} | diverged |" + " |" * (len(columns) - 1))
-            continue
-        cells = [mean_std([value(e) for e in runs]) for _, value in columns]
-        lines.append(f"| {row['name']} | {len(runs)} | {' | '.join(cells)} |")
+            cells = ["diverged", *[""] * (len(columns) - 1)]
+        else:
+            cells = [mean_std([value(e) for e in runs]) for _, value in columns]
+        lines.append(table_line([row["name"], str(len(runs)), *cells]))
     # Each seed has a contaminated training set of its own; rows of a seed share it.
     dirty = [e for e in measured if has_dirt(e)]
     floors = {e["seed"]: {"metrics": e["floors"]["training set"]} for e in dirty}
     if len({e["settings"]["contamination"] for e in dirty}) == 1:
         cells = [mean_std([value(floor) for floor in floors.values()]) for _, value in columns]
         label = "*the contaminated training set itself*"
-        lines.append(f"| {label} | {len(floors)} | {' | '.join(cells)} |")
+        lines.append(table_line([label, str(len(floors)), *cells]))
     clean = first["residual_noise_reference"]
     return "\n".join(lines) + f"\n\nResidual noise of the clean images: {clean:.3g}."
 
@@ -353,11 +323,11 @@ def has_dirt(entry: dict) -> bool:
 
 
 def draw_figure(name: str, table: dict) -> None:
-    """results/NAME.png: the grids of the runs that the table's `figure` names, side by side."""
+    """docs/results/img/NAME.png: image grids of the runs that the table's `figure` names."""
     folder = ROOT / "runs/tables" / name
     panels = {title: folder / file for title, file in table["figure"].items()}
-    if not all(path.exists() for path in panels.values()):
-        print(f"no figure: not all of {', '.join(map(str, panels.values()))} are there")
+    if missing := [str(path) for path in panels.values() if not path.exists()]:
+        print(f"no figure of {name}: {', '.join(missing)} missing")
         return
     from matplotlib.figure import Figure
     from PIL import Image
@@ -367,17 +337,7 @@ def draw_figure(name: str, table: dict) -> None:
         axes.imshow(Image.open(path), cmap="gray", interpolation="nearest")
         axes.set_title(title, fontsize=11)
         axes.axis("off")
-    figure.savefig(ROOT / f"results/{name}.png", dpi=100)
-
-
-def mean_std(values: list[float | None]) -> str:
-    """Mean and, for several seeds, sample standard deviation, to three significant figures."""
-    if None in values:
-        return "-"
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return f"{mean:.3g}"
-    return f"{mean:.3g} ± {statistics.stdev(values):.2g}"
+    figure.savefig(IMAGES / f"{name}.png", dpi=100)
 
 
 if __name__ == "__main__":
