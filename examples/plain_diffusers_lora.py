@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""A LoRA for Stable Diffusion 1.x or 2.x by a plain diffusers loop, and what makes it robust.
+"""A plain diffusers training loop for a Stable Diffusion 1.x or 2.x LoRA, plus five lines that make
+it robust.
 
     python examples/plain_diffusers_lora.py MODEL IMAGES OUT
 
-MODEL: a diffusers folder or a hub name. IMAGES: an "imagefolder" of `datasets`: images and a
-metadata.jsonl of {"file_name": ..., "text": ...}. OUT: where pytorch_lora_weights.safetensors goes.
+MODEL: a diffusers folder or a Hub name. IMAGES: an "imagefolder" of `datasets`: images, and a
+metadata.jsonl with {"file_name": ..., "text": ...}. OUT: folder for
+pytorch_lora_weights.safetensors.
 
-The five lines marked `# latent-robust` are all that was added; without them this is the plain loop.
-The fourth of them is there to save time: the penalty looks at every fourth image of a batch only.
+The five lines marked `# latent-robust` are the whole change; without them this is the plain loop.
+The fourth saves time: it applies the penalty to every fourth image of a batch.
 """
 
 import argparse

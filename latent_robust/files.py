@@ -1,4 +1,4 @@
-"""Writing so that a file is either whole or absent, and saying plainly when a disk will not."""
+"""Write a file completely or not at all, and report clearly when the disk refuses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
+# System errors that the user can mend: no space, no permission, a wrong path.
 REFUSALS = {
     getattr(errno, name)
     for name in (
@@ -25,15 +26,17 @@ REFUSALS = {
     if hasattr(errno, name)
 }
 
+UNCHANGED = "nothing that was there before has changed"
+
 
 @contextmanager
-def writing(path: Path, kept: str = "nothing that was there before has changed") -> Iterator[None]:
-    """Turns the disk's refusals into an InputError that says what is still safe."""
+def writing(path: Path, kept: str = UNCHANGED) -> Iterator[None]:
+    """Turn the disk's refusals into an InputError. kept: what is still safe, for the message."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         code = _os_error(error)
-        if code not in REFUSALS:
+        if code is None or code not in REFUSALS:
             raise
         raise InputError(
             f"cannot write {path}: {os.strerror(code)}. Choose a place that is writable and has "
@@ -42,17 +45,20 @@ def writing(path: Path, kept: str = "nothing that was there before has changed")
 
 
 def _os_error(error: Exception) -> int | None:
-    """safetensors hides the system's error in its message."""
+    """The system's error number. safetensors gives it in its message only."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found.group(1)) if found else None
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match.group(1)) if match else None
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that becomes `path` when all is written: temporary file beside it, fsync,
-    rename. An older file at `path` is untouched until then."""
+    """An open binary file that becomes `path` once everything is written.
+
+    Writes to a temporary file in the same directory, then fsync and rename. An older file at `path`
+    stays until the rename, and for good if the block raises.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -69,11 +75,12 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(
-    path: Path, kept: str = "nothing that was there before has changed"
-) -> Iterator[Path]:
-    """A folder to fill that becomes `path` when all is written. An older one is there until then,
-    or, if the machine stops between two renames, absent."""
+def whole_folder(path: Path, kept: str = UNCHANGED) -> Iterator[Path]:
+    """An empty folder that becomes `path` once the block ends. kept: as for `writing`.
+
+    An older folder at `path` stays until then. If the machine stops between its removal and the
+    rename, `path` is absent.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path, kept):
         try:
@@ -97,7 +104,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_jsonl(rows: Iterable[dict], path: str | Path) -> None:
-    """One row a line. Names of files that are not UTF-8 survive as \\u escapes."""
+    """One row per line. File names that are not UTF-8 are kept as \\u escapes."""
     with whole_file(path) as file:
         for row in rows:
             file.write(json.dumps(row).encode() + b"\n")

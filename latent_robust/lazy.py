@@ -1,7 +1,7 @@
-"""Names of a package that are imported from their modules when they are first used.
+"""Import the public names of a package from their modules on first use.
 
-torch takes seconds to import, diffusers and torchvision more. A command that only prints its help
-must not wait for them.
+Importing torch takes seconds, diffusers and torchvision take longer. A command that only prints its
+help must not load them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """package: its `__name__`; modules: public name -> module, relative to the package.
-    =>  the package's `__getattr__`."""
+    """=>  the `__getattr__` of a package.
+
+    package: its `__name__`. modules: public name -> module, relative to the package.
+    """
 
     def get(name: str) -> Any:
         if name not in modules:

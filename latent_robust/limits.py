@@ -1,4 +1,4 @@
 """Limits that several packages share."""
 
-# Share of files that cannot be used, above which a run stops.
+# A run stops if more than this share of its files cannot be used.
 MAX_BAD_FRACTION = 0.05

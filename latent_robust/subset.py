@@ -1,11 +1,13 @@
-"""Which items stand for a whole set."""
+"""Choose a few items that represent a whole set."""
 
 from __future__ import annotations
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
-    """At most `limit` (None: all) of 0 .. count - 1, all different and evenly spaced, first and
-    last included. The first N of a sorted folder may all be of one class."""
+    """At most `limit` (None: all) different indices from 0 to count - 1, first and last included.
+
+    Evenly spaced, because the first N files of a sorted folder may all belong to one class.
+    """
     number = count if limit is None else min(limit, count)
     if number < 2:
         return [0] * number

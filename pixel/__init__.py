@@ -1,1 +1,1 @@
-"""The paper's pixel-space results."""
+"""Diffusion models in pixel space, as in the paper."""

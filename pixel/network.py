@@ -1,4 +1,4 @@
-"""diffusers' U-Net and schedulers, from the configuration."""
+"""The U-Net and the schedulers of diffusers, built from the configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latent_robust.training.continuation import refuse_another
 from .config import PixelConfig
 from .finished import load_run
 
-# The settings that a network and what it has learned go by.
+# Settings that fix the network and its target. --init needs a run with the same ones.
 NETWORK_FIELDS = (
     "size", "channels", "block_out_channels", "layers_per_block", "attention_levels",
     "attention_head_dim", "norm_groups", "scale_shift", "learned_variance", "parameterization",
@@ -25,7 +25,7 @@ NETWORK_FIELDS = (
 
 
 def build_network(config: PixelConfig) -> UNet2DModel:
-    """Twice as many output channels with a learned variance: mean, then variance."""
+    """A network with a learned variance has 2 C output channels: the mean, then the variance."""
     levels = range(len(config.block_out_channels))
     attention = ["Attn" if i in config.attention_levels else "" for i in levels]
     return UNet2DModel(
@@ -46,23 +46,25 @@ def build_network(config: PixelConfig) -> UNet2DModel:
 
 
 def start_from(network: UNet2DModel, config: PixelConfig, run: Path) -> None:
-    """The averaged weights of a finished run. InputError if it is none, or of another network."""
+    """Load the averaged weights of the finished run into `network`.
+
+    Raises InputError if `run` is not a finished run, or if its network has other settings."""
     other, _ = load_run(run, "ddim")
     refuse_another(run, config, NETWORK_FIELDS)
     network.load_state_dict(other.state_dict())
 
 
 def training_scheduler(config: PixelConfig) -> SchedulerMixin:
-    """Defines the noise process; also saved beside the weights for sampling with diffusers."""
+    """Defines the noise process. Saved with the weights, for sampling with diffusers."""
     if config.parameterization == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.noise_steps)
     return DDPMScheduler(
         num_train_timesteps=config.noise_steps,
         beta_schedule=config.beta_schedule,
         prediction_type=config.parameterization,
-        # Without it a few images of each hundred leave the range, where no training has been. The
-        # cosine schedule needs it with epsilon: at its last step alpha is 1e-5, and an error of the
-        # prediction is divided by that.
+        # Without clipping, a few percent of the images leave [-1, 1], where the network was never
+        # trained. The cosine schedule with epsilon needs it: at its last step alpha is 1e-5, and
+        # the error of the prediction is divided by alpha.
         clip_sample=config.clip is not None,
         clip_sample_range=config.clip or 1.0,
         variance_type="learned_range" if config.learned_variance else "fixed_small",

@@ -1,4 +1,4 @@
-"""What a run leaves behind: settings, grids, the network, metrics."""
+"""The files of a run: settings, grids of images, the network, metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from latent_robust.audit import audit_facts
+from latent_robust.audit import audit_facts, images_to_measure
+from latent_robust.audit.spectrum import CLEAN, measure_spectrum
 from latent_robust.data import ContaminatedImages, open_images
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractors
@@ -29,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class Output:
-    """The run directory of one run. Made before training, so that missing weights of a feature
-    network or a wrong reference do not cost a run."""
+    """The run directory of one run.
+
+    Built before training, so that a wrong reference or missing feature weights stop the command
+    before it has trained for hours."""
 
     def __init__(
         self,
@@ -65,18 +68,18 @@ class Output:
             )
 
     def begin(self) -> None:
-        """What is known before the first step: settings, what was broken, what it trains on."""
+        """Before the first step: write settings, manifest, quarantine and grids of the data."""
         dataset = self.dataset
         grids = {"training": dataset.sample_tensor(limit=PREVIEW)}
         if self.clean is not None:
             grids["clean"] = self.clean.clean_tensor(limit=PREVIEW)
-        write_config(self.config, self.out)  # first: it says that what follows is a run's
+        write_config(self.config, self.out)  # first, since it marks the directory as a run
         begin_directory(self.out, dataset.manifest(), dataset.quarantine, grids, COLUMNS)
 
     def finish(self, task: PixelTask, network: nn.Module, seconds: float | None) -> None:
-        """With the averaged weights: save them for diffusers, draw, measure.
+        """Save the network for diffusers, generate samples, measure them.
 
-        seconds: how long training took; None if it was resumed.
+        network: with averaged weights. seconds: duration of training; None if it was resumed.
         """
         config = self.config
         with writing(self.out):
@@ -85,14 +88,16 @@ class Output:
         facts = {"objective": config.objective, "steps": config.steps, "seed": config.seed}
         if config.facts.regularized:
             facts.update(weight=config.weight, band=config.band)
+            if config.weight == 0:
+                facts["data_look_clean"] = self._data_look_clean()
         facts.update(timing(self.out) if seconds is None else {"seconds": round(seconds, 1)})
         facts["measurement"] = measurement(config)
         if task.stop_at != config.stop_at:
-            facts["stop_at"] = task.stop_at  # it was found, and is not for others of this config
+            facts["stop_at"] = task.stop_at  # from the levels of this run; config.yaml has None
         measured = {}
         if config.facts.needs_audit:
-            known = self.dataset.dirty() if self.dataset.corruptions else None
-            facts["audit"] = audit_facts(self.out / AUDIT, known)
+            is_dirty = self.dataset.dirty() if self.dataset.corruptions else None
+            facts["audit"] = audit_facts(self.out / AUDIT, is_dirty)
         if config.samples:
             samples = task.generate(network, config.samples)
             if samples.isfinite().all():
@@ -100,9 +105,17 @@ class Output:
                 measured = self._measure(samples)
             else:
                 logger.warning(
-                    "%s draws non-finite images: it has diverged, nothing is measured", self.out
+                    "%s generates non-finite images: training has diverged, no metrics are written",
+                    self.out,
                 )
+                measured = {"diverged": True}
         write_json(self.out / "metrics.json", {**facts, **measured})
+
+    def _data_look_clean(self) -> bool:
+        """Whether the spectrum of the training images shows no noise."""
+        size, channels = self.config.size, self.config.channels
+        images = self.dataset.sample_tensor(limit=images_to_measure(size, channels))
+        return measure_spectrum(images).level < CLEAN
 
     def _measure(self, samples: Tensor) -> dict:
         count = max(len(samples), REFERENCE)

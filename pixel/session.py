@@ -1,4 +1,4 @@
-"""From a configuration to trained pixel-space runs: the data, the auditor, the training, the files."""
+"""From a configuration to trained pixel-space runs: data, auditor, training, files."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class PixelSession:
         corruptions = parse_contamination(config.contamination)
         dataset = ContaminatedImages(images, corruptions, config.seed)
         dataset.materialize()
-        found = resolve_weighting(config, dataset, accelerator)
+        weighting = resolve_weighting(config, dataset, accelerator)
         self.runs = without_repetition(
-            [(config.model_copy(update=found), folder) for config, folder in runs]
+            [(config.model_copy(update=weighting), folder) for config, folder in runs]
         )
         self.outputs = [Output(*run, dataset, accelerator) for run in self.runs]
         if accelerator.is_main_process:
-            # Now, so that a run that is stopped in its first part can be resumed.
+            # Now, so that a command stopped while the baseline trains can be resumed.
             write_config(self.runs[-1][0], out)
 
     def train(self, number: int) -> bool:
@@ -65,48 +65,49 @@ class PixelSession:
     def what_was_made(self) -> str:
         out = self.outputs[-1].out
         return (
-            f"the network is in {out / 'unet'}, its scheduler in {out / 'scheduler'}, both as "
-            f"diffusers folders\ngenerate more: latent-robust sample {out} --out samples.png"
+            f"network: {out / 'unet'}\nscheduler: {out / 'scheduler'} (both load in diffusers)\n"
+            f"generate more images: latent-robust sample {out} --out samples.png"
         )
 
 
 def resolve_weighting(
     config: PixelConfig, dataset: ContaminatedImages, accelerator: Accelerator
 ) -> dict[str, float | list[float]]:
-    """=>  numbers for what the configuration leaves to the images; {} if nothing uses them."""
+    """=>  weight and band where the configuration says auto, chosen from the training images; {} if
+    nothing is auto, or if no run uses them."""
     given = config.given_weighting
     if given is None:
         return {}
-    found = recommend(
+    recommendation = recommend(
         dataset.sample_tensor(limit=images_to_measure(config.size, config.channels)),
         config.forecast_attack,
         config.parameterization,
         **given,
     )
-    chosen = {**found.settings(), **given}
+    chosen = {**recommendation.settings(), **given}
     if accelerator.is_main_process:
-        print(f"{found.summary()}\n{Weighting('band', **chosen)}")
+        print(f"{recommendation.summary()}\n{Weighting('band', **chosen)}")
     return chosen
 
 
 def train(output: Output, accelerator: Accelerator) -> bool:
-    """One run, from the first step to the metrics. False if a signal stopped it."""
+    """Train one run and measure it. False if a signal stopped it."""
     config, dataset, out = output.config, output.dataset, output.out
     if config.resume is not None and is_finished(config, out):
         return True
     levels = find_levels(output, accelerator) if config.facts.needs_levels else None
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = PixelTask(config, dataset, out, accelerator.is_main_process)
-    # What the auditor has learned of clean images need not be learned again.
+    # An audited run goes on from the network of its auditor.
     start = out / config.auditor_run if config.facts.needs_audit else config.init
     if start is not None and saved_checkpoint(config.resume, out) is None:
         start_from(task.network, config, start)
     if config.stop_at is None and levels is not None and not config.drop_noisy:
-        # Nothing is trained below the least level: there the network's answers are arbitrary.
-        least = levels.reshape(len(levels), -1).amax(1).min().item()
-        task.stop_at = float(f"{least:.3g}") or None
+        # The network is not trained below the lowest level, so its predictions there are arbitrary.
+        lowest = levels.reshape(len(levels), -1).amax(1).min().item()
+        task.stop_at = float(f"{lowest:.3g}") or None
         if task.stop_at is not None and accelerator.is_main_process:
-            print(f"no image is clean: the sampler stops at noise level {task.stop_at:g}")
+            print(f"no training image is clean: the sampler stops at noise level {task.stop_at:g}")
     trainer = Trainer(
         task,
         build_objective(config, task.process),
@@ -120,7 +121,8 @@ def train(output: Output, accelerator: Accelerator) -> bool:
 
 
 def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
-    """The noise level of each image, (N,): from a file, from the audit, or from the manifest."""
+    """The noise level of each image, (N,) or (N, C): from --levels, from the audit, or from the
+    manifest of the contamination."""
     config, dataset, out = output.config, output.dataset, output.out
     file = config.levels
     if config.facts.needs_audit:
@@ -135,5 +137,5 @@ def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
         file = compute_on_main(out / AUDIT, accelerator, write)
     if file is not None:
         return read_levels(file, len(dataset), config.channels)
-    # Without levels to go by, what is left out is every image that has dirt of any kind.
+    # drop_noisy without levels leaves out every image with a corruption of any kind.
     return dataset.dirty().float() if config.drop_noisy else dataset.levels()

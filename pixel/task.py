@@ -1,4 +1,4 @@
-"""What a batch is, and what the network answers, in pixel space."""
+"""Batches, denoiser and previews of pixel-space training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .config import PixelConfig
 from .network import build_network, training_scheduler
 from .variance import LearnedVariance
 
-PREVIEW, COLUMNS = 36, 6  # images in each grid of `samples/`: few enough to see their noise
+PREVIEW, COLUMNS = 36, 6  # of the grids in samples/; few images, so that noise stays visible
 
 
 class PixelTask:
@@ -52,7 +52,7 @@ class PixelTask:
         return denoise.loss(sample, t) if self.config.learned_variance else None
 
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
-        if self.main and step > 0:  # an untrained network draws noise
+        if self.main and step > 0:  # an untrained network generates noise
             save_grid(
                 self.generate(network, PREVIEW),
                 self.out / "samples" / f"step-{step:08d}.png",
@@ -60,7 +60,7 @@ class PixelTask:
             )
 
     def generate(self, network: nn.Module, count: int) -> Tensor:
-        """=>  (count, C, H, W); always the same noise for the same seed."""
+        """=>  (count, C, H, W), about [-1, 1]; the same seed gives the same initial noise."""
         return generate_samples(
             network,
             sampling_scheduler(self.scheduler, self.config.sampler),

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from latent_robust.core import NoiseProcess
 
-VLB_WEIGHT = 1e-3  # lambda of L_hybrid; the sum over T steps is estimated by T times one term
+VLB_WEIGHT = 1e-3  # lambda of L_hybrid; L_vlb is estimated as T times the term of one time t
 
 
 class LearnedVariance:
-    """denoise() for a network with 2C outputs. Returns the C channels of the mean, and keeps what
-    its first call said about the variance of the batch, which comes first there."""
+    """denoise() for a network with 2 C output channels, mean and variance.
+
+    Returns the C channels of the mean. Keeps the outputs of the first call, which `loss` uses. The
+    first rows of that call are the batch; perturbed samples follow it."""
 
     def __init__(self, network: nn.Module, process: NoiseProcess):
         self.network, self.process = network, process
@@ -23,14 +25,17 @@ class LearnedVariance:
     def __call__(self, noisy: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         mean, variance = self.network(noisy, t).sample.float().chunk(2, dim=1)
         if self.first is None:
-            # The mean is learned by the simple loss alone.
+            # Detached: the mean is trained by L_simple alone (Nichol & Dhariwal, section 3.1).
             self.first = (noisy, mean.detach(), variance)
         return mean
 
     def loss(self, sample: Tensor, t: Tensor) -> Tensor:
-        """lambda * T * KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) ) in bits per dimension, the
-        decoder's negative log-likelihood at t = 0 taken as that of a Gaussian density."""
-        noisy, prediction, output = (kept[: len(t)] for kept in self.first)  # then moved ones
+        """lambda * T * KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) ) in bits per dimension.
+
+        At t = 0, the negative log-likelihood of a Gaussian density, not of a discretized one.
+
+        sample: (B, C, H, W), clean; t: (B,)."""
+        noisy, prediction, output = (kept[: len(t)] for kept in self.first)
         alpha, sigma = self.process(t, sample)
         before = self.process((t - 1).clamp_min(0), sample)
         is_first = (t == 0).reshape(sigma.shape)
@@ -38,7 +43,7 @@ class LearnedVariance:
         variance_before = torch.where(is_first, 0.0, before[1].square())
         step = (alpha / alpha_before).square()  # alpha_t of DDPM; beta = 1 - alpha_t
         beta = 1 - step
-        # beta-tilde is 0 at t = 0, where Improved DDPM takes its value at t = 1.
+        # beta-tilde is 0 at t = 0; Improved DDPM uses its value at t = 1 there.
         tilde = self._posterior_variance(t.clamp_min(1), sample)
         fraction = (output + 1) / 2
         log_variance = fraction * beta.log() + (1 - fraction) * tilde.log()

@@ -1,18 +1,18 @@
-"""Train a small Stable Diffusion pipeline for images of 32 x 32: the one that ships with the
-project, on procedurally drawn scenes, or one for captioned images of your own.
+"""Train a small Stable Diffusion pipeline for images of 32 x 32 pixels: the demo model on scenes of
+simple shapes, or a model for your own captioned images.
 
     python scripts/build_demo_model.py --work runs/demo-model \\
-        --out latent_robust/latent/assets/demo
+        --out latent_robust/latent/base/assets/demo
     python scripts/build_demo_model.py --pairs emoji/base --work runs/emoji --out runs/emoji/model
 
-Without --pairs, U-Net and text encoder see clean scenes of the BASE_SHAPES only, and it takes about
-two hours of one slow core. The shipped model was trained by this code in several legs, each with a
-learning rate that rises and falls: the autoencoder in three, while the weights of its loss were
-being found, U-Net and text encoder in two of 9,000 and 13,000 steps.
+Without --pairs, U-Net and text encoder train on clean scenes of the BASE_SHAPES only. This takes
+about two hours on one slow core. The model in the package was trained by this code in several legs,
+each with its own learning rate cycle: the autoencoder in three, while the weights of its loss were
+tuned; U-Net and text encoder in two, of 9,000 and 13,000 steps.
 
-With --pairs, the shipped autoencoder learns their images besides generic ones, U-Net and text
-encoder start from nothing, and the result is a diffusers folder for `finetune-latent --model`. At
-the speed of its first steps it takes about an hour of one slow core.
+With --pairs, the autoencoder of the package is fine-tuned on these images and on generic ones.
+U-Net and text encoder are trained from scratch. The result is a diffusers folder for
+`finetune-latent --model`. This takes about an hour on one slow core.
 
 A finished autoencoder in --work is used again.
 """
@@ -44,7 +44,7 @@ from latent_robust.latent.base.demo_model import load_demo_pipeline, save_demo_m
 from latent_robust.latent.scene_match import match_scenes
 from latent_robust.subset import evenly_spaced
 
-LOOKED_AT = 64  # samples, ten times during training
+PREVIEWED = 64  # images of each preview; there are ten during training
 
 
 def build_from_scenes(work: Path, out: Path, steps: int) -> None:
@@ -54,19 +54,21 @@ def build_from_scenes(work: Path, out: Path, steps: int) -> None:
         train_autoencoder(vae, torch.stack([draw_scene(s) for s in scenes]), work, steps=9_000)
         return vae
 
-    new = sample_scenes(LOOKED_AT, SEED + 1)  # not trained on
+    held_out = sample_scenes(PREVIEWED, SEED + 1)
 
-    def look(pipeline: StableDiffusionPipeline) -> str:
-        images = draw(pipeline, [scene.caption for scene in new])
+    def preview(pipeline: StableDiffusionPipeline) -> str:
+        """Save generated images.  =>  how many of them show what their captions say."""
+        images = draw(pipeline, [scene.caption for scene in held_out])
         save_image(images, work / "samples.png", nrow=16)
-        shares = match_scenes(images * 2 - 1, new)
+        shares = match_scenes(images * 2 - 1, held_out)
         return ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
 
     vae = once(work / "vae", trained_autoencoder)
     scenes = sample_scenes(24_000, SEED)
     images = torch.stack([draw_scene(scene) for scene in scenes])
     captions = [scene.caption for scene in scenes]
-    save_demo_model(train_denoiser(vae, images, captions, look, widths=(32, 64), steps=steps), out)
+    pipeline = train_denoiser(vae, images, captions, preview, widths=(32, 64), steps=steps)
+    save_demo_model(pipeline, out)
 
 
 def build_from_pairs(spec: str, work: Path, out: Path, steps: int) -> None:
@@ -79,26 +81,27 @@ def build_from_pairs(spec: str, work: Path, out: Path, steps: int) -> None:
         train_autoencoder(vae, images, work, steps=3_000)
         return vae
 
-    def look(pipeline: StableDiffusionPipeline) -> str:
-        """Each image, and beside it what its caption makes the model draw."""
-        shown = evenly_spaced(len(pairs), LOOKED_AT)
-        drawn = draw(pipeline, [pairs.captions[i] for i in shown])
-        save_image(torch.cat([images[shown] / 255, drawn], 3), work / "samples.png", nrow=8)
+    def preview(pipeline: StableDiffusionPipeline) -> str:
+        """Save training images, each next to an image generated from its caption."""
+        shown = evenly_spaced(len(pairs), PREVIEWED)
+        generated = draw(pipeline, [pairs.captions[i] for i in shown])
+        save_image(torch.cat([images[shown] / 255, generated], 3), work / "samples.png", nrow=8)
         return "samples.png"
 
     vae = once(work / "vae", trained_autoencoder)
-    pipeline = train_denoiser(vae, images, pairs.captions, look, widths=(48, 96), steps=steps)
+    pipeline = train_denoiser(vae, images, pairs.captions, preview, widths=(48, 96), steps=steps)
     pipeline.save_pretrained(out)
 
 
 def once(folder: Path, train: Callable[[], AutoencoderKL]) -> AutoencoderKL:
+    """The autoencoder in `folder`; trained and saved there first if it is missing."""
     if not folder.is_dir():
         train().save_pretrained(folder)
     return AutoencoderKL.from_pretrained(folder).requires_grad_(False)
 
 
 def draw(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
-    """=>  (N, 3, SIDE, SIDE) in [0, 1]."""
+    """Generate an image for each caption.  =>  (N, 3, SIDE, SIDE) in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         captions,
@@ -113,10 +116,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the model is written")
-    parser.add_argument("--work", type=Path, required=True, help="for what is made on the way")
-    parser.add_argument("--pairs", help="captioned images, as --data of finetune-latent")
-    parser.add_argument("--steps", type=int, help="of the U-Net (scenes 22,000, pairs 10,000)")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the model")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="directory for previews and the autoencoder"
+    )
+    parser.add_argument("--pairs", help="captioned images; same forms as finetune-latent --data")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="training steps of the U-Net (default: 22,000 without --pairs, else 10,000)",
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.pairs is None:

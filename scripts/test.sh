@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv, then runs them; arguments go to pytest.
+# Installs the project and its test tools into .venv, then runs the tests. Usage: test.sh [pytest options]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install.sh dev
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
-# One process a core: the tests compare bits and therefore use one thread each.
+# One process per core with one thread each: some tests compare results bit for bit.
 .venv/bin/python -m pytest -n auto "$@"

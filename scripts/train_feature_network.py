@@ -1,4 +1,4 @@
-"""Train a small classifier on clean, labelled images; its features serve as a metric space.
+"""Train a small classifier on clean, labelled images. Its features are used to measure distances.
 
     python scripts/train_feature_network.py --data digits --size 8 \\
         --out latent_robust/evaluation/assets/digits.safetensors
@@ -7,8 +7,8 @@
     python scripts/train_feature_network.py --data scenes --size 32 --channels 3 \\
         --out latent_robust/evaluation/assets/scenes.safetensors
 
-These commands made the networks that ship with the project. The only augmentation is a shift
-by at most one pixel: a network that had seen noise would learn to ignore it.
+These commands trained the networks of the package. The only augmentation is a shift by at most one
+pixel. A network trained with noise would learn to ignore noise, which the metrics must not do.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def train(
 
 
 def shifted(images: Tensor) -> Tensor:
-    """Each image moved by -1, 0 or 1 pixel in both directions; the edge is repeated."""
+    """Shift each image by -1, 0 or 1 pixel in both directions, repeating its edge."""
     size = images.shape[-1]
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     views = torch.stack(
@@ -67,7 +67,7 @@ def shifted(images: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="digits", help="an image set with labels")
+    parser.add_argument("--data", default="digits", help="images with labels")
     parser.add_argument("--size", type=int, default=8, help="side of the images in pixels")
     parser.add_argument("--channels", type=int, default=1, choices=(1, 3))
     parser.add_argument("--limit", type=int, help="use only the first images of the set")
@@ -80,12 +80,12 @@ def main() -> None:
         options.data, size=options.size, channels=options.channels, limit=options.limit
     )
     if data.labels is None:
-        raise InputError(f"{options.data} has no labels, so no classifier can be trained on it")
+        raise InputError(f"{options.data} has no labels; a classifier needs labelled images")
     images = torch.stack([data.image(i) for i in range(len(data))]) * 2 - 1
     network, accuracy = train(images, data.labels, epochs=options.epochs, seed=options.seed)
     name = options.data.partition(":")[0]
     save_network(network, options.out, data=name, accuracy=accuracy, seed=options.seed)
-    print(f"held-out accuracy {accuracy:.4f}, {options.out}")
+    print(f"accuracy on held-out images: {accuracy:.4f}; network: {options.out}")
 
 
 if __name__ == "__main__":

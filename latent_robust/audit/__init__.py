@@ -1,10 +1,14 @@
-"""What judges data: a model, or the spectrum of the images; and the noise levels that come of it."""
+"""The audit finds dirty images: with a trained model, or from the spectrum of the images alone.
+
+It needs no labels and no known noise level. It gives every sample a noise level, which training can
+use, and it recommends a weight and a band for the regularizer.
+"""
 
 from latent_robust.lazy import lazy_names
 
 _MODULES = {
-    "Audit": "scoring",
-    "audit_facts": "scoring",
+    "Audit": "result",
+    "audit_facts": "result",
     "audit_images": "scoring",
     "audit_samples": "scoring",
     "images_to_measure": "spectrum",

@@ -1,20 +1,26 @@
-"""Whether scores form one group or two."""
+"""Decide whether scores are bimodal: two groups, clean and dirty, or only one.
+
+A threshold always splits scores in two; only a bimodal distribution makes the split meaningful.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Otsu's criterion, the share of the variance that lies between the two groups, is 0.75 for evenly
-# spread scores: only what is further apart than that is two groups. A few scores come apart by
-# chance: with 1 / N more, one normal group is taken for two in at most 2 % of cases. Fewer than 6
-# never are two groups.
-TWO_GROUPS = 0.8
+# Otsu's criterion is the share of the variance that lies between the two classes. Evenly spread
+# scores give 0.75, so bimodal scores must exceed this. Few scores exceed it by chance: with 1 / N
+# added, one normal class is taken for two in at most 2 % of cases. Fewer than 6 scores are never
+# bimodal.
+MIN_SEPARATION = 0.8
 
 
 def otsu(values: Tensor) -> tuple[float, float]:
-    """The threshold that leaves the least variance within two groups (Otsu 1979), exactly, and the
-    share of the variance that lies between these, in [0, 1]. values: (N,); of a single one: 0."""
+    """Otsu's threshold (Otsu 1979), computed exactly, and its criterion.
+
+    values: (N,), N >= 1. The threshold leaves the least variance within the two classes. The
+    criterion is the share of the variance between the classes, in [0, 1]; 0 for a single value.
+    """
     if len(values) < 2:
         return float(values[0]), 0.0
     ordered = values.double().sort().values
@@ -29,6 +35,6 @@ def otsu(values: Tensor) -> tuple[float, float]:
     return float(threshold), float(between[best] / variance)
 
 
-def are_two_groups(separation: float, count: int) -> bool:
-    """separation: of `count` scores, as `otsu` gives it."""
-    return separation > TWO_GROUPS + 1 / count
+def is_bimodal(separation: float, count: int) -> bool:
+    """separation: Otsu's criterion of `count` scores, in [0, 1]."""
+    return separation > MIN_SEPARATION + 1 / count

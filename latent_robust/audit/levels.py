@@ -1,4 +1,8 @@
-"""How noisy each training sample is: levels from a file."""
+"""Noise levels of training samples: the standard deviation of the noise in each sample.
+
+A level is in units of the samples, and is one number or one for each channel. An audit writes the
+levels to a file, and training with `--levels` reads them.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,19 @@ from torch import Tensor
 from latent_robust.errors import InputError
 
 
-def read_levels(path: str | Path, count: int, channels: int) -> Tensor:
-    """A JSON-lines file with a row {"index", "level"} for each of `count` samples, as an audit
-    writes it; a level is one number, or one for each of the samples' channels.  =>  (count,) or
-    (count, channels), float32, in units of the samples, >= 0.
+def root_mean_square(levels: Tensor) -> Tensor:
+    """One level per sample: (N, C)  =>  (N,)."""
+    return levels.square().mean(1).sqrt()
 
-    Raises InputError for a file or line that cannot be read, an index that is missing, twice there
-    or out of range, a level that is negative or not finite, a row of another length.
+
+def read_levels(path: str | Path, count: int, channels: int) -> Tensor:
+    """Read the levels of `count` samples. Returns float32 (count,) or (count, channels), >= 0.
+
+    path: a JSON-lines file as an audit writes it, with one row {"index", "level"} per sample. A
+    level is one number or a list with one for each channel, in units of the samples.
+
+    Raises InputError for a file or line that cannot be read; an index that is missing, repeated or
+    out of range; a level that is negative or not finite; and a list of another length.
     """
     path = Path(path)
     levels: dict[int, list[float]] = {}
@@ -26,22 +36,22 @@ def read_levels(path: str | Path, count: int, channels: int) -> Tensor:
         if line.strip():
             index, level = _row(line, f"{path}, line {number}", count)
             if index in levels:
-                raise InputError(f"{path}, line {number}: index {index} is there twice")
+                raise InputError(f"{path}, line {number}: index {index} appears twice")
             levels[index] = level
     missing = [index for index in range(count) if index not in levels]
     if missing:
         examples = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise InputError(
             f"{path} has no level for {len(missing)} of {count} samples (index {examples}); "
-            "was it made for these data?"
+            "was it made for this dataset?"
         )
     table = [levels[index] for index in range(count)]
     lengths = {len(row) for row in table}
     if lengths not in ({1}, {channels}):
-        found = " or ".join(map(str, sorted(lengths)))
+        given = " or ".join(map(str, sorted(lengths)))
         raise InputError(
-            f"{path} has {found} levels for a sample of {channels} channels; give one, or one "
-            "each: was it made for these data?"
+            f"{path} has {given} levels for a sample of {channels} channels; give one level, or "
+            "one per channel: was it made for this dataset?"
         )
     return torch.tensor(table).squeeze(1)
 
@@ -56,6 +66,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _row(line: str, where: str, count: int) -> tuple[int, list[float]]:
+    """Returns the index and its levels, one or one per channel. where: for the message."""
     try:
         row = json.loads(line)
         index, level = row["index"], row["level"]
@@ -64,7 +75,7 @@ def _row(line: str, where: str, count: int) -> tuple[int, list[float]]:
     if type(index) is not int or not 0 <= index < count:
         raise InputError(f"{where}: `index` must be a whole number in 0..{count - 1}, got {index}")
     levels = level if isinstance(level, list) and level else [level]
-    for one in levels:
-        if type(one) not in (int, float) or not isfinite(one) or one < 0:
-            raise InputError(f"{where}: `level` must be a number >= 0, got {one}")
-    return index, [float(one) for one in levels]
+    for value in levels:
+        if type(value) not in (int, float) or not isfinite(value) or value < 0:
+            raise InputError(f"{where}: `level` must be a number >= 0, got {value}")
+    return index, [float(value) for value in levels]

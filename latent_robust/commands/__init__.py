@@ -1,1 +1,1 @@
-"""What a person types. Imports nothing heavy until a command has checked its options."""
+"""The command line. A command imports torch and diffusers only after it has checked its options."""

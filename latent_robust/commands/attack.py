@@ -1,57 +1,79 @@
-"""`latent-robust attack`: attack the sampling of pixel runs, harder and harder."""
+"""`latent-robust attack`: attack the sampler of pixel runs with growing strength."""
 
 from __future__ import annotations
 
 import argparse
 
+from latent_robust.data.sources.spec import IMAGE_FORMS, parse_spec
 from latent_robust.errors import InputError
 from latent_robust.files import write_json
 
-from .options import numbers, positive
+from .options import add_common, add_sampler, numbers, positive
+from .stress import USAGE as USAGE
 from .stress import add_stress_options, check_stress_options, open_runs
 
+SUMMARY = "measure how much attacks on the sampler degrade pixel runs"
+EXAMPLES = """\
+examples:
+  latent-robust attack runs/plain runs/robust --out attack.json
+  latent-robust attack runs/plain runs/robust --kind random --out control.json
+"""
 KINDS = ("random", "fgsm", "pgd")  # the keys of ITERATIONS in evaluation/attack_curves.py
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_stress_options(parser, samples=500)
-    parser.add_argument(
-        "--kind", choices=KINDS, default="fgsm", help="default: fgsm; random is the control"
+    need = add_stress_options(parser, samples=500)
+    need.add_argument(
+        "--reference",
+        metavar="DATA",
+        help="clean images to measure against (default: each run's)",
     )
-    parser.add_argument(
+    attack = parser.add_argument_group("the attack")
+    attack.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="fgsm",
+        metavar="NAME",
+        help="fgsm (one gradient step), pgd (ten) or random, the control (default: fgsm)",
+    )
+    attack.add_argument(
         "--radius",
         type=numbers,
         default=[0.25, 0.5, 1, 2],
         metavar="X,...",
-        help="how far the noise is moved, in noise units (default: 0.25,0.5,1,2)",
+        help="largest change of a pixel, in standard deviations of the noise at the attacked step; "
+        "one measurement each (default: 0.25,0.5,1,2)",
     )
-    parser.add_argument(
+    attack.add_argument(
         "--at",
         type=numbers,
         default=[800, 600, 400, 200],
         metavar="T,...",
-        help="times that are attacked, 0 being the end (default: 800,600,400,200)",
+        help="times of the noise process to attack; sampling ends at 0 (default: 800,600,400,200)",
     )
-    parser.add_argument(
+    attack.add_argument(
         "--depth",
         type=positive,
         default=1,
         metavar="N",
-        help="sampling steps that the gradient goes through (default: 1)",
+        help="denoising steps that the gradient goes through; more than 1 is an adaptive attack "
+        "(default: 1)",
     )
-    parser.add_argument(
+    attack.add_argument(
         "--draws",
         type=positive,
         default=1,
         metavar="N",
-        help="draws of the ancestral noise that it averages over (default: 1)",
+        help="samples of the ancestral noise that the gradient averages over (default: 1)",
     )
-    parser.add_argument("--sampler", choices=("ddim", "ddpm"), help="default: each run's")
-    parser.add_argument("--reference", metavar="DATA", help="clean images (default: each run's)")
+    add_sampler(attack)
+    add_common(parser)
 
 
 def check(options: argparse.Namespace) -> None:
     check_stress_options(options)
+    if options.reference is not None:
+        parse_spec(options.reference, IMAGE_FORMS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,7 +88,10 @@ def run(options: argparse.Namespace) -> int:
     for path, attacked in runs:
         config = attacked.config
         if config.get("stop_at"):
-            raise InputError(f"{path} stops its sampler early, which `attack` cannot do")
+            raise InputError(
+                f"{path} stops its sampler at noise level {config['stop_at']:g}; `attack` only "
+                "works with runs that sample to the end"
+            )
         network, scheduler = load_run(path, choose_sampler(options.sampler, config))
         reference = options.reference or config["reference"]
         clean = original_images(config, offline=options.offline, data=reference)
@@ -93,5 +118,5 @@ def run(options: argparse.Namespace) -> int:
         print(name)
         for row in rows:
             distances = ", ".join(f"{k} {number(v)}" for k, v in row["frechet"].items())
-            print(f"  radius {row['radius']:g}: {distances}")
+            print(f"  radius {row['radius']:g}: Fréchet distance to clean images {distances}")
     return 0

@@ -1,4 +1,4 @@
-"""`latent-robust contaminate`: make a dirty copy of images or pairs."""
+"""`latent-robust contaminate`: write a contaminated copy of images or of image-caption pairs."""
 
 from __future__ import annotations
 
@@ -9,28 +9,44 @@ from typing import TYPE_CHECKING
 
 from latent_robust.errors import InputError
 
-from .options import CHANNELS, add_common, add_dataset, check_dataset
+from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset
 
 if TYPE_CHECKING:
     from latent_robust.data.contamination.corruption import Corruption
 
+SUMMARY = "write a contaminated copy of images or of image-caption pairs"
+USAGE = "--data DATA --contamination SPEC --out DIR [options]"
+EXAMPLES = """\
+examples:
+  latent-robust contaminate --data DIR --size 32 --contamination gaussian:fraction=0.9,sigma=0.2 \\
+      --out dirty
+  latent-robust contaminate --data DIR --pairs --resolution 512 --buckets \\
+      --contamination "caption-shuffle:fraction=0.2; jpeg:fraction=0.5,quality=20" --out dirty
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    pairs = add_dataset(parser)
-    parser.add_argument(
+    need = parser.add_argument_group(NEED)
+    pairs, _ = add_dataset(parser, need)
+    need.add_argument(
         "--contamination",
         required=True,
         metavar="SPEC",
-        help="what to do to them, e.g. 'gaussian:fraction=0.9,sigma=0.2'",
+        help="corruptions to apply, e.g. 'gaussian:fraction=0.9,sigma=0.2; jpeg:fraction=0.3,"
+        "quality=20'",
     )
-    parser.add_argument(
+    need.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a new or empty directory"
     )
-    add_common(parser, device=False)
-    pairs.add_argument("--buckets", action="store_true", help="keep aspect ratios, nearly")
     pairs.add_argument(
-        "--model", metavar="MODEL", help="the model whose encoder encoder-poison attacks"
+        "--buckets",
+        action="store_true",
+        help="keep aspect ratios: use sizes with the area of N x N pixels",
     )
+    pairs.add_argument(
+        "--model", metavar="MODEL", help="model whose image encoder encoder-poison attacks"
+    )
+    add_common(parser, device=False)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -62,8 +78,8 @@ def _contaminate_images(options: argparse.Namespace, corruptions: Sequence[Corru
         offline=options.offline,
     )
     contaminate_folder(images, corruptions, options.seed, options.out)
-    print(f"{len(images)} images and their manifest are in {options.out}")
-    _name_left_out(images.quarantine)
+    print(f"{len(images)} images with manifest.jsonl: {options.out}")
+    _name_quarantined(images.quarantine)
     return 0
 
 
@@ -87,13 +103,13 @@ def _contaminate_pairs(options: argparse.Namespace, corruptions: Sequence[Corrup
         pairs, corruptions, options.seed, buckets, encode, offline=options.offline
     )
     contaminate_pairs(samples, options.out)
-    print(f"{pairs.summary()}; contaminated with their manifest in {options.out}")
-    _name_left_out(pairs.quarantine)
+    print(f"{pairs.summary()}; contaminated pairs with manifest.jsonl: {options.out}")
+    _name_quarantined(pairs.quarantine)
     for name in pairs.without_image:
         print(f"left out: {name}: its image does not exist")
     return 0
 
 
-def _name_left_out(quarantine: Sequence[dict]) -> None:
+def _name_quarantined(quarantine: Sequence[dict]) -> None:
     for row in quarantine:
         print(f"left out: {row['name']}: {row['reason']}")

@@ -1,4 +1,4 @@
-"""What every command does around its work: messages instead of tracebacks, and exit codes."""
+"""Run a command: error messages instead of tracebacks, and exit codes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ INTERRUPTED = FAILED
 def run_command(work: Callable[[], int], *, saves_memory: str = "smaller batches or images") -> int:
     """=>  exit code: 0 done, 2 wrong usage or input, 1 anything else.
 
-    saves_memory: what to try when the memory of the device or of the computer is exhausted."""
+    saves_memory: advice for the message when a device or the computer runs out of memory."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names of files need not be text
+        if isinstance(stream, TextIOWrapper):  # file names may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -32,7 +32,7 @@ def run_command(work: Callable[[], int], *, saves_memory: str = "smaller batches
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        first_line = next(iter(str(error).splitlines()), "no more can be had")
+        first_line = next(iter(str(error).splitlines()), "no details")
         print(f"error: out of memory ({first_line}). Try {saves_memory}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -41,7 +41,7 @@ def run_command(work: Callable[[], int], *, saves_memory: str = "smaller batches
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch raises a class of its own for a device, and a plain RuntimeError for the CPU."""
+    """torch raises OutOfMemoryError for a device, but a plain RuntimeError for the CPU."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -1,4 +1,4 @@
-"""`finetune-latent`: a LoRA, or a whole denoiser, on captioned images that may be dirty."""
+"""`finetune-latent`: train a LoRA or a whole denoiser on captioned images that may be dirty."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from .training import TrainCommand, check_contamination, run_training
 
 EXAMPLES = """\
 examples:
-  finetune-latent --lora                        the demo: a tiny model, noisy scenes, minutes on a CPU
+  finetune-latent --lora                        demo: a tiny model, noisy scenes, minutes on a CPU
   finetune-latent --lora --model MODEL --data DIR --out runs/mine
   finetune-latent --lora --model MODEL --data DIR --objective audited --out runs/audited
-  finetune-latent --resume runs/mine            go on after Ctrl-C or a crash
+  finetune-latent --resume runs/mine            resume after Ctrl-C or a crash
 """
 BUILT_IN_DATA = "scenes"
 
 
 def check(config: LatentConfig) -> None:
-    """Raises InputError for a model or data that do not exist, and for a contamination that cannot
-    be."""
+    """Raises InputError for a model or data that do not exist, and for an invalid contamination."""
     given = config.model_fields_set
     if config.data != BUILT_IN_DATA and "model" not in given:
         raise InputError(
-            "--data needs --model: name the model to fine-tune, or say --model demo for the "
+            "--data needs --model: name the model to fine-tune, or give --model demo for the "
             "built-in toy, which generates 32 x 32 pixels and knows only simple shapes"
         )
     if config.model != DEMO and "data" not in given:
         raise InputError(
-            "--model needs --data: name a folder of captioned images, or say --data "
-            f"{BUILT_IN_DATA} for the demo's own, which are 32 x 32 pixels"
+            "--model needs --data: name a folder of captioned images, or give --data "
+            f"{BUILT_IN_DATA} for those of the demo, which have 32 x 32 pixels"
         )
     model_kind(config.model)
     for spec in (config.data, config.reference):
@@ -46,11 +45,11 @@ def check(config: LatentConfig) -> None:
 
 def describe(config: LatentConfig) -> str:
     what = f"a LoRA of rank {config.rank} for" if config.lora else "the whole denoiser of"
-    dirt = "" if config.contamination == "none" else f", made dirty by {config.contamination!r},"
+    dirty = "" if config.contamination == "none" else f" (contaminated by {config.contamination!r})"
     size = config.batch_size * config.gradient_accumulation
     return (
-        f"train {what} {config.model} by {describe_schedule(config)} on {config.data}{dirt} for "
-        f"{config.steps:,} steps of {size} pairs a process each"
+        f"train {what} {config.model} by {describe_schedule(config)} on {config.data}{dirty} for "
+        f"{config.steps:,} steps per objective, {size} pairs per step and process"
     )
 
 
@@ -74,7 +73,7 @@ COMMAND = TrainCommand(
         "targets": ["attention", "mlp", "conv1", "conv2"],
         "batch_size": 16,
         "learning_rate": 3e-3,
-        # A new shape is learned at the noise level where shapes are decided.
+        # Shapes form at middle noise levels, where logit-normal trains most.
         "time_sampling": "logit-normal",
         "checkpoint_every": 500,
     },

@@ -1,4 +1,4 @@
-"""Options that several commands share, and refusing those that do not apply."""
+"""Options that several commands share, and the checks on them that need no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,32 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from latent_robust.data.sources.spec import IMAGE_FORMS, PAIR_FORMS
+from latent_robust import __version__
+from latent_robust.data.sources.spec import IMAGE_FORMS, PAIR_FORMS, parse_spec
 from latent_robust.errors import InputError
 from latent_robust.limits import MAX_BAD_FRACTION
 
 IMAGES_HELP = f"a folder of images, {', '.join(IMAGE_FORMS.values())}"
 PAIRS_HELP = f"a folder of captioned images, {', '.join(PAIR_FORMS.values())}"
-CHANNELS = 3  # of images, if nothing else is said
+CHANNELS = 3  # of images, unless --channels is given
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+# Titles of the groups in --help, in the order of their importance.
+NEED = "what you need"
+SAMPLING = "how to sample"
+PAIRS = "pairs of images and captions"
+DETAILS = "details"
+MORE = "more"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The same width as the help of train-pixel and finetune-latent."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+# ---------------------------------------------------------------------- types of values
 
 
 def positive(text: str) -> int:
@@ -22,100 +41,162 @@ def positive(text: str) -> int:
 
 
 def numbers(text: str) -> list[float]:
+    """ "0.5,1,2"  =>  [0.5, 1, 2]."""
     try:
-        found = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) < 0:
+        values = []
+    if not values or min(values) < 0:
         raise argparse.ArgumentTypeError(f"needs numbers >= 0, e.g. 0.5,1,2, got {text!r}")
-    return found
+    return values
 
 
-def add_common(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    if device:
-        parser.add_argument(
-            "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto"
+# ---------------------------------------------------------------------- groups of options
+
+
+def add_common(parser: argparse.ArgumentParser, *, seed: bool = True, device: bool = True) -> None:
+    """The options of (nearly) every command, in the last group of its help."""
+    more = parser.add_argument_group(MORE)
+    if seed:
+        more.add_argument(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="seed of all random numbers (default: 0)",
         )
-    parser.add_argument("--offline", action="store_true", help="never use the network")
+    if device:
+        more.add_argument(
+            "--device",
+            choices=DEVICES,
+            default=DEVICES[0],
+            metavar="NAME",
+            help=f"where to compute: {', '.join(DEVICES)} (default: auto)",
+        )
+    more.add_argument("--offline", action="store_true", help="never use the network")
+    add_help_and_version(more)
 
 
-def add_max_bad_fraction(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_help_and_version(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
+    group.add_argument(
+        "--version",
+        action="version",
+        version=f"latent-robust {__version__}",
+        help="show the version and exit",
+    )
+
+
+def add_max_bad_fraction(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max-bad-fraction",
         type=float,
         default=MAX_BAD_FRACTION,
         metavar="X",
-        help="stop if more than this share of the files cannot be used (default: %(default)s)",
+        help="stop if more than this share of the files is unreadable (default: %(default)s)",
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--steps", type=positive, metavar="N", help="sampling steps (default: the run's)"
+def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group(SAMPLING)
+    group.add_argument(
+        "--steps", type=positive, metavar="N", help="denoising steps per image (default: the run's)"
     )
-    parser.add_argument(
-        "--sampler",
-        choices=("ddim", "ddpm"),
-        help="pixel runs: deterministic or ancestral (default: the run's)",
-    )
-    parser.add_argument(
+    add_sampler(group, "pixel runs: ")
+    group.add_argument(
         "--stop-at",
         type=float,
         metavar="X",
-        help="pixel runs: end the sampler at this noise level, with its clean estimate there "
-        "(default: the run's)",
+        help="pixel runs: stop sampling at this noise level and return the estimate of the clean "
+        "image there (default: the run's)",
+    )
+    return group
+
+
+def add_sampler(group: argparse._ArgumentGroup, runs: str = "") -> None:
+    """runs: which runs take the option, for its help."""
+    group.add_argument(
+        "--sampler",
+        choices=("ddim", "ddpm"),
+        metavar="NAME",
+        help=f"{runs}ddim (deterministic) or ddpm (ancestral) (default: the run's)",
     )
 
 
-def add_features(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--features", metavar="NAME,...", help=f"feature spaces (default: {default})"
+def add_features(group: argparse._ArgumentGroup, default: str) -> None:
+    group.add_argument(
+        "--features",
+        metavar="NAME,...",
+        help="feature spaces in which distances are measured, e.g. pixels,inception "
+        f"(default: {default})",
     )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights file of the Inception features"
+    group.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="file with the weights of the Inception features (default: downloaded)",
     )
 
 
-def add_dataset(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What `contaminate` and `recommend` ask of images, or of pairs with --pairs.  =>  the group of
-    the options for pairs."""
-    parser.add_argument(
+def add_dataset(
+    parser: argparse.ArgumentParser, need: argparse._ArgumentGroup
+) -> tuple[argparse._ArgumentGroup, argparse._ArgumentGroup]:
+    """The dataset of `contaminate` and `recommend`: images, or with --pairs captioned images.
+
+    need: the group of what the command cannot do without.  =>  the groups for pairs and details."""
+    need.add_argument(
         "--data", required=True, metavar="DATA", help=f"{IMAGES_HELP}; with --pairs: {PAIRS_HELP}"
     )
-    parser.add_argument("--size", type=int, metavar="N", help="images: pixels a side")
-    parser.add_argument(
-        "--channels", type=int, choices=(1, 3), help=f"images: gray or RGB (default: {CHANNELS})"
+    need.add_argument(
+        "--size", type=int, metavar="N", help="crop and resize images to N x N pixels"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images")
-    add_max_bad_fraction(parser)
-    pairs = parser.add_argument_group("pairs of images and captions")
-    pairs.add_argument("--pairs", action="store_true", help="the data are pairs")
+    pairs = parser.add_argument_group(PAIRS)
+    pairs.add_argument("--pairs", action="store_true", help="the data are images with captions")
     pairs.add_argument(
-        "--resolution", type=int, metavar="N", help="pixels a side, or root of a bucket's area"
+        "--resolution",
+        type=int,
+        metavar="N",
+        help="crop and resize images to N x N pixels; in place of --size",
     )
     pairs.add_argument(
-        "--caption-column", metavar="NAME", help="default: text, caption, prompt, ..."
+        "--caption-column",
+        metavar="NAME",
+        help="column of the captions in tables and metadata files (default: text, caption, "
+        "prompt, ...)",
     )
-    return pairs
+    details = parser.add_argument_group(DETAILS)
+    details.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        metavar="N",
+        help=f"images: 1 for gray, 3 for RGB (default: {CHANNELS})",
+    )
+    details.add_argument("--limit", type=int, metavar="N", help="use only the first N images")
+    add_max_bad_fraction(details)
+    return pairs, details
+
+
+# ---------------------------------------------------------------------- checks
 
 
 def check_dataset(options: argparse.Namespace, *, pair_options: Iterable[str]) -> None:
-    """Raises InputError for options that are not for this kind of data, and for data that does not
-    exist."""
-    from latent_robust.data.sources.spec import parse_spec
-
+    """Raises InputError for data that do not exist, and for options of the other kind of data."""
     if options.pairs:
         refuse_options(options, ("size", "channels"), "is for images: leave it out, or --pairs")
         parse_spec(options.data, PAIR_FORMS)
     else:
         refuse_options(options, pair_options, "is for pairs: add --pairs, or leave it out")
         parse_spec(options.data, IMAGE_FORMS)
+    if options.model is not None:
+        from latent_robust.latent.base.model_spec import model_kind
+
+        model_kind(options.model)
 
 
 def refuse_options(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Raises InputError, "--an-option " + why, for the first of `names` that was given; `options`
-    need not have them."""
+    """Raises InputError, "--NAME " + why, for the first of `names` that was given. `options` need
+    not have all of them."""
     for name in names:
         value = getattr(options, name, None)
         if value is not None and value is not False:

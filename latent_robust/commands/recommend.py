@@ -1,4 +1,4 @@
-"""`latent-robust recommend`: how noisy are these images, and which weight and band suit them?"""
+"""`latent-robust recommend`: measure the noise of images, and choose weight and band for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latent_robust.errors import InputError
 from latent_robust.files import write_json
 from latent_robust.limits import MAX_BAD_FRACTION
 
-from .options import CHANNELS, add_common, add_dataset, check_dataset
+from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +22,16 @@ if TYPE_CHECKING:
     from latent_robust.core import Weighting
     from latent_robust.data.contamination.corruption import Corruption
 
+SUMMARY = "measure the noise of your images and choose weight and band of the regularizer"
+USAGE = "--data DATA --size N [options]"
+EXAMPLES = """\
+examples:
+  latent-robust recommend --data DIR --size 64
+  latent-robust recommend --data DIR --pairs --resolution 512 --model MODEL
+"""
 PARAMETERIZATIONS = ("epsilon", "v_prediction", "sample", "flow")
-# The value of an option that need not be repeated in the command that is printed.
-USUAL = {
+# Options that the printed command leaves out if they have these values.
+DEFAULTS = {
     "contamination": "none",
     "limit": None,
     "seed": 0,
@@ -34,41 +41,58 @@ USUAL = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    pairs = add_dataset(parser)
+    need = parser.add_argument_group(NEED)
+    pairs, details = add_dataset(parser, need)
     choices = [
         name for name, facts in OBJECTIVES.items() if facts.regularized and facts.equivariant
     ]
-    parser.add_argument(
+    need.add_argument(
         "--objective",
         choices=choices,
-        help="default: robust-adversarial; for pairs robust-random, as in training",
+        metavar="NAME",
+        help=f"objective to train with: {', '.join(choices)} (default: robust-adversarial; for "
+        "pairs robust-random)",
     )
-    parser.add_argument(
+    pairs.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="model that you will fine-tune: a diffusers folder, a .safetensors file, a Hub "
+        "name, or demo",
+    )
+    details.add_argument(
         "--attack",
         choices=ADVERSARIAL,
         default=ADVERSARIAL[0],
-        help="for robust-adversarial (default: %(default)s)",
+        metavar="NAME",
+        help=f"attack of robust-adversarial: {', '.join(ADVERSARIAL)} (default: %(default)s)",
     )
-    parser.add_argument(
+    details.add_argument(
         "--parameterization",
         choices=PARAMETERIZATIONS,
-        help="what the network predicts (default: epsilon; for pairs the model's)",
+        metavar="NAME",
+        help=f"what the network predicts: {', '.join(PARAMETERIZATIONS)} (default: epsilon; for "
+        "pairs the model's)",
     )
-    parser.add_argument(
+    details.add_argument(
         "--try",
-        dest="tried",
+        dest="extra_weightings",
         type=_weighting,
         action="append",
         default=[],
         metavar="WEIGHT,BAND",
-        help="also forecast this setting; may be repeated; for pairs a band for each channel",
+        help="also forecast this setting; pairs may have one band per latent channel; may be "
+        "repeated",
     )
-    parser.add_argument("--contamination", default="none", metavar="SPEC", help="for experiments")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write a JSON file")
+    details.add_argument(
+        "--contamination",
+        default="none",
+        metavar="SPEC",
+        help="contaminate the images first, for experiments (default: none)",
+    )
+    details.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the result to this JSON file"
+    )
     add_common(parser, device=False)
-    pairs.add_argument(
-        "--model", metavar="MODEL", help="in whose latents: a path, a Hub name, or demo"
-    )
 
 
 def check(options: argparse.Namespace) -> None:
@@ -76,7 +100,9 @@ def check(options: argparse.Namespace) -> None:
     if options.pairs and (options.resolution is None or options.model is None):
         raise InputError("recommend --pairs needs --resolution and --model")
     if options.pairs and options.parameterization is not None:
-        raise InputError("--parameterization is for images: that of pairs is the model's")
+        raise InputError(
+            "--parameterization is for images; pairs have that of the model: leave it out"
+        )
     if not options.pairs and options.size is None:
         raise InputError("recommend needs --size, or --pairs, --resolution and --model")
     if options.objective is None:
@@ -87,27 +113,27 @@ def run(options: argparse.Namespace) -> int:
     from latent_robust.data import parse_contamination
 
     corruptions = parse_contamination(options.contamination)
-    find = _recommend_pairs if options.pairs else _recommend_images
-    result, kind, command = find(options, corruptions)
+    recommend = _recommend_pairs if options.pairs else _recommend_images
+    result, kind, command = recommend(options, corruptions)
     print(result.summary())
     by_channel = result.spectrum.by_channel
     channels = 1 if by_channel is None else len(by_channel)
-    for weighting in options.tried:
+    for weighting in options.extra_weightings:
         if len(weighting.bands) not in (1, channels):
-            raise InputError(f"--try: {len(weighting.bands)} bands; give one or {channels}")
+            raise InputError(f"--try has {len(weighting.bands)} bands; give one or {channels}")
         print(f"{weighting}: forecast {result.spectrum.distance(weighting, *kind):.3g}")
     if result.weighting is not None:
-        print(f"\n{shlex.join([*command, *_settings(options, result.weighting)])}")
+        print(f"\nTrain with:\n{shlex.join([*command, *_settings(options, result.weighting)])}")
     if options.out is not None:
         write_json(options.out, result.facts())
     return 0
 
 
 def _settings(options: argparse.Namespace, weighting: Weighting) -> list[str]:
-    """The options of a training command that has what was found."""
+    """The remaining options of the training command: data, objective, weight and band."""
     args = ["--data", options.data]
-    for name, usual in USUAL.items():
-        if (value := getattr(options, name)) != usual:
+    for name, default in DEFAULTS.items():
+        if (value := getattr(options, name)) != default:
             args += [f"--{name.replace('_', '-')}", str(value)]
     args += ["--objective", options.objective]
     if not OBJECTIVES[options.objective].random and options.attack != ADVERSARIAL[0]:
@@ -120,7 +146,7 @@ def _settings(options: argparse.Namespace, weighting: Weighting) -> list[str]:
 def _recommend_images(
     options: argparse.Namespace, corruptions: Sequence[Corruption]
 ) -> tuple[Recommendation, tuple[str, str], list[str]]:
-    """=>  the recommendation; attack and parameterization; the beginning of a training command."""
+    """=>  the recommendation; attack and parameterization; the start of a training command."""
     from latent_robust.audit import images_to_measure, recommend
     from latent_robust.data import ContaminatedImages, open_images
 
@@ -135,7 +161,7 @@ def _recommend_images(
     )
     dirty = ContaminatedImages(images, corruptions, options.seed)
     samples = dirty.sample_tensor(limit=images_to_measure(options.size, channels))
-    _say_how_many(samples, dirty, options.data)
+    _print_count(samples, dirty, options.data)
     kind = (_attack(options), options.parameterization or PARAMETERIZATIONS[0])
     command = ["train-pixel", "--size", str(options.size), "--channels", str(channels)]
     if kind[1] != PARAMETERIZATIONS[0]:
@@ -146,7 +172,7 @@ def _recommend_images(
 def _recommend_pairs(
     options: argparse.Namespace, corruptions: Sequence[Corruption]
 ) -> tuple[Recommendation, tuple[str, str], list[str]]:
-    """As `_recommend_images`, in a model's latents."""
+    """As `_recommend_images`, in the latents of a model."""
     from latent_robust.data import ContaminatedPairs, make_buckets, open_pairs
     from latent_robust.latent.base.components import load_components
     from latent_robust.latent.preparation import of_one_size
@@ -170,7 +196,7 @@ def _recommend_pairs(
         offline=options.offline,
     )
     samples = of_one_size(dirty, dirty.sample)
-    _say_how_many(samples, dirty, options.data)
+    _print_count(samples, dirty, options.data)
     kind = (_attack(options), components.process.parameterization.value)
     command = ["finetune-latent", "--lora", "--model", options.model]
     command += ["--resolution", str(options.resolution)]
@@ -178,10 +204,12 @@ def _recommend_pairs(
 
 
 def _attack(options: argparse.Namespace) -> str:
+    """The perturbation that the objective trains with."""
     return "random" if OBJECTIVES[options.objective].random else options.attack
 
 
 def _weighting(text: str) -> Weighting:
+    """ "3,0.5"  =>  weight 3, band 0.5."""
     from latent_robust.core import Weighting
 
     try:
@@ -191,7 +219,7 @@ def _weighting(text: str) -> Weighting:
         raise argparse.ArgumentTypeError(f"needs WEIGHT,BAND, e.g. 3,0.5: {error}") from None
 
 
-def _say_how_many(samples: Tensor, everything: Sized, data: str) -> None:
+def _print_count(samples: Tensor, dataset: Sized, data: str) -> None:
     if len(samples) < 2:
-        raise InputError(f"{data} has one image; a spectrum takes some dozens at least")
-    print(f"{len(samples):,} of {len(everything):,} images")
+        raise InputError(f"{data} has only one image; measuring noise needs at least some dozens")
+    print(f"measured {len(samples):,} of {len(dataset):,} images")

@@ -5,30 +5,45 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_common, add_sampling, positive
-from .run_kinds import generate
+from .options import NEED, add_common, add_sampling, positive
+from .run_kinds import check_runs, generate
+
+SUMMARY = "generate images from a finished run"
+USAGE = "RUN --out FILE [options]"
+EXAMPLES = """\
+examples:
+  latent-robust sample runs/mine --out samples.png
+  latent-robust sample runs/lora --out cats.png --count 9 --prompt "a cat on a sofa"
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_directory", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="a PNG file for the grid"
+    need = parser.add_argument_group(NEED)
+    need.add_argument("run_directory", type=Path, metavar="RUN", help="directory of a finished run")
+    need.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="PNG file for a grid of the images"
     )
-    parser.add_argument(
-        "--count", type=positive, default=64, metavar="N", help="images (default: 64)"
+    need.add_argument(
+        "--count", type=positive, default=64, metavar="N", help="number of images (default: 64)"
     )
-    add_sampling(parser)
-    parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="latent runs; may be repeated"
+    need.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="latent runs: caption to generate; may be repeated (default: captions of the data)",
     )
-    parser.add_argument(
-        "--guidance", type=float, metavar="X", help="latent runs (default: the run's)"
+    sampling = add_sampling(parser)
+    sampling.add_argument(
+        "--guidance",
+        type=float,
+        metavar="X",
+        help="latent runs: scale of the classifier-free guidance (default: the run's)",
     )
     add_common(parser)
 
 
 def check(options: argparse.Namespace) -> None:
-    pass
+    check_runs([options.run_directory])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,5 +53,5 @@ def run(options: argparse.Namespace) -> int:
     path = options.run_directory
     (finished,) = read_runs([path])
     save_grid(generate(path, finished, options.count, options), options.out)
-    print(f"{options.count} images are in {options.out}")
+    print(f"{options.count} images: {options.out}")
     return 0

@@ -1,4 +1,4 @@
-"""`train-pixel`: a pixel-space diffusion model on images that may be dirty."""
+"""`train-pixel`: train a pixel-space diffusion model on images that may be dirty."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .training import TrainCommand, check_contamination, run_training
 
 EXAMPLES = """\
 examples:
-  train-pixel                                   the demo: digits, 90 % of them noisy, minutes on a CPU
+  train-pixel                                   demo: digits, 90 % of them noisy, minutes on a CPU
   train-pixel --data DIR --size 32 --channels 3 --out runs/mine
   train-pixel --config configs/pixel/cifar10-robust-adv.yaml --out runs/cifar10
-  train-pixel --resume runs/mine                go on after Ctrl-C or a crash
+  train-pixel --resume runs/mine                resume after Ctrl-C or a crash
 """
 
 
 def check(config: PixelConfig) -> None:
-    """Raises InputError for data that does not exist, and for a contamination that cannot be."""
+    """Raises InputError for data that do not exist, and for an invalid contamination."""
     for spec in (config.data, config.reference):
         if spec is not None:
             parse_spec(spec, IMAGE_FORMS)
@@ -30,12 +30,13 @@ def check(config: PixelConfig) -> None:
 
 def describe(config: PixelConfig) -> str:
     channels = "gray" if config.channels == 1 else "RGB"
-    dirt = "" if config.contamination == "none" else f", made dirty by {config.contamination!r},"
+    dirty = "" if config.contamination == "none" else f", contaminated by {config.contamination!r}"
     size = config.batch_size * config.gradient_accumulation
+    widths = "-".join(map(str, config.block_out_channels))
     return (
-        f"train {describe_schedule(config)} (U-Net {'-'.join(map(str, config.block_out_channels))}) "
-        f"on {config.data} at {config.size}x{config.size} {channels}{dirt} for {config.steps:,} "
-        f"steps of {size} images a process each"
+        f"train {describe_schedule(config)} (U-Net {widths}) on {config.data} "
+        f"({config.size} x {config.size}, {channels}{dirty}) for {config.steps:,} steps "
+        f"per objective, {size} images per step and process"
     )
 
 

@@ -1,7 +1,7 @@
-"""The scaffold of `train-pixel` and `finetune-latent`.
+"""The steps that `train-pixel` and `finetune-latent` share.
 
-Settings, help and every check that needs no model and no data come first, before anything heavy is
-imported. Then a session, which is what differs between the two, trains the runs that make up one.
+First come settings, help and every check that needs no model, without importing torch. Then a
+session (pixel or latent) trains the runs: a baseline, an auditor, and the run itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from latent_robust.training.continuation import configure_continuation, saved_options
 from latent_robust.training.directory import choose_directory, refuse_occupied
@@ -20,17 +20,17 @@ from latent_robust.training.plan import plan_runs
 
 from .exit_codes import DONE, INTERRUPTED, run_command
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """prog: as it is typed. module: as `python -m` calls it. demo: settings of a command that names
-    none of `says_data`, the options that say what to train on. check: raises InputError for what
-    cannot be; opens nothing. describe: what will happen, in a sentence that begins with a verb.
-    default_name: of the run directory. session: "module:Class", see Session. saves_memory: what to
-    try when memory runs out. examples: the end of the help text.
+    """A training command.
+
+    prog: its name on the command line. module: its name for `python -m`. demo: settings that are
+    used if none of the options in `says_data` is given. says_data: the options that say what to
+    train on. check: raises InputError for wrong settings or paths, without opening a model.
+    describe: what will happen, as a phrase that begins with a verb. default_name: of the run
+    directory. session: "module:Class" of a Session. saves_memory: advice when memory runs out.
+    examples: the last lines of the help.
     """
 
     prog: str
@@ -47,18 +47,20 @@ class TrainCommand:
 
 
 class Session(Protocol):
-    """Made on all ranks from (config, out, runs, accelerator), runs being those of `plan_runs`;
-    what can be refused is refused while it is made. runs: as they will be trained, with all
-    settings resolved."""
+    """Built on all ranks from (config, out, runs of `plan_runs`, accelerator). Building it raises
+    InputError for everything that can be refused before training.
+
+    runs: (configuration, directory) of each run, in the order of training, with all settings
+    resolved."""
 
     runs: Sequence[tuple[Any, Path]]
 
     def train(self, number: int) -> bool:
-        """Run `number`, from the first step to the metrics. False if a signal stopped it."""
+        """Train and measure run `number`. False if a signal stopped it."""
         ...
 
     def what_was_made(self) -> str:
-        """The files of the last run, and what to do with them."""
+        """Lines for the user: the files of the last run, and what to do with them."""
         ...
 
 
@@ -69,7 +71,7 @@ def run_training(command: TrainCommand, argv: list[str] | None = None) -> int:
 
 
 def configure(command: TrainCommand, argv: list[str]) -> Any:
-    """The command's own kind of configuration."""
+    """=>  the configuration, an instance of `config_class`."""
     argv = [*saved_options(argv), *argv]
     demo = not given_options(argv) & command.says_data
     return parse_options(
@@ -127,7 +129,7 @@ def _make_session(command: TrainCommand, *args: Any) -> Session:
 
 
 def check_contamination(spec: str) -> None:
-    """Raises InputError. Imports torchvision, if there is anything to check."""
+    """Raises InputError for an invalid contamination. Imports torchvision unless it is "none"."""
     if spec != "none":
         from latent_robust.data import parse_contamination
 

@@ -1,5 +1,7 @@
 """The method. Imports torch and nothing else, and torch only when a name is used."""
 
+from typing import TYPE_CHECKING
+
 from latent_robust.lazy import lazy_names
 
 _MODULES = {
@@ -31,4 +33,30 @@ _MODULES = {
 
 __all__ = sorted(_MODULES)
 
-__getattr__ = lazy_names(__name__, _MODULES)
+if TYPE_CHECKING:  # a type checker needs the names themselves; running code must not load torch
+    from .batch import Loss as Loss
+    from .batch import Objective as Objective
+    from .dropout import shared_dropout as shared_dropout
+    from .factory import make_objective as make_objective
+    from .forecast import forecast_std as forecast_std
+    from .objective import EquivariancePenalty as EquivariancePenalty
+    from .parameterization import Parameterization as Parameterization
+    from .peers import AdversarialDenoising as AdversarialDenoising
+    from .peers import Ambient as Ambient
+    from .peers import InputPerturbation as InputPerturbation
+    from .peers import PseudoHuber as PseudoHuber
+    from .perturbation import adversarial_perturbation as adversarial_perturbation
+    from .perturbation import random_perturbation as random_perturbation
+    from .process import NoiseProcess as NoiseProcess
+    from .radius import RadiusSchedule as RadiusSchedule
+    from .registry import ADVERSARIAL as ADVERSARIAL
+    from .registry import ATTACKS as ATTACKS
+    from .registry import OBJECTIVES as OBJECTIVES
+    from .registry import ObjectiveFacts as ObjectiveFacts
+    from .registry import facts_of as facts_of
+    from .seeds import derive_generator as derive_generator
+    from .seeds import derive_seed as derive_seed
+    from .weighting import Preset as Preset
+    from .weighting import Weighting as Weighting
+else:
+    __getattr__ = lazy_names(__name__, _MODULES)

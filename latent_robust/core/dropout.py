@@ -1,8 +1,9 @@
-"""Dropout masks shared between the branches of the regularizer."""
+"""Dropout masks shared between the two branches of the penalty."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,31 +12,34 @@ from torch import Tensor
 def shared_dropout(
     denoise: Callable[..., Tensor], device: torch.device | str
 ) -> Callable[..., Tensor]:
-    """`denoise`, of which every call draws the dropout masks of the first one.
+    """=>  `denoise`, whose later calls reuse the dropout masks of its first call.
 
-    (For inputs of one shape.) Without this, two forward passes of a network with dropout differ by
-    far more than the displacement under study. To be made anew in every training step: what is made
-    once replays the same masks for ever. Only the first call moves the random state on.
+    For inputs of one shape, on `device`. Without shared masks, two forward passes of a network with
+    dropout differ by far more than the displacement that the penalty measures.
+
+    Call this in every training step: one wrapper repeats the same masks for ever. Only the first
+    call advances the global random state.
     """
-    at_first, device = None, torch.device(device)
+    first_state: list[Tensor] | None = None
+    mask_device = torch.device(device)
 
-    def replayed(*args, **kwargs) -> Tensor:
-        nonlocal at_first
-        if at_first is None:
-            at_first = _random_state(device)
+    def replayed(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal first_state
+        if first_state is None:
+            first_state = _random_state(mask_device)
             return denoise(*args, **kwargs)
-        untouched = _random_state(device)
-        _set_random_state(at_first, device)
+        current_state = _random_state(mask_device)
+        _set_random_state(first_state, mask_device)
         try:
             return denoise(*args, **kwargs)
         finally:
-            _set_random_state(untouched, device)
+            _set_random_state(current_state, mask_device)
 
     return replayed
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Of the CPU, and of the device where masks are drawn there."""
+    """State of the CPU's generator, then of the device's if dropout draws its masks there."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))

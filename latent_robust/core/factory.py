@@ -27,8 +27,11 @@ def make_objective(
     huber_c: float = HUBER_C,
     gamma: float = GAMMA,
 ) -> Objective:
-    """name: a key of OBJECTIVES. attack: of robust-adversarial and invariance, one of ADVERSARIAL.
-    Settings that `name` does not use are ignored. Raises ValueError for an unknown name or attack.
+    """name: a key of OBJECTIVES. attack: one of ADVERSARIAL, for robust-adversarial and invariance.
+
+    The other settings are those of EquivariancePenalty, Objective and the peers (peers.py). An
+    objective ignores settings that it does not use. Raises ValueError for an unknown name or
+    attack, and for values out of range.
     """
     if attack not in ADVERSARIAL:
         raise ValueError(

@@ -2,15 +2,15 @@
 
 "Why Adversarially Train Diffusion Models?" (ICLR 2026), in our notation:
 
-    noisy      = alpha(t) * sample + sigma(t) * noise
+    noisy      = alpha(t) * sample + sigma(t) * noise                         process.py
     prediction = denoise(noisy, t)
     w          = a perturbation of the noise, |w| <= radius(t)                perturbation.py
     residual   = denoise(noisy + sigma * w, t) - prediction - shift(w)        equivariance
     penalty    = weighting(t) * mean(residual^2)                              weighting.py
 
-Move the noise by w, and the prediction must move with it. Then the clean sample that the
-prediction implies stays where it is. The paper's joint objective L_AT is the denoising loss plus
-this penalty; batch.py adds the two up.
+If the noise moves by w, the prediction must move with it. Then the clean sample that the prediction
+implies does not move. The paper's joint objective L_AT is the denoising loss plus this penalty;
+batch.py adds the two.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from .registry import ATTACKS
 from .rounding import as_network_sees
 from .weighting import Weighting
 
-Denoiser = Callable[[Tensor], Tensor]  # noisy (B, ...) => prediction (B, ...), time already bound
+Denoiser = Callable[[Tensor], Tensor]  # noisy (B, ...) => prediction (B, ...); t is already bound
 Branches = Callable[[Tensor], tuple[Tensor, Tensor]]  # perturbed => predictions at perturbed, noisy
 
 
 class EquivariancePenalty:
-    """The second term of L_AT, for any training loop.
+    """The second term of the paper's L_AT, for any training loop.
 
-    attack: "displacement", "gradient" (the paper's) or "random", see perturbation.py.
-    attack_steps: more than 1 gives PGD and its like; not used by "random".
-    equivariant: False gives the *invariance* of adversarially trained classifiers, shift(w) = 0;
-        the paper's negative control.
-    precision: the dtype that the network casts its input to, if that is not `noisy`'s own dtype
-        (autocast). See rounding.py.
+    attack: "displacement", "gradient" (the paper's) or "random"; see perturbation.py.
+    attack_steps: 1 is FGSM, more is PGD. "random" ignores it.
+    equivariant: False trains *invariance*, shift(w) = 0, as adversarial training of classifiers
+        does. It is the paper's negative control.
+    precision: the dtype to which the network casts its input, if that is not `noisy`'s own dtype
+        (autocast); see rounding.py.
 
-    Raises ValueError for an unknown attack, attack_steps < 1, and invariance of a predictor of the
-    clean sample, where shift(w) is 0 anyway.
+    Raises ValueError for an unknown attack, for attack_steps < 1, and for invariance of a network
+    that predicts the clean sample, where shift(w) is 0 anyway.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class EquivariancePenalty:
         prediction: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The penalty: a scalar to add to the loss.
+        """The penalty: a scalar to add to the denoising loss.
 
-        denoise: noisy (B, ...) => prediction (B, ...), with `t` and conditions bound. A network
+        denoise: noisy (B, ...) => prediction (B, ...), with `t` and all conditions bound. A network
             with dropout needs `shared_dropout`.
         noisy: (B, ...).
-        t: (B,), in the unit of the scheduler's `timesteps`; 1000 * sigma for flow matching, also
-            where the network itself is given sigma (FLUX).
-        prediction: `denoise(noisy)`, *not detached*. The gradient must flow through both branches,
+        t: (B,), in the unit of the scheduler's `timesteps`. For flow matching that is
+            1000 * sigma, even if the network itself takes sigma (FLUX).
+        prediction: `denoise(noisy)`, *not detached*: the gradient must flow through both branches,
             or training diverges.
         """
         return self.per_sample(denoise, noisy, t, prediction, generator).mean()
@@ -103,10 +103,11 @@ class EquivariancePenalty:
         generator: torch.Generator | None = None,
         attacked: Denoiser | None = None,
     ) -> Tensor:
-        """As above, one value a sample, (B,).
+        """The same, one value per sample: (B,).
 
-        attacked: the network that the attack queries. Under DistributedDataParallel this must be
-            the unwrapped one, whose extra passes do not touch the gradient buckets.
+        attacked: the network that the attack queries, by default `denoise`. Under
+            DistributedDataParallel it must be the unwrapped network, whose extra passes do not
+            touch the gradient buckets.
         """
         return self.of_branches(
             lambda perturbed: (denoise(perturbed), prediction),
@@ -123,23 +124,27 @@ class EquivariancePenalty:
         attacked: Denoiser,
         noisy: Tensor,
         t: Tensor,
-        prediction: Tensor | None = None,
+        unperturbed: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """THE LOSS, (B,). Both branches may share one forward pass.
+        """THE LOSS, one value per sample: (B,). Both branches may share one forward pass.
 
         branches: perturbed (B, ...) => the predictions at `perturbed` and at `noisy`, both with
-            gradient. prediction: at `noisy`, if it is known before w is chosen.
+            gradient.
+        unperturbed: the prediction at `noisy`, if the caller already has it. Without it the attack
+            queries `attacked` for it.
         """
         alpha, sigma = self.process(t, noisy)
-        radius = self.radius(unit_sigma(alpha, sigma), generator)
-        radius = radius * self.weighting.channel_scale(alpha, sigma)
-
-        w = self.perturb(attacked, noisy, alpha, sigma, radius, prediction, generator)
-        perturbed, w = as_network_sees(noisy, w, sigma, self.precision)
+        radius = self.radius_at(alpha, sigma, generator)
+        w, perturbed = self.perturb(attacked, noisy, alpha, sigma, radius, unperturbed, generator)
         moved, prediction = branches_with_gradient(*branches(perturbed))
         residual = moved - prediction - self.shift(w, alpha, sigma)
         return self.weighting(w, radius, alpha, sigma) * residual.square().flatten(1).mean(1)
+
+    def radius_at(self, alpha: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The paper's r(t), narrower in channels that have a narrower band: (B, 1 or C, ...)."""
+        radius = self.radius(unit_sigma(alpha, sigma), generator)
+        return radius * self.weighting.channel_scale(alpha, sigma)
 
     def perturb(
         self,
@@ -148,29 +153,31 @@ class EquivariancePenalty:
         alpha: Tensor,
         sigma: Tensor,
         radius: Tensor,
-        prediction: Tensor | None = None,
+        unperturbed: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The perturbation w, (B, ...), |w| <= radius. An attack maximises the paper's J.
+    ) -> tuple[Tensor, Tensor]:
+        """=>  w (B, ...), |w| <= radius but for rounding; the perturbed input, the paper's x_{t+w}.
 
-        prediction: at `noisy`. If None, an attack queries `denoise` for it, where it can in one
-            batch with the perturbed input.
-        """
+        unperturbed: as for `of_branches`. An attack maximises the paper's J, the squared norm of
+        the displacement: of the prediction ("gradient") or of the noise that it implies
+        ("displacement")."""
         if self.attack == "random":
-            return random_perturbation(noisy, radius, generator)
+            w = random_perturbation(noisy, radius, generator)
+            return as_network_sees(noisy, w, sigma, self.precision)
         by_gradient = self.attack == "gradient"
         one_query = not by_gradient and self.attack_steps == 1
-        displacement_at = displacement_of(denoise, noisy, prediction, one_query)
+        change_at = displacement_of(denoise, noisy, unperturbed, one_query)
 
         def displacement(w: Tensor) -> Tensor:
-            moved = displacement_at(as_network_sees(noisy, w, sigma, self.precision)[0])
+            change = change_at(as_network_sees(noisy, w, sigma, self.precision)[1])
             if by_gradient:
-                return moved
-            return self.process.parameterization.to_noise(sigma * w, moved, alpha, sigma)
+                return change
+            return self.process.parameterization.to_noise(sigma * w, change, alpha, sigma)
 
-        return adversarial_perturbation(
+        w = adversarial_perturbation(
             displacement, noisy, radius, generator, self.attack_steps, by_gradient=by_gradient
         )
+        return as_network_sees(noisy, w, sigma, self.precision)
 
     def shift(self, w: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor | float:
         """How far the prediction must move with w: (B, ...), or 0 for invariance."""

@@ -1,4 +1,7 @@
-"""What a network predicts. Everything follows from target = c_sample * sample + c_noise * noise."""
+"""What a network predicts. Everything follows from target = c_sample * sample + c_noise * noise.
+
+In every function alpha and sigma are (B, 1, ...), as `NoiseProcess` gives them.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from torch import Tensor
 class Parameterization(StrEnum):
     """The values are diffusers' `prediction_type` names, with `flow` for flow matching."""
 
-    EPSILON = "epsilon"  # DDPM, SD 1.x, SDXL
-    V_PREDICTION = "v_prediction"  # SD 2.x (Salimans & Ho 2022)
-    FLOW = "flow"  # SD 3, FLUX; noise - sample, alpha = 1 - sigma
-    SAMPLE = "sample"  # x0-predictors, EDM's denoiser D
+    EPSILON = "epsilon"  # DDPM (Ho et al. 2020), SD 1.x, SDXL
+    V_PREDICTION = "v_prediction"  # Salimans & Ho 2022, SD 2.x
+    FLOW = "flow"  # rectified flow (Liu et al. 2023), SD 3, FLUX: noise - sample, alpha = 1 - sigma
+    SAMPLE = "sample"  # x0-predictors, the denoiser D of EDM (Karras et al. 2022)
 
     @classmethod
-    def _missing_(cls, value: object):
+    def _missing_(cls, value: object) -> Parameterization:
         names = ", ".join(p.value for p in cls)
         raise ValueError(f"unknown parameterization {value!r}; one of: {names}")
 
@@ -33,31 +36,39 @@ class Parameterization(StrEnum):
                 return 1.0, 0.0
 
     def target(self, sample: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network is regressed on, (B, ...)."""
+        """The regression target of the network: (B, ...). sample, noise: (B, ...)."""
         c_sample, c_noise = self.coefficients(alpha, sigma)
         return c_sample * sample + c_noise * noise
 
     def shift(self, w: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """How the prediction must move when the noise moves by w: target(0, w)."""
+        """How far the prediction must move when the noise moves by w: target(0, w), (B, ...).
+
+        The equivariance of L_AT: f(x_{t+w}) = f(x_t) + shift(w). For epsilon shift(w) = w, as in
+        the paper; for the others the same statement about the implied noise.
+        """
         return self.coefficients(alpha, sigma)[1] * w
 
     def to_sample(self, noisy: Tensor, prediction: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The clean sample that a prediction implies, from noisy and target (2 linear equations).
+        """The clean sample that a prediction implies: (B, ...).
 
-        Infinite at alpha = 0 for epsilon, which says nothing about the sample there.
+        Solves the two linear equations of `noisy` and `target`. Infinite for epsilon at alpha = 0,
+        where the prediction says nothing about the sample.
         """
         c_sample, c_noise = self.coefficients(alpha, sigma)
         return (c_noise * noisy - sigma * prediction) / (alpha * c_noise - sigma * c_sample)
 
     def to_noise(self, noisy: Tensor, prediction: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The noise that a prediction implies, likewise. Infinite at sigma = 0 for `sample`."""
+        """The noise that a prediction implies: (B, ...). Infinite for `sample` at sigma = 0."""
         if self is Parameterization.EPSILON:
-            return prediction  # at alpha = 0 as well
+            return prediction  # also right at alpha = 0
         c_sample, c_noise = self.coefficients(alpha, sigma)
         return (alpha * prediction - c_sample * noisy) / (alpha * c_noise - sigma * c_sample)
 
     def sample_gain(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """d prediction / d sample at fixed noisy: turns an error of the sample into one of the
-        prediction. -alpha/sigma (epsilon), -1/sigma (v, flow at alpha + sigma = 1), 1 (sample)."""
+        """d prediction / d sample at fixed noisy: (B, 1, ...).
+
+        Multiplies an error of the clean sample into an error of the prediction. -alpha / sigma for
+        epsilon, -1 / sigma for v and for flow (where alpha + sigma = 1), 1 for sample.
+        """
         c_sample, c_noise = self.coefficients(alpha, sigma)
         return c_sample - c_noise * alpha / sigma

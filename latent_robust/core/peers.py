@@ -1,11 +1,13 @@
-"""What a user could train instead: the neighbours of the regularizer, in the same notation."""
+"""The methods that a user could train instead, in the notation of objective.py."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .batch import Loss, Objective, all_rows
+from .batch import BatchDenoiser, Loss, Objective, all_rows
 from .perturbation import adversarial_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule, unit_sigma
@@ -13,10 +15,13 @@ from .registry import GAMMA, HUBER_C
 
 
 class PseudoHuber(Objective):
-    """Scheduled pseudo-Huber loss (Khrapov et al. 2024), 2c (sqrt(d^2 + c^2) - c) elementwise.
+    """Scheduled pseudo-Huber loss: 2 c (sqrt(d^2 + c^2) - c) elementwise, d = prediction - target.
 
-    c(t) = (1 - c) / (1 + s)^2 + c with s = sigma / alpha, the SNR schedule of kohya's sd-scripts:
-    nearly squared error at low noise, robust to outliers at high noise.
+    Khrapov et al. 2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled
+    Pseudo-Huber Loss". c(t) = (1 - c) / (1 + s)^2 + c with s = sigma / alpha, the SNR schedule of
+    kohya's sd-scripts: nearly the squared error at low noise, robust to outliers at high noise.
+
+    c: in (0, 1], else ValueError.
     """
 
     def __init__(self, process: NoiseProcess, c: float = HUBER_C):
@@ -25,7 +30,16 @@ class PseudoHuber(Objective):
         super().__init__(process)
         self.c = c
 
-    def denoising(self, prediction, noisy, sample, noise, alpha, sigma, levels) -> Tensor:
+    def denoising(
+        self,
+        prediction: Tensor,
+        noisy: Tensor,
+        sample: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        levels: Tensor | None,
+    ) -> Tensor:
         target = self.process.parameterization.target(sample, noise, alpha, sigma)
         c = (1 - self.c) * (alpha / (alpha + sigma)).square() + self.c  # 1 / (1 + s)^2
         huber = 2 * c * (((prediction - target).square() + c.square()).sqrt() - c)
@@ -33,7 +47,12 @@ class PseudoHuber(Objective):
 
 
 class InputPerturbation(Objective):
-    """DDPM-IP (Ning et al. 2023): the input carries noise + gamma * xi, the target only noise."""
+    """DDPM-IP: the network's input has noise + gamma * xi, xi ~ N(0, I); the target has noise only.
+
+    Ning et al., ICML 2023, "Input Perturbation Reduces Exposure Bias in Diffusion Models".
+
+    gamma: >= 0, else ValueError.
+    """
 
     def __init__(self, process: NoiseProcess, gamma: float = GAMMA):
         if gamma < 0:
@@ -41,18 +60,28 @@ class InputPerturbation(Objective):
         super().__init__(process)
         self.gamma = gamma
 
-    def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
+    def corrupt(
+        self,
+        sample: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        generator: torch.Generator | None,
+        levels: Tensor | None,
+    ) -> Tensor:
         xi = torch.randn(noise.shape, generator=generator, device=noise.device)
         return alpha * sample + sigma * (noise + self.gamma * xi)
 
 
 class AdversarialDenoising(Objective):
-    """AT_Diff (Wang et al., ICLR 2025): plain denoising, of the noise that is denoised worst.
+    """AT_Diff: plain denoising of the noise that the network denoises worst.
 
-    With d = sigma w their loss || f(x_t + d) - eps - d / sqrt(1 - abar_t) ||^2 is plain training
-    with noise + w in place of noise; w, within the radius, *maximises that loss*. Theirs keeps one
-    w over several updates of a batch ("free"); here each step makes its own, by `attack_steps` of
-    ascent, for the price of one more pass each.
+    Wang et al., ICLR 2025, "Improved Diffusion-based Generative Model with Better Adversarial
+    Robustness". Their loss || f(x_t + d) - eps - d / sqrt(1 - abar_t) ||^2, with d = sigma w, is
+    plain training with noise + w in place of noise. w, |w| <= radius, *maximises that loss*.
+
+    They keep one w over several updates of a batch ("free" training). Here each step computes its
+    own, by `attack_steps` of gradient ascent, each of which costs one more pass.
     """
 
     def __init__(
@@ -64,58 +93,74 @@ class AdversarialDenoising(Objective):
 
     def __call__(
         self,
-        denoise,
-        sample,
-        t,
-        noise,
-        generator=None,
+        denoise: BatchDenoiser,
+        sample: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        generator: torch.Generator | None = None,
         *,
-        attacked=None,
-        regularize=True,
-        **options,
+        attacked: BatchDenoiser | None = None,
+        regularize: bool = True,
+        **options: Any,
     ) -> Loss:
-        if regularize:
-            alpha, sigma = self.process(t, sample)
-            network = attacked or denoise
-            parameterization = self.process.parameterization
-            target = parameterization.target(sample, noise, alpha, sigma)
+        if not regularize:
+            return super().__call__(denoise, sample, t, noise, generator, **options)
+        alpha, sigma = self.process(t, sample)
+        network = attacked or denoise
+        parameterization = self.process.parameterization
+        target = parameterization.target(sample, noise, alpha, sigma)
 
-            def error(w: Tensor) -> Tensor:
-                prediction = network(alpha * sample + sigma * (noise + w), t, all_rows(t)).float()
-                return prediction - parameterization.shift(w, alpha, sigma) - target
+        def error(w: Tensor) -> Tensor:
+            prediction = network(alpha * sample + sigma * (noise + w), t, all_rows(t)).float()
+            return prediction - parameterization.shift(w, alpha, sigma) - target
 
-            noise = noise + adversarial_perturbation(
-                error,
-                noise,
-                self.radius(unit_sigma(alpha, sigma), generator),
-                generator,
-                self.attack_steps,
-            )
-        return super().__call__(denoise, sample, t, noise, generator, **options)
+        radius = self.radius(unit_sigma(alpha, sigma), generator)
+        w = adversarial_perturbation(error, noise, radius, generator, self.attack_steps)
+        return super().__call__(denoise, sample, t, noise + w, generator, **options)
 
 
 class Ambient(Objective):
-    """Ambient diffusion for samples of known Gaussian noise level (Daras et al. 2024, 2025).
+    """Ambient diffusion, for samples of known Gaussian noise level.
 
-    A sample y = x + level * xi is used only at s = sigma / alpha >= level, where
+    Daras et al. 2024, "Consistent Diffusion Meets Tweedie"; Daras et al. 2025, "Ambient Diffusion
+    Omni". A sample y = x + level * xi is used only at s = sigma / alpha >= level, with
 
         y_s = y + sqrt(s^2 - level^2) * noise,      k = level^2 / s^2
         (1 - k) * x0_hat(y_s) + k * y_s   is regressed on   y
 
-    The residual is expressed in the network's own parameterization, so that level 0 is exactly
-    plain training. Times below a sample's level give loss 0. Levels may differ between channels,
-    where all of this holds for each of them; a sample is used at s >= the largest.
+    The residual is expressed in the network's own parameterization, so level 0 is exactly plain
+    training. Times below a sample's level give loss 0. Levels may differ between channels: all of
+    this then holds per channel, and a sample is used at s >= its largest level.
+
+    Raises ValueError when called without `levels`.
     """
 
-    def corrupt(self, sample, noise, alpha, sigma, generator, levels) -> Tensor:
+    def corrupt(
+        self,
+        sample: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        generator: torch.Generator | None,
+        levels: Tensor | None,
+    ) -> Tensor:
         missing = (sigma.square() - (alpha * _column(levels, sigma)).square()).clamp_min(0)
         return alpha * sample + missing.sqrt() * noise
 
-    def denoising(self, prediction, noisy, sample, noise, alpha, sigma, levels) -> Tensor:
+    def denoising(
+        self,
+        prediction: Tensor,
+        noisy: Tensor,
+        sample: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        levels: Tensor | None,
+    ) -> Tensor:
         level = _column(levels, sigma)
         k = (level * alpha / sigma).square()
-        # (1 - k) x0_hat + k y_s - y, times d prediction / d sample; written so that it stays
-        # finite at alpha = 0, where y_s = noisy / alpha is not.
+        # ((1 - k) x0_hat + k y_s - y) * d prediction / d sample, written so that it stays finite at
+        # alpha = 0, where y_s = noisy / alpha is infinite.
         _, c_noise = self.process.parameterization.coefficients(alpha, sigma)
         gain = self.process.parameterization.sample_gain(alpha, sigma)
         ambient = level.square() * alpha / sigma.square() * noisy - sample
@@ -125,7 +170,8 @@ class Ambient(Objective):
 
 
 def _column(levels: Tensor | None, like: Tensor) -> Tensor:
+    """levels: (B,) or (B, C); like: (B, 1, ...).  =>  (B, 1 or C, 1, ...), like's dtype, device."""
     if levels is None:
         raise ValueError("`ambient` needs `levels`, the noise level of each sample (0 = clean)")
     levels = levels.to(like)
-    return levels.reshape(len(like), -1, *[1] * (like.ndim - 2))  # (B, 1 or C, 1, ...)
+    return levels.reshape(len(like), -1, *[1] * (like.ndim - 2))

@@ -1,4 +1,4 @@
-"""The noise process: t -> (alpha, sigma), and how a network's output relates to it."""
+"""The noise process, t -> (alpha, sigma), and what the network predicts at that point."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from .parameterization import Parameterization
 
 
 class NoiseProcess:
-    """noisy = alpha(t) * sample + sigma(t) * noise, with noise ~ N(0, I).
+    """noisy = alpha(t) * sample + sigma(t) * noise, with noise ~ N(0, I); the paper's x_t.
 
-    `alpha_sigma` gives both for t (B,), each (B,), in float32 or finer. `parameterization` says
-    what the network predicts at that point (parameterization.py has all four).
-    `times` are the times a training step draws from, (T,), in the unit of a scheduler's
-    `timesteps`: integer steps for DDPM-like schedulers, 1000 * sigma for flow matching. Networks
-    are given them as they are, but for FLUX's, which is given t / 1000.
+    alpha_sigma: t (B,) => alpha (B,), sigma (B,), in float32 or finer.
+    parameterization: what the network predicts at that point; parameterization.py has all four.
+    times: (T,), the times that training draws from, in the unit of the scheduler's `timesteps`:
+        integer steps for DDPM-like schedulers, 1000 * sigma for flow matching. Networks take these
+        values unchanged, except FLUX, which takes t / 1000.
+
+    Raises ValueError for an unknown parameterization.
     """
 
     def __init__(
@@ -34,15 +36,15 @@ class NoiseProcess:
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> NoiseProcess:
-        """Read the process off a diffusers scheduler, which is left untouched.
+        """The process of a diffusers scheduler. The scheduler is not changed.
 
         Schedulers with `alphas_cumprod` (DDPM, DDIM, PNDM, DPM-Solver, Euler, ...) give the
-        variance-preserving process alpha^2 + sigma^2 = 1. For the Euler family this is the scaled
-        input that the network sees, not the scheduler's own variance-exploding sample.
+        variance-preserving process, alpha^2 + sigma^2 = 1. For the Euler family this is the scaled
+        input that the network gets, not the scheduler's own variance-exploding sample.
         FlowMatchEuler gives alpha = 1 - sigma, sigma = t / num_train_timesteps.
 
         Raises TypeError for a scheduler that is neither, and for a multistep sampler of flow
-        models, whose `alphas_cumprod` are not the process.
+        models, whose `alphas_cumprod` do not describe its process.
         """
         config = scheduler.config
         if "flow" in config.get("prediction_type", "") or config.get("use_flow_sigmas", False):
@@ -53,11 +55,10 @@ class NoiseProcess:
         if hasattr(scheduler, "alphas_cumprod"):
             return cls.from_alphas_cumprod(scheduler.alphas_cumprod, config.prediction_type)
         if "FlowMatch" in type(scheduler).__name__:
-            # `timesteps` may have been overwritten by set_timesteps; the shifted grid over which
-            # training draws is rebuilt from the configuration.
-            steps = config.num_train_timesteps
+            # set_timesteps may have overwritten `timesteps`; the (shifted) times of training are
+            # rebuilt from the configuration.
             training = type(scheduler).from_config(config)
-            return cls.flow(training.timesteps.float(), steps)
+            return cls.flow(training.timesteps.float(), config.num_train_timesteps)
         raise TypeError(
             f"{type(scheduler).__name__} has no `alphas_cumprod` and is not a flow-matching "
             "scheduler; build NoiseProcess(alpha_sigma, parameterization, times) by hand"
@@ -67,31 +68,37 @@ class NoiseProcess:
     def from_alphas_cumprod(
         cls, alphas_cumprod: Tensor, parameterization: Parameterization | str
     ) -> NoiseProcess:
-        """Discrete times 0..T-1; alphas_cumprod: (T,), in [0, 1]."""
-        alphas_cumprod = alphas_cumprod.detach().cpu().double()
-        steps = len(alphas_cumprod)
-        on_device = {torch.device("cpu"): (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())}
+        """Discrete times 0..T-1. alphas_cumprod: (T,), in [0, 1].
 
-        def table(t: Tensor) -> tuple[Tensor, Tensor]:
+        The process raises TypeError for times that are not integers, and on the CPU IndexError for
+        times outside 0..T-1.
+        """
+        alphas_cumprod = alphas_cumprod.detach().cpu().double()
+        steps, cpu = len(alphas_cumprod), torch.device("cpu")
+        tables = {cpu: (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())}
+
+        def look_up(t: Tensor) -> tuple[Tensor, Tensor]:
             if t.is_floating_point():
                 raise TypeError(f"`t` must be integer steps 0..{steps - 1}, got {t.dtype}")
             if t.device.type == "cpu" and t.numel() and not 0 <= t.min() <= t.max() < steps:
-                # A negative index would wrap around silently. (On a GPU the look would cost a
-                # synchronisation per step.)
+                # A negative index would wrap around silently. Not checked on a GPU, where reading t
+                # would cost a synchronisation per step.
                 raise IndexError(f"`t` must lie in 0..{steps - 1}, got {t.tolist()}")
-            if t.device not in on_device:
+            if t.device not in tables:
                 dtype = torch.float32 if t.device.type == "mps" else torch.float64
-                on_device[t.device] = tuple(
-                    c.to(t.device, dtype) for c in on_device[torch.device("cpu")]
-                )
-            alpha, sigma = on_device[t.device]
+                alpha, sigma = tables[cpu]
+                tables[t.device] = alpha.to(t.device, dtype), sigma.to(t.device, dtype)
+            alpha, sigma = tables[t.device]
             return alpha[t.long()], sigma[t.long()]
 
-        return cls(table, parameterization, torch.arange(steps))
+        return cls(look_up, parameterization, torch.arange(steps))
 
     @classmethod
     def flow(cls, times: Tensor | None = None, num_train_timesteps: int = 1000) -> NoiseProcess:
-        """Rectified flow: sigma = t / num_train_timesteps, alpha = 1 - sigma, t continuous."""
+        """Rectified flow (Liu et al. 2023): sigma = t / num_train_timesteps, alpha = 1 - sigma.
+
+        t is continuous. times: (T,), by default num_train_timesteps, ..., 2, 1.
+        """
         if times is None:
             times = torch.arange(1, num_train_timesteps + 1).flip(0).float()
 
@@ -102,9 +109,9 @@ class NoiseProcess:
         return cls(line, Parameterization.FLOW, times)
 
     def __call__(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """t: (B,); like: (B, ...).  =>  alpha, sigma, each (B, 1, ...) in float32, like's device.
+        """t: (B,); like: (B, ...).  =>  alpha, sigma, each (B, 1, ...), float32, on like's device.
 
-        Always float32: in bfloat16 the noise coefficient of the first steps would be 0.
+        Always float32: in bfloat16 the sigma of the first steps would be 0.
         """
         shape = (-1, *[1] * (like.ndim - 1))
         alpha, sigma = self.alpha_sigma(t)
@@ -117,12 +124,12 @@ class NoiseProcess:
         return alpha * sample + sigma * noise
 
     def time_of(self, ratio: float) -> Tensor:
-        """The time whose sigma / alpha is nearest to `ratio` > 0: a scalar of `times`."""
+        """The element of `times`, (), whose sigma / alpha is nearest to `ratio` > 0, by its log."""
         alpha, sigma = self.alpha_sigma(self.times)
         return self.times[((sigma / alpha).log() - log(ratio)).abs().argmin()]
 
     def draw_times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform over `times`.  =>  (batch,), on the generator's device."""
+        """Times drawn uniformly from `times`.  =>  (batch,), on the generator's device."""
         device = generator.device if generator is not None else self.times.device
         index = torch.randint(len(self.times), (batch,), generator=generator, device=device)
         return self.times.to(device, non_blocking=True)[index]

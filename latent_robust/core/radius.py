@@ -1,4 +1,4 @@
-"""How far the noise is moved, as a function of the noise level."""
+"""How far the noise is moved, as a function of the noise level: the paper's r(t)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RadiusSchedule:
-    """r(t) = scale * sigma(t)**rho + bias, bias ~ U(bias_min, bias_max) per sample.
+    """r(t) = scale * sigma(t)**rho + bias, with bias ~ U(bias_min, bias_max) per sample.
 
-    In noise units (1 = the standard deviation of the noise). The random bias keeps the regularizer
-    alive where sigma -> 0 (the paper: rho 2, minimum bias 8/255).
+    In units of the noise's standard deviation. The random bias keeps the penalty from vanishing as
+    sigma -> 0. The paper uses rho 2 and a smallest bias of 8/255.
+
+    Raises ValueError for negative values, bias_min > bias_max, or a radius that is 0 everywhere.
     """
 
     rho: float = 2.0
@@ -23,15 +25,18 @@ class RadiusSchedule:
     bias_min: float = 8 / 255
     bias_max: float = 16 / 255
 
-    def __post_init__(self):
-        if not (self.rho >= 0 and self.scale >= 0):  # nor NaN
+    def __post_init__(self) -> None:
+        if not (self.rho >= 0 and self.scale >= 0):  # refuses NaN as well
             raise ValueError(f"`rho` and `scale` must be >= 0, got {self.rho} and {self.scale}")
         if not 0 <= self.bias_min <= self.bias_max:
             raise ValueError(
                 f"need 0 <= bias_min <= bias_max, got {self.bias_min} and {self.bias_max}"
             )
         if self.scale == 0 and self.bias_max == 0:
-            raise ValueError("a radius of 0 everywhere; to switch the regularizer off use weight 0")
+            raise ValueError(
+                "`scale` 0 and `bias_max` 0 give a radius of 0 everywhere; to switch the "
+                "regularizer off, use weight 0"
+            )
 
     def __call__(self, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """sigma: (B, 1, ...), in [0, 1].  =>  radius (B, 1, ...)."""
@@ -41,7 +46,10 @@ class RadiusSchedule:
 
 
 def unit_sigma(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """sigma, in [0, 1], of the process that scales its samples so that alpha^2 + sigma^2 <= 1, as
-    all but variance-exploding ones do: there sigma / sqrt(alpha^2 + sigma^2)."""
+    """sigma of the same process, with samples scaled so that it lies in [0, 1]. Any one shape.
+
+    That is sigma / sqrt(alpha^2 + sigma^2) for a variance-exploding process. All others already
+    have alpha^2 + sigma^2 <= 1 and keep their sigma.
+    """
     size = (alpha.square() + sigma.square()).sqrt()
     return (sigma / size).where(size > 1.001, sigma)  # rounding is no reason to rescale

@@ -21,13 +21,15 @@ ADVERSARIAL = tuple(name for name in ATTACKS if name != "random")
 
 @dataclass(frozen=True)
 class ObjectiveFacts:
-    """summary: for help texts.
-    regularized: has the penalty, and so its settings and its cost.
-    random: its perturbation is random, whatever `attack` says.
+    """What is true of an objective. Other code asks for these facts, never for its name.
+
+    summary: for help texts.
+    regularized: adds the penalty, so the penalty's settings and cost apply.
+    random: its perturbation is random, whatever the setting `attack` is.
     equivariant: False for the negative control.
-    needs_levels: trains on a sample only at more noise than the sample has itself.
-    needs_audit: the levels come from a model that was trained, or loaded, before.
-    standard_noising: the network sees alpha * sample + sigma * noise at every time.
+    needs_levels: trains on a sample only at noise levels above the sample's own.
+    needs_audit: the levels come from a model that is trained or loaded first.
+    standard_noising: the network's input is alpha * sample + sigma * noise at every time.
     plain: the denoising loss alone.
     """
 
@@ -42,7 +44,7 @@ class ObjectiveFacts:
 
     @property
     def takes_levels(self) -> bool:
-        """The levels are given: by a file, or by a contamination whose true levels are known."""
+        """The user gives the levels: as a file, or by a contamination of known strength."""
         return self.needs_levels and not self.needs_audit
 
 
@@ -79,12 +81,12 @@ OBJECTIVES = {
 
 
 def facts_of(name: str | None) -> ObjectiveFacts:
-    """Those of no objective at all for None."""
+    """The facts of the objective `name`, a key of OBJECTIVES. None: of no objective."""
     return OBJECTIVES[name] if name is not None else ObjectiveFacts("")
 
 
 def check_share(penalty_fraction: float, penalty_every: int) -> None:
-    """Raises ValueError unless every N-th batch can hold N times the share."""
+    """Raises ValueError unless every N-th batch can hold N times the penalized share."""
     if not 0 < penalty_fraction <= 1:
         raise ValueError(f"`penalty_fraction` must lie in (0, 1], got {penalty_fraction}")
     if penalty_every < 1 or penalty_every * penalty_fraction > 1:

@@ -1,4 +1,8 @@
-"""What comes in: decoding, quarantine, sources of images, contamination made on purpose."""
+"""Training data: sources of images and captions, decoding, buckets, deliberate contamination.
+
+Every image is decoded once before training, so that an unreadable file is quarantined by name and
+never ends a run. Contamination is reproducible and recorded, so that results can be evaluated.
+"""
 
 from latent_robust.lazy import lazy_names
 

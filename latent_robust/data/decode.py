@@ -1,4 +1,7 @@
-"""From the bytes of one file to pixels, or a reason why not."""
+"""Decode the bytes of one image file, or say why they cannot be used.
+
+Every source decodes here, so that formats, size limits and colour conversion are the same for all.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,27 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as v2
 
-# Pillow's own limit, a quarter GiB of RGB. Larger files are usually bombs: 100 megapixels of one
-# colour fit in 12 kB of PNG.
+# Pillow's own limit: a quarter GiB of RGB. A larger image is usually a decompression bomb: 100
+# megapixels of one colour fit in a PNG file of 12 kB.
 MAX_PIXELS = 89_478_485
 
-# Not all that Pillow can open: its EPS reader, for one, starts Ghostscript.
+# Fewer formats than Pillow can open: its EPS reader, for example, starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# What an image that was accepted was accepted by. The number is to be raised with every change
-# that refuses more, or that changes a size.
+# The scan cache stores which decoder accepted an image. Raise the number with every change that
+# refuses more images or changes the size of an image.
 DECODER = f"Pillow {PIL.__version__}, 1"
 
-# Python's warning filters belong to the process; images are decoded in threads.
-_OPENING = threading.Lock()
+# Python's warning filters are global to the process, and images are decoded in threads.
+_WARNINGS_LOCK = threading.Lock()
 
 
 class BadImage(Exception):
-    """An image that cannot be used. `reason` says why, for the quarantine."""
+    """An image that cannot be used. `reason` says why and is written to the quarantine.
+
+    The reason is part of an image dataset's fingerprint: with another wording, a run on data with
+    bad images can no longer be resumed.
+    """
 
     def __init__(self, reason: str, name: str = ""):
         super().__init__(f"{name}: {reason}" if name else reason)
@@ -35,10 +42,11 @@ class BadImage(Exception):
 
 
 def decode_image(data: bytes, name: str, channels: int) -> torch.Tensor:
-    """data: a whole file; name: for the message; channels: 1 (gray) or 3.  =>  uint8 (C, H, W).
+    """Decode one image file. Returns uint8 (C, H, W).
 
-    Turned upright as EXIF says; transparency is composited on white, CMYK and palettes are
-    converted; of an animation the first frame. Raises BadImage.
+    data: the bytes of the complete file; name: used in the error message; channels: 1 (gray) or 3
+    (RGB). The EXIF orientation is applied, transparency is composited on white, CMYK and palettes
+    are converted, and an animation gives its first frame. Raises BadImage.
     """
     if not data:
         raise BadImage("0 bytes", name)
@@ -49,15 +57,15 @@ def decode_image(data: bytes, name: str, channels: int) -> torch.Tensor:
             return v2.pil_to_tensor(_convert(ImageOps.exif_transpose(image), channels))
     except BadImage as bad:
         raise BadImage(bad.reason, name) from bad.__cause__
-    except Exception as error:  # Pillow raises nearly every type there is on malformed files
+    except Exception as error:  # malformed files make Pillow raise almost any type
         reason = f"cannot be decoded: {type(error).__name__}: {error}"
         raise BadImage(reason, name) from error
 
 
 def _open(data: bytes) -> Image.Image:
-    """Reads the header only."""
+    """Read the header only."""
     try:
-        with _OPENING, warnings.catch_warnings():
+        with _WARNINGS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -68,13 +76,13 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _check(image: Image.Image) -> None:
-    """Before any pixel is decoded."""
+    """Refuse an image by its header, before any pixel is decoded. Raises BadImage."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(
             f"too large, a decompression bomb? {width}x{height} is more than {MAX_PIXELS} pixels"
         )
-    # Pillow would convert these by clipping at 255, which turns most of them white (or black).
+    # Pillow converts these modes by clipping at 255, which turns most pixels white (or black).
     if image.mode == "F" or image.mode.startswith("I"):
         raise BadImage(
             f"more than 8 bits a channel (mode {image.mode}); rescale its values to 0..255 and "
@@ -85,7 +93,7 @@ def _check(image: Image.Image) -> None:
 def _convert(image: Image.Image, channels: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        # Without this, the colours hidden under transparent pixels would come to light.
+        # Transparent pixels have colours too, which dropping the alpha channel would reveal.
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("L" if channels == 1 else "RGB")

@@ -1,4 +1,7 @@
-"""A set of images of one size, all of them known to be good."""
+"""Image datasets: images of one size, all of which were decoded without error.
+
+Opening a dataset decodes every image once, so that bad files are known before training starts.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,31 @@ from latent_robust.limits import MAX_BAD_FRACTION
 
 from .buckets import fit_bucket
 from .decode import BadImage
-from .scan import changed, check_limits, refuse_too_many_bad, try_all
+from .scan import changed_since_scan, check_limits, refuse_too_many_bad, try_all
 from .sources.spec import IMAGE_FORMS, parse_spec
 
-# Sets up to this many bytes are kept in memory.
+# Datasets of at most this many bytes are kept in memory.
 SMALL = 2**30
 
 
 class Source(Protocol):
-    """Where images come from. Must survive pickling, for the workers of a DataLoader."""
+    """Stored images of any origin. Must be picklable, because DataLoader workers get a copy."""
 
     names: Sequence[str]
     labels: Tensor | None  # (N,), int64
     dtype: torch.dtype  # uint8, or float32 in [0, 1]
-    ignored: int  # files that do not claim to be images
+    ignored: int  # number of files without an image extension
 
     def load(self, index: int, channels: int) -> tuple[Tensor, int]:
-        """=>  image (C, h, w), checksum of what is stored. Raises BadImage."""
+        """Returns the image (C, h, w) and a checksum of the stored data. Raises BadImage."""
         ...
 
 
 class ImageSet:
-    """What `open_images` gives. Read-only.
+    """A read-only dataset of images of one size; `open_images` returns it.
 
-    quarantine: rows {"name", "reason"}; labels: (N,) or None; ignored: files that do not claim to
-    be images (by their extension).
+    quarantine: rows {"name", "reason"} of the images that cannot be used; labels: (N,), int64, or
+    None; ignored: number of files without an image extension.
     """
 
     def __init__(self, source: Source, spec: str, *, size: int, channels: int, offline: bool):
@@ -61,31 +64,35 @@ class ImageSet:
         return len(self._kept)
 
     def image(self, index: int) -> Tensor:
-        """=>  (C, size, size), float32 in [0, 1]."""
+        """Returns float32 (C, size, size) in [0, 1]."""
         if self._images is not None:
             image = self._images[: len(self)][index].clone()
         else:
-            image = self._load_again(index)
+            image = self._reload(index)
         return v2.to_dtype(image, torch.float32, scale=True)
 
     def name(self, index: int) -> str:
         return self._source.names[self._kept[index]]
 
     def fingerprint(self) -> str:
-        """SHA-256 over size, channels, names and checksums of the stored images.
+        """SHA-256 of the size, the channels, and the name and checksum of every stored image.
 
-        Not over the place: a folder that has moved is the same data.
+        A quarantined image counts with its reason. The folder's path does not count: a folder that
+        was moved is the same data.
         """
         return self._digest
 
     def _scan(self) -> Tensor | None:
-        """Decode everything once.  =>  (N, C, size, size) if small, else None."""
+        """Decode every image once. Returns (N, C, size, size) if the dataset is small, else None.
+
+        N counts the bad images too; the good ones come first.
+        """
         total = len(self._source.names)
         shape, dtype = (total, self.channels, self.size, self.size), self._source.dtype
         small = prod(shape) * dtype.itemsize <= SMALL
         images = torch.empty(shape, dtype=dtype) if small else None
 
-        for index, (image, note) in enumerate(try_all(self._try, total)):
+        for index, (image, note) in enumerate(try_all(self._load, total)):
             name = self._source.names[index]
             self._digest.update(f"{name}\0{note}\0".encode(errors="surrogateescape"))
             if image is None:
@@ -96,18 +103,18 @@ class ImageSet:
             self._kept.append(index)
         return images
 
-    def _try(self, index: int) -> tuple[Tensor | None, str]:
-        """An image and its checksum, or None and the reason."""
+    def _load(self, index: int) -> tuple[Tensor | None, str]:
+        """An image (C, size, size) and its checksum, or None and the reason why not."""
         try:
             image, checksum = self._source.load(index, self.channels)
         except BadImage as bad:
             return None, bad.reason
         return fit_bucket(image, (self.size, self.size)), f"{checksum:08x}"
 
-    def _load_again(self, index: int) -> Tensor:
-        image, note = self._try(self._kept[index])
+    def _reload(self, index: int) -> Tensor:
+        image, note = self._load(self._kept[index])
         if image is None:
-            raise changed(self.name(index), note)
+            raise changed_since_scan(self.name(index), note)
         return image
 
 
@@ -120,15 +127,17 @@ def open_images(
     max_bad_fraction: float = MAX_BAD_FRACTION,
     offline: bool = False,
 ) -> ImageSet:
-    """Decode every image once. Bad ones are left out and named in `.quarantine`.
+    """Open a dataset and decode every image once. Bad images are left out, see `.quarantine`.
 
-    spec: a folder, or one of IMAGE_FORMS. size: side in pixels. channels: 1 or 3. limit: the first
-    N of the source, bad ones included. max_bad_fraction: in [0, 1].
+    spec: a folder, or one of IMAGE_FORMS; size: side in pixels, >= 1; channels: 1 or 3; limit: use
+    only the first `limit` images of the source, bad ones included; max_bad_fraction: allowed share
+    of bad images, in [0, 1]; offline: take Hub datasets from the local cache only.
 
-    Raises InputError: the specification, an unreadable source, no image, too many bad ones.
+    Raises InputError for a wrong `spec`, a source that cannot be read, no usable image, or a share
+    of bad images above `max_bad_fraction`.
     """
     if size < 1 or channels not in (1, 3):
-        raise InputError(f"need size >= 1 and 1 or 3 channels, got {size} and {channels}")
+        raise InputError(f"`size` must be >= 1 and `channels` 1 or 3, got {size} and {channels}")
     check_limits(limit, max_bad_fraction)
     images = ImageSet(
         _open_source(spec, limit, offline), spec, size=size, channels=channels, offline=offline
@@ -138,7 +147,7 @@ def open_images(
 
 
 def _open_source(spec: str, limit: int | None, offline: bool) -> Source:
-    """Imports the libraries of a source only when it is used."""
+    """Import the libraries of a source only when it is used."""
     parsed = parse_spec(spec, IMAGE_FORMS)
     match parsed.kind:
         case "digits":

@@ -1,4 +1,7 @@
-"""Images with captions: from a `--data` specification to a set of pairs known to be good."""
+"""Image-caption pairs: from a `--data` specification to a dataset whose images can be decoded.
+
+Opening a dataset decodes every image once, so that bad files are known before training starts.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from latent_robust.limits import MAX_BAD_FRACTION
 
 from .decode import BadImage, decode_image
 from .scan import (
-    KnownSizes,
-    changed,
+    ScanCache,
+    changed_since_scan,
     check_limits,
     refuse_too_many_bad,
     try_all,
@@ -27,15 +30,16 @@ from .sources.spec import PAIR_FORMS, parse_spec
 
 
 class PairSet:
-    """What `open_pairs` gives. Read-only; holds names and captions, and no image.
+    """A read-only dataset of image-caption pairs; `open_pairs` returns it.
 
-    captions: "" where there is none; repeats: how often a pair counts in an epoch, >= 1; sizes:
-    (height, width), upright; quarantine: rows {"name", "reason"}, none of them a pair of this set;
-    without_caption: images of this set whose caption is ""; without_image: caption files
-    beside no image; ignored: files that claim to be neither image nor caption.
+    It holds names and captions in memory, but no images. captions: "" for an image without one;
+    repeats: how often a pair is used in an epoch, >= 1; sizes: (height, width) in pixels, upright;
+    quarantine: rows {"name", "reason"} of what cannot be used, none of it in this dataset;
+    without_caption: images of this dataset whose caption is ""; without_image: caption files that
+    belong to no image; ignored: number of files that are neither an image nor its caption.
     """
 
-    def __init__(self, pairs: PairList, spec: str, known: KnownSizes):
+    def __init__(self, pairs: PairList, spec: str, scan_cache: ScanCache):
         self.spec = spec
         self.captions: list[str] = []
         self.repeats: list[int] = []
@@ -47,7 +51,7 @@ class PairSet:
         self._names: list[str] = []
         self._keys: list = []
         self._checksums: list[bytes] = []
-        self._scan(pairs, known)
+        self._scan(pairs, scan_cache)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -61,39 +65,42 @@ class PairSet:
         return [name for name, caption in named if not caption]
 
     def image(self, index: int) -> Tensor:
-        """=>  uint8 (3, H, W), upright, transparency composited on white, at full resolution."""
+        """Returns uint8 (3, H, W): upright, full resolution, transparency composited on white.
+
+        Raises InputError if the file has changed since the dataset was opened.
+        """
         name = self._names[index]
         try:
             data = self._read(self._keys[index])
             if hashlib.sha256(data).digest() != self._checksums[index]:
-                raise changed(name, "its bytes have changed")
+                raise changed_since_scan(name, "its bytes have changed")
             return decode_image(data, name, channels=3)
         except BadImage as bad:
-            raise changed(name, bad.reason) from bad
+            raise changed_since_scan(name, bad.reason) from bad
 
-    def pick(self, indices: Sequence[int]) -> PairSet:
-        """The pairs of these indices alone, in this order, as a set of their own."""
-        picked = copy.copy(self)
-        picked.__dict__.pop("_fingerprint", None)
-        for what in ("captions", "repeats", "sizes", "_names", "_keys", "_checksums"):
-            values = getattr(self, what)
-            setattr(picked, what, [values[i] for i in indices])
-        return picked
+    def select(self, indices: Sequence[int]) -> PairSet:
+        """A new dataset of only the pairs at `indices`, in this order."""
+        selected = copy.copy(self)
+        selected.__dict__.pop("_fingerprint", None)
+        for field in ("captions", "repeats", "sizes", "_names", "_keys", "_checksums"):
+            values = getattr(self, field)
+            setattr(selected, field, [values[i] for i in indices])
+        return selected
 
     def checksum(self, index: int) -> str:
-        """SHA-256 of the stored bytes of the image."""
+        """SHA-256 (hex) of the stored bytes of the image."""
         return self._checksums[index].hex()
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, checksums, captions and repeats.
+        """SHA-256 of the names, checksums, captions and repeats of all pairs.
 
-        Not over the place: a folder that has moved is the same data.
+        The folder's path does not count: a folder that was moved is the same data.
         """
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Several are asked for before the first step."""
+        """Cached, because a run needs it several times before the first step."""
         digest = hashlib.sha256()
         for index in range(len(self)):
             row = (
@@ -106,7 +113,7 @@ class PairSet:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """e.g. "2,914 pairs, 31 quarantined, 12 images without a caption"."""
+        """For example "2,914 pairs, 31 quarantined, 12 images without a caption"."""
         parts = [
             _count(len(self), "pair"),
             f"{len(self.quarantine):,} quarantined",
@@ -116,14 +123,14 @@ class PairSet:
             parts.append(f"{_count(len(self.without_image), 'caption')} without an image")
         return ", ".join(parts)
 
-    def _scan(self, pairs: PairList, known: KnownSizes) -> None:
-        """Decode everything once, but for what is known; keep sizes and checksums."""
+    def _scan(self, pairs: PairList, scan_cache: ScanCache) -> None:
+        """Decode every image that is not in the scan cache; keep sizes and checksums."""
 
         def attempt(index: int) -> tuple[tuple[int, int], bytes] | str:
             try:
                 data = pairs.read(pairs.keys[index])
                 checksum = hashlib.sha256(data).digest()
-                size = known.get(checksum)
+                size = scan_cache.get(checksum)
                 if size is None:
                     image = decode_image(data, pairs.names[index], channels=3)
                     size = tuple(image.shape[-2:])
@@ -137,7 +144,7 @@ class PairSet:
                 self.quarantine.append({"name": name, "reason": outcome})
                 continue
             size, checksum = outcome
-            known.add(checksum, size)
+            scan_cache.add(checksum, size)
             self.sizes.append(size)
             self._checksums.append(checksum)
             self._names.append(name)
@@ -154,29 +161,34 @@ def open_pairs(
     max_bad_fraction: float = MAX_BAD_FRACTION,
     offline: bool = False,
     folder_repeats: bool = False,
-    known: Path | None = None,
+    scan_cache: Path | None = None,
 ) -> PairSet:
-    """Every image is decoded once here; bad ones are left out and named in `.quarantine`.
+    """Open a dataset and decode every image once. Bad pairs are left out, see `.quarantine`.
 
-    spec: a folder, or one of PAIR_FORMS; caption_column: of the metadata, table or JSON members, None
-    for the usual names; limit: the first so many of the source, bad ones included;
-    max_bad_fraction: in [0, 1]; folder_repeats: images in a folder `10_name` count ten times;
-    known: a file that remembers which images could be decoded, so that the next call need not.
+    spec: a folder, or one of PAIR_FORMS; caption_column: in the metadata, table or JSON members
+    (None: the usual names); limit: use only the first `limit` pairs of the source, bad ones
+    included; max_bad_fraction: allowed share of bad pairs, in [0, 1]; offline: take Hub datasets
+    from the local cache only; folder_repeats: images in a folder `10_name` are used ten times per
+    epoch; scan_cache: a file that records which images were decoded, so that the next call need not
+    decode them again.
 
-    Raises InputError: the specification, an unreadable source, a column that is not there, no
-    image, too many bad ones.
+    Raises InputError for a wrong `spec`, a source that cannot be read, a missing column, no usable
+    image, or a share of bad pairs above `max_bad_fraction`.
     """
     check_limits(limit, max_bad_fraction)
-    sizes = KnownSizes(known)
-    pairs = PairSet(_list(spec, caption_column, folder_repeats, limit, offline), spec, sizes)
+    cache = ScanCache(scan_cache)
+    pairs = PairSet(_list_pairs(spec, caption_column, folder_repeats, limit, offline), spec, cache)
     refuse_too_many_bad("pairs", spec, len(pairs), pairs.quarantine, max_bad_fraction)
-    sizes.keep()  # only now: what is refused leaves nothing behind
+    cache.save()  # last, so that a refused dataset leaves no file behind
     return pairs
 
 
 def open_reference(spec: str, caption_column: str | None, **options) -> PairSet:
-    """Clean pairs to compare with, of which nothing need be like the others: with the others'
-    caption column where they have it. options: of `open_pairs`."""
+    """Open clean pairs to compare with. options: as for `open_pairs`.
+
+    caption_column: that of the training data. The reference may lack this column; it is then opened
+    with the usual names.
+    """
     try:
         return open_pairs(spec, caption_column=caption_column, **options)
     except InputError:
@@ -185,12 +197,12 @@ def open_reference(spec: str, caption_column: str | None, **options) -> PairSet:
         return open_pairs(spec, **options)
 
 
-def _list(
+def _list_pairs(
     spec: str, caption_column: str | None, folder_repeats: bool, limit: int | None, offline: bool
 ) -> PairList:
-    """Imports the libraries of a source only when it is used."""
+    """Import the libraries of a source only when it is used."""
     if folder_repeats and spec.partition(":")[0] in PAIR_FORMS:
-        raise InputError(f"repeats in folder names need a folder, got {spec!r}")
+        raise InputError(f"repeats in folder names need a folder as dataset, got {spec!r}")
     parsed = parse_spec(spec, PAIR_FORMS)
     match parsed.kind:
         case "scenes":

@@ -1,4 +1,8 @@
-"""Trying every image once before a run, and what to say of those that fail."""
+"""Decode every image once before a run, and report the images that fail.
+
+A file that cannot be read then never interrupts training. The scan cache makes the second run on
+the same data start faster.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,12 @@ from .decode import DECODER
 Outcome = TypeVar("Outcome")
 
 
-class KnownSizes:
-    """(height, width) of images that were decoded without fault, by the SHA-256 of their bytes.
+class ScanCache:
+    """Sizes (height, width) of images that were decoded without error, by SHA-256 of their bytes.
 
-    Kept in a file from one run to the next: hashing an image takes a fraction of the time of
-    decoding it. Without a file nothing is known, and nothing kept. Of a damaged file, or one that
-    another decoder wrote, nothing is believed.
+    The cache is a file that later runs reuse, because hashing an image takes a fraction of the time
+    of decoding it. file: None for an empty cache that is never saved. A damaged file, or one from
+    another version of the decoder, counts as empty.
     """
 
     def __init__(self, file: Path | None):
@@ -43,30 +47,30 @@ class KnownSizes:
         if checksum.hex() not in self._sizes:
             self._new[checksum.hex()] = list(size)
 
-    def keep(self) -> None:
-        """InputError if the file cannot be written."""
+    def save(self) -> None:
+        """Add the new sizes to the file. Raises InputError if it cannot be written."""
         if self._file is not None and self._new:
-            sizes = {**_read_sizes(self._file), **self._new}  # another run may have written
+            sizes = {**_read_sizes(self._file), **self._new}  # another run may have added some
             write_atomically(self._file, json.dumps({"decoder": DECODER, "sizes": sizes}))
 
 
 def _read_sizes(file: Path) -> dict[str, list[int]]:
     try:
-        kept = json.loads(file.read_text())
-        return dict(kept["sizes"]) if kept["decoder"] == DECODER else {}
+        stored = json.loads(file.read_text())
+        return dict(stored["sizes"]) if stored["decoder"] == DECODER else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
 def try_all(attempt: Callable[[int], Outcome], total: int) -> Iterator[Outcome]:
-    """attempt(0), ..., attempt(total - 1), in order, made by several threads."""
+    """Yield attempt(0), ..., attempt(total - 1) in order; several threads compute them."""
 
     def outcomes() -> Iterator[Outcome]:
         indices = iter(range(total))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            # By portions: `map` starts everything at once and would hold all results.
-            while portion := list(islice(indices, 256)):
-                yield from pool.map(attempt, portion)
+            # In chunks: `map` submits everything at once and would hold all results in memory.
+            while chunk := list(islice(indices, 256)):
+                yield from pool.map(attempt, chunk)
 
     return iter(tqdm(outcomes(), "checking images", total, delay=2, leave=False))
 
@@ -74,29 +78,41 @@ def try_all(attempt: Callable[[int], Outcome], total: int) -> Iterator[Outcome]:
 def refuse_too_many_bad(
     what: str, spec: str, good: int, quarantine: Sequence[dict], max_bad_fraction: float
 ) -> None:
-    """what: "images" or "pairs"; good: how many are left; max_bad_fraction: in [0, 1]."""
+    """Raise InputError if no image is good or the share of bad ones is above `max_bad_fraction`.
+
+    what: "images" or "pairs"; good: number of usable ones; max_bad_fraction: in [0, 1].
+    """
     bad = len(quarantine)
     total = good + bad
     if good and bad <= max_bad_fraction * total:
         return
     examples = "; ".join(f"{row['name']}: {row['reason']}" for row in quarantine[:3])
-    limit = f"at most {max_bad_fraction:.1%}" if good else "at least one good image"
+    limit = (
+        f"at most {max_bad_fraction:.1%} may be bad"
+        if good
+        else "at least one good image is needed"
+    )
+    remedy = "repair or remove them" + (", or raise --max-bad-fraction" if good else "")
     raise InputError(
-        f"{bad} of {total} {what} of {spec} cannot be used ({limit} allowed). "
-        f"The first: {examples}. Mend or remove them, or raise --max-bad-fraction"
+        f"{bad} of {total} {what} in {spec} cannot be used ({limit}); {remedy}. "
+        f"The first are: {examples}"
     )
 
 
 def check_limits(limit: int | None, max_bad_fraction: float) -> None:
+    """Raise InputError for a value out of range."""
     if limit is not None and limit < 1:
-        raise InputError(f"`limit` must be >= 1, got {limit}; leave it out to take every image")
+        raise InputError(f"`limit` must be >= 1, got {limit}; leave it out to use every image")
     if not 0 <= max_bad_fraction <= 1:
-        raise InputError(f"`max_bad_fraction` must lie in [0, 1], got {max_bad_fraction}")
+        raise InputError(
+            f"`max_bad_fraction` must be in [0, 1], got {max_bad_fraction}; "
+            "0.05 allows 5 % of bad images"
+        )
 
 
-def changed(name: str, reason: str) -> InputError:
-    """The error for an image that was good when it was tried."""
+def changed_since_scan(name: str, reason: str) -> InputError:
+    """The error for an image that was good in the scan and cannot be used now."""
     return InputError(
-        f"{name} was readable when the run began, now: {reason}; "
-        "leave the data alone while it is being used"
+        f"{name} was readable when the run began, but now: {reason}; "
+        "do not change the data while a run uses it"
     )

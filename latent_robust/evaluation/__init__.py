@@ -1,1 +1,1 @@
-"""How good the samples are, against clean data that training never saw."""
+"""Measuring generated images, mostly against clean ones, and reporting the results."""

@@ -1,4 +1,4 @@
-"""How far runs degrade when their sampling trajectories are attacked harder and harder."""
+"""How the samples of a run degrade as the attack on its sampling trajectory gets stronger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .features import Extractor, metric_name
 from .metrics import FeatureCache, frechet_distance
 from .sampling import generate_samples
 
-# By its name: how many gradient steps an attack takes.
+# Gradient steps of each attack.
 ITERATIONS = {"random": 0, "fgsm": 1, "pgd": 10}
 
 
@@ -32,17 +32,17 @@ def attack_curve(
     device: str = "cpu",
     **attack,
 ) -> list[dict]:
-    """A row for radius 0, plain sampling, and one for each of `radii`: {"radius", "displacement",
-    "frechet": {extractor: distance to the clean images}}.
+    """=>  one row for radius 0, which is plain sampling, and one for each of `radii`: {"radius",
+    "displacement", "frechet": {extractor: distance to the clean images}}.
 
-    Every row draws the same `count` images from the same noise; displacement: how far the attack
-    moved them, root mean square, in [-1, 1] units. `attack`: further settings of TrajectoryAttack.
-    Where images are no longer finite, displacement and distances are None.
+    All rows generate `count` images from the same noise. displacement: root mean square change of
+    the images by the attack; images span [-1, 1]. attack: further settings of TrajectoryAttack.
+    displacement and distances are None if the images are not finite.
     """
     rows, plain = [], None
     for radius in tqdm([0.0, *radii], "radius", leave=False):
         perturb = TrajectoryAttack(network, scheduler, radius, seed=seed, **attack)
-        drawn = generate_samples(
+        generated = generate_samples(
             network,
             scheduler,
             count,
@@ -51,19 +51,20 @@ def attack_curve(
             device=device,
             perturb=perturb if radius else None,
         )
-        plain = drawn if plain is None else plain
-        finite = drawn.isfinite().all().item()
-        moved = (drawn - plain).square().mean().sqrt().item() if finite else None
+        plain = generated if plain is None else plain
+        finite = generated.isfinite().all().item()
+        displacement = (generated - plain).square().mean().sqrt().item() if finite else None
         distances = {
-            e.name: frechet_distance(e(drawn), clean(e)) if finite else None for e in extractors
+            e.name: frechet_distance(e(generated), clean(e)) if finite else None for e in extractors
         }
-        rows.append({"radius": radius, "displacement": moved, "frechet": distances})
+        rows.append({"radius": radius, "displacement": displacement, "frechet": distances})
     return rows
 
 
 def save_attack_figure(curves: dict[str, list[dict]], title: str, path: Path) -> None:
-    """curves: the rows of `attack_curve` by run, of the same features. A PNG of one panel for each
-    feature space, and one for the displacement."""
+    """A PNG with one panel for each feature space and one for the displacement.
+
+    curves: the rows of `attack_curve` by run, all in the same feature spaces."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 

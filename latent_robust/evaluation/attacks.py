@@ -1,14 +1,14 @@
-"""Attacks on the sampling trajectory: at chosen times, noise moved so as to mislead the model.
+"""Attacks on the sampling trajectory: at chosen times the noise is perturbed to mislead the model.
 
 At an attacked step x becomes x + sigma(t) * w with |w| <= radius elementwise, in noise units as in
-core/perturbation.py: radius 1 moves each pixel by at most one standard deviation of the noise that
-is in it. The attack is white-box and untargeted: w displaces the clean estimate as far as it can,
+core/perturbation.py: radius 1 changes each pixel by at most one standard deviation of its noise.
+The attack is white-box and untargeted. w displaces the clean estimate as far as possible:
 
-    maximise over w   E || estimate(x + sigma w) - estimate(x) ||^2,
+    maximise over w   E || estimate(x + sigma w) - estimate(x) ||^2
 
-where `estimate` follows the sampler through `depth` networks, so that the gradient knows what the
-next steps would repair (an adaptive attack), and E is the mean over `draws` of the ancestral noise
-of these steps (expectation over transformation, Athalye et al. 2018).
+`estimate` follows the sampler through `depth` networks, so the gradient includes what the next
+steps would repair (an adaptive attack). E is the mean over `draws` of the ancestral noise of these
+steps (expectation over transformation, Athalye et al. 2018).
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ from .sampling import advance, predict, unclipped_estimate
 class TrajectoryAttack:
     """A `perturb` of `generate_samples`, for the same network and scheduler.
 
-    radius: >= 0, in noise units. at: times, in the scheduler's unit; each means the sampling step
-    nearest to it. iterations: 1 is FGSM, more is PGD, both from a random start; 0 takes +-radius at
-    random, the size of an attack without its direction. depth: networks that the gradient goes
-    through, >= 1. draws: >= 1; more than one matters only to an ancestral sampler at depth > 1.
+    radius: >= 0, in noise units. at: times in the scheduler's unit; each selects the nearest
+    sampling step. iterations: 1 is FGSM, more is PGD, both from a random start; 0 takes +-radius at
+    random, which has the size of an attack without its direction. depth: networks that the gradient
+    goes through, >= 1. draws: >= 1; more than one only matters to an ancestral sampler with
+    depth > 1.
 
-    The sampler's own noise is neither used up nor known. Deterministic for a given batch size.
+    The attack does not know the sampler's own noise and uses none of its random numbers. It is
+    deterministic for a given batch size.
     """
 
     network: nn.Module
@@ -68,7 +70,7 @@ class TrajectoryAttack:
         if self.iterations == 0:
             return x + sigma * radius * random_perturbation(x, radius, start).sign()
 
-        def estimates(x: Tensor) -> Tensor:  # (draws, B, ...); the same draws at every call
+        def estimates(x: Tensor) -> Tensor:  # (draws, B, ...); the same noise in every call
             return torch.stack([self._follow(x, step, images, n) for n in range(self.draws)])
 
         still = estimates(x)
@@ -83,9 +85,9 @@ class TrajectoryAttack:
 
     def _follow(self, x: Tensor, step: int, images: range, draw: int) -> Tensor:
         """The clean estimate (B, ...) after `depth` networks from this step on, or at the end. Not
-        clipped: a value at its limit would hide from the attack what moves it."""
+        clipped: a clipped value has no gradient."""
         generators = [derive_generator(self.seed, "attack", step, draw, i) for i in images]
-        scheduler = copy.copy(self.scheduler)  # Euler's counts its steps
+        scheduler = copy.copy(self.scheduler)  # Euler's scheduler counts its steps
         *before, last = scheduler.timesteps[step : step + self.depth]
         for t in before:
             x = advance(scheduler, predict(self.network, scheduler, x, t), t, x, generators)
@@ -93,5 +95,5 @@ class TrajectoryAttack:
 
 
 def nearest_steps(timesteps: Tensor, times: Sequence[float]) -> set[int]:
-    """The sampling steps at which `times` fall: of timesteps (S,), the index nearest to each."""
+    """Indices of those of `timesteps` (S,) that are nearest to each of `times`."""
     return {(timesteps - time).abs().argmin().item() for time in times}

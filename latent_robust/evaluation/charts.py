@@ -1,4 +1,4 @@
-"""The curves of a report: how training went, and where the regularizer acts."""
+"""The charts of a report: the audit, the losses, and where the regularizer acts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .figures import Curve, curves_svg
 from .runs import Run, noise_level
 
 _VALIDATION, _TOTAL = "validation/", "validation/loss"
-_POINTS = 120  # per curve: more would not be visible, and every point costs bytes in the page
+_POINTS = 120  # of a curve: more are not visible, and each costs bytes in the page
 _BINS = 40  # of the audit's scores
-_LOWEST, _HIGHEST = 0.01, 160.0  # s = sigma / alpha from end to end of the linear DDPM schedule
+_LOWEST, _HIGHEST = 0.01, 160.0  # s = sigma / alpha at the ends of the linear DDPM schedule
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,9 @@ class Chart:
     svg: str
 
 
-def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Those that these runs have something to show in."""
-    return [*_audit_charts(runs), *_training_charts(runs), *_schedule_charts(runs)]
-
-
-def _audit_charts(runs: Sequence[Run]) -> list[Chart]:
-    """How many training samples have which score."""
-    made = []
+def audit_charts(runs: Sequence[Run]) -> list[Chart]:
+    """For each audited run, a histogram of the scores of its training samples."""
+    charts = []
     for number, run in enumerate(runs):
         scores = torch.tensor([row["score"] for row in run.audit if _positive(row.get("score"))])
         if len(scores) < 2 or scores.min() == scores.max():
@@ -43,33 +38,34 @@ def _audit_charts(runs: Sequence[Run]) -> list[Chart]:
         logs = scores.log10()
         edges = torch.linspace(logs.min(), logs.max(), _BINS + 1)
         counts = torch.histc(logs, _BINS, edges[0], edges[-1])
-        middles = 10 ** ((edges[1:] + edges[:-1]) / 2)
+        centers = 10 ** ((edges[1:] + edges[:-1]) / 2)
         flagged = sum(bool(row.get("flagged")) for row in run.audit)
         kept = [row["score"] for row in run.audit if not row.get("flagged")]
         svg = curves_svg(
-            [Curve(run.name, middles.tolist(), counts.tolist(), number)],
-            xlabel="score: mean squared distance from what the judge makes of it",
-            description=f"How many of the training samples of {run.name} have which score",
+            [Curve(run.name, centers.tolist(), counts.tolist(), number)],
+            xlabel="score: mean squared error when the auditor denoises the sample",
+            description=f"Histogram of the audit's scores of the training samples of {run.name}",
             log_x=True,
             mark=(max(kept), "noisy above") if kept else None,
         )
         note = (
-            f"The training samples by how badly the judge can draw them again; {flagged:,} of "
+            f"Training samples by how badly the auditor reproduces them; {flagged:,} of "
             f"{len(run.audit):,} count as noisy. audit.jsonl names them."
         )
-        made.append(Chart("Audit", note, svg))
-    return made
+        charts.append(Chart("Audit", note, svg))
+    return charts
 
 
-def _training_charts(runs: Sequence[Run]) -> list[Chart]:
-    made = []
+def training_charts(runs: Sequence[Run]) -> list[Chart]:
+    """The parts of the loss over the steps."""
+    charts = []
     for key, title, note in (
         ("denoising", "Denoising loss", "The regression part of the loss. Running mean."),
         (
             "penalty",
             "Penalty",
-            "The regularizer's term of the loss, weight included; compare runs of the same "
-            "weighting only. Running mean.",
+            "The regularizer's part of the loss, times its weight. Compare only runs with the same "
+            "weighting. Running mean.",
         ),
     ):
         curves = [Curve(r.name, *_smooth(r.log, key), i) for i, r in enumerate(runs)]
@@ -77,14 +73,14 @@ def _training_charts(runs: Sequence[Run]) -> list[Chart]:
         if curves:
             description = f"{title} over the training steps of {_names(curves)}"
             svg = curves_svg(curves, xlabel="step", description=description, log_y=True)
-            made.append(Chart(title, note, svg))
-    return made
+            charts.append(Chart(title, note, svg))
+    return charts
 
 
 def validation_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Small ones: the total, then each bin of times, in the order of the times."""
+    """Small charts: the total, then each bin of times, in the order of the times."""
     keys = {key for run in runs for row in run.log for key in row if key.startswith(_VALIDATION)}
-    made = []
+    charts = []
     for key in sorted(keys, key=_first_time):
         curves = [Curve(r.name, *_points(r.log, key), i) for i, r in enumerate(runs)]
         curves = [curve for curve in curves if len(curve.x) > 1]
@@ -93,38 +89,39 @@ def validation_charts(runs: Sequence[Run]) -> list[Chart]:
             title = "all times" if key == _TOTAL else times
             description = f"Validation loss, {title}, over the training steps of {_names(curves)}"
             svg = curves_svg(curves, xlabel="step", description=description, size=(2.5, 2.1))
-            made.append(Chart(title, "", svg))
-    return made
+            charts.append(Chart(title, "", svg))
+    return charts
 
 
 def _first_time(key: str) -> int:
-    found = re.search(r"\d+", key)
-    return int(found[0]) if found else -1
+    number = re.search(r"\d+", key)
+    return int(number[0]) if number else -1
 
 
 def _points(log: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values, as far as they are positive and finite."""
+    """Steps and values of the rows whose value is positive and finite."""
     points = [(row.get("step"), row.get(key)) for row in log]
     points = [(x, y) for x, y in points if x is not None and _positive(y)]
     return [x for x, _ in points], [y for _, y in points]
 
 
 def _smooth(log: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """Steps and running means of what is positive and finite, at most _POINTS of each."""
+    """Steps and running means of the positive and finite values, at most _POINTS of each."""
     points = list(zip(*_points(log, key), strict=True))
     window = -(-len(points) // _POINTS)
     chunks = [points[i : i + window] for i in range(0, len(points), window or 1)]
-    middles = [chunk[len(chunk) // 2][0] for chunk in chunks]
-    # The mean over three neighbouring chunks: calm enough to compare curves.
-    groups = [[y for c in chunks[max(0, i - 1) : i + 2] for _, y in c] for i in range(len(chunks))]
-    return middles, [sum(group) / len(group) for group in groups]
+    steps = [chunk[len(chunk) // 2][0] for chunk in chunks]
+    # The mean over three neighbouring chunks is smooth enough to compare curves.
+    windows = [[y for c in chunks[max(0, i - 1) : i + 2] for _, y in c] for i in range(len(chunks))]
+    return steps, [sum(values) / len(values) for values in windows]
 
 
 def _positive(y: object) -> bool:
     return isinstance(y, int | float) and math.isfinite(y) and y > 0
 
 
-def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
+def schedule_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Radius and gate of the regularizer over the noise level; none for runs without it."""
     regularized = [(i, run) for i, run in enumerate(runs) if run.regularized]
     radii = [_radius_curve(run, i) for i, run in regularized if "rho" in run.config]
     gates = [_gate_curve(run, i) for i, run in regularized if "weighting" in run.config]
@@ -132,10 +129,10 @@ def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
     levels = [] if latent else sorted({noise_level(run.config) or 0 for run in runs} - {0})
     unit = "in units of latents" if latent else "images span -1 to 1"
     mark = (levels[0], f"contamination, {levels[0]:g}") if len(levels) == 1 else None
-    made = []
+    charts = []
     for title, note, curves in (
-        ("Radius", "How far the noise is moved, in units of the noise; its mean.", radii),
-        ("Gate", "How much the regularizer counts: 1 fully, 0 not at all.", gates),
+        ("Radius", "Largest perturbation of the noise, in units of the noise; the mean.", radii),
+        ("Gate", "How much of the regularizer's weight applies: 1 all of it, 0 nothing.", gates),
     ):
         if curves:
             svg = curves_svg(
@@ -145,12 +142,12 @@ def _schedule_charts(runs: Sequence[Run]) -> list[Chart]:
                 log_x=True,
                 mark=mark,
             )
-            made.append(Chart(title, note, svg))
-    return made
+            charts.append(Chart(title, note, svg))
+    return charts
 
 
 def _noise_levels(run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """s = sigma / alpha, alpha, sigma, each (200,): alpha + sigma = 1 in flow matching, else
+    """=>  s = sigma / alpha, alpha, sigma, each (200,). alpha + sigma = 1 in flow matching, else
     alpha^2 + sigma^2 = 1."""
     s = torch.logspace(math.log10(_LOWEST), math.log10(_HIGHEST), 200)
     flow = "flow" in (run.config.get("parameterization"), run.metrics.get("parameterization"))
@@ -169,11 +166,11 @@ def _radius_curve(run: Run, colour: int) -> Curve:
 
 
 def _gate_curve(run: Run, colour: int) -> Curve:
-    """The mean over channels, where each has a band."""
+    """The mean over channels, if each channel has a band."""
     s, alpha, sigma = _noise_levels(run)
     band = run.config.get("band")
     if not (_positive(band) or isinstance(band, list)):
-        band = Weighting().band  # only read by the preset `band`
+        band = Weighting().band  # only the preset `band` reads it
     gate = Weighting(run.config["weighting"], band=band).mean_gate(alpha[:, None], sigma[:, None])
     return Curve(run.name, s.tolist(), gate.tolist(), colour)
 

@@ -1,4 +1,4 @@
-"""Whether an image shows what its caption says, as an open_clip model judges it."""
+"""How well images match their captions, according to an open_clip model."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from .features import Extractor, load_open_clip, open_clip_image_encoder
 
 @dataclass(frozen=True)
 class ClipScore:
-    """name: the model's, to be told with every score: scores of two models cannot be compared."""
+    """name: of the model. Report it with every score: scores of different models cannot be
+    compared."""
 
     name: str
     images: Extractor
     captions: Callable[[Sequence[str]], Tensor]
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-        """images: (N, C, H, W) in [-1, 1]; captions: one for each.
+        """images: (N, C, H, W) in [-1, 1]; captions: one for each image.
 
-        =>  `clip_score`, the mean of 100 max(cos, 0) (Hessel et al. 2021, with today's 100 for
-        their 2.5), in [0, 100]; `clip_cosine`, the mean cosine itself, which still tells models
-        apart where the score is cut off at 0.
+        =>  `clip_score` in [0, 100], the mean of 100 max(cos, 0) (Hessel et al. 2021, who use 2.5
+        instead of 100); `clip_cosine`, the mean cosine, which still differs between models whose
+        score is 0.
         """
         if len(images) != len(captions):
             raise InputError(f"{len(images)} images cannot have {len(captions)} captions")
-        seen = self.images(images)
-        said = torch.cat(
+        image_features = self.images(images)
+        caption_features = torch.cat(
             [
                 self.captions(captions[i : i + self.images.batch_size])
                 for i in range(0, len(captions), self.images.batch_size)
             ]
         )
-        cosine = F.cosine_similarity(seen, said)
+        cosine = F.cosine_similarity(image_features, caption_features)
         return {
             "clip_score": 100 * cosine.clamp(min=0).mean().item(),
             "clip_cosine": cosine.mean().item(),
@@ -48,8 +49,8 @@ class ClipScore:
 def load_clip_score(spec: str, *, device: str | torch.device = "cpu") -> ClipScore:
     """spec: NAME:FILE.safetensors or local-dir:DIR, as for open_clip features.
 
-    InputError for weights that are not there, which are never downloaded, and for a tokenizer that
-    is not: CLIP's own comes with open_clip, SigLIP's and others' with the folder or from the hub.
+    InputError for missing weights, which are never downloaded, and for a missing tokenizer: CLIP's
+    comes with open_clip, those of SigLIP and others with the folder or from the Hub.
     """
     network, name = load_open_clip(spec, device)
     images = Extractor(name, open_clip_image_encoder(network, device), device)
@@ -57,7 +58,7 @@ def load_clip_score(spec: str, *, device: str | torch.device = "cpu") -> ClipSco
 
 
 def _text_encoder(network: nn.Module, spec: str, device) -> Callable[[Sequence[str]], Tensor]:
-    """Captions (B) to embeddings (B, D), not normalized, float32, CPU."""
+    """=>  a function from captions (B) to embeddings (B, D), not normalized, float32, CPU."""
     tokenizer = _tokenizer(spec)
 
     @torch.no_grad()
@@ -75,6 +76,6 @@ def _tokenizer(spec: str):
         return open_clip.get_tokenizer(model)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the tokenizer of open_clip model {spec!r} is not there ({error}); put its files "
-            "into a folder with open_clip_config.json and the weights, and give local-dir:DIR"
+            f"the tokenizer of open_clip model {spec!r} is missing ({error}); put its files into a "
+            "folder with open_clip_config.json and the weights, and give local-dir:DIR"
         ) from error

@@ -1,4 +1,4 @@
-"""What a run directory shows before the first step."""
+"""The files of a run directory that are written before the first step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def begin_directory(
     grids: Mapping[str, Tensor],
     columns: int,
 ) -> None:
-    """manifest: what was done to each sample, for evaluation only; quarantine: rows {"name",
-    "reason"}; grids: images (N, C, H, W) in [-1, 1] by the name of their file in `samples/`."""
+    """manifest: the contamination of each sample, for evaluation only. quarantine: rows {"name",
+    "reason"}. grids: images (N, C, H, W) in [-1, 1], by the name of their file in `samples/`."""
     samples = out / "samples"
     with writing(out):
         samples.mkdir(parents=True, exist_ok=True)

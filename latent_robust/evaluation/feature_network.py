@@ -1,8 +1,8 @@
-"""A small classifier whose penultimate layer serves as a feature space where there is no Inception.
+"""A small classifier whose penultimate layer is a feature space, for use without Inception.
 
-`scripts/train_feature_network.py` trains it; three ship with the project, for digits at 8x8,
-Fashion-MNIST at 16x16 and the demo's scenes at 32x32. They are trained on clean images only: a
-network that had learned to ignore noise would hide what is to be measured.
+`scripts/train_feature_network.py` trains it. Three come with the project: for digits at 8x8,
+Fashion-MNIST at 16x16 and the demo's scenes at 32x32. They are trained on clean images only, since
+a network that has learned to ignore noise could not measure it.
 """
 
 from __future__ import annotations
@@ -41,28 +41,30 @@ class FeatureNetwork(nn.Module):
             nn.SiLU(),
         )
         self.head = nn.Linear(self.FEATURES, classes)
-        self.register_buffer("scale", torch.ones(()))  # root mean square of `body` on its data
+        self.register_buffer(
+            "scale", torch.ones(())
+        )  # root mean square of `body`'s output on its data
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.body(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 64), of mean square 1 on what the network was trained on, so that distances in the
-        features of different networks are of one order."""
+        """(N, 64), scaled to mean square 1 on the training data, so that distances in the features
+        of different networks are of the same order."""
         return self.body(images) / self.scale
 
 
 def split(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on, and the fifth that is held out for the recorded accuracy."""
+    """=>  indices to train on, and the fifth that is held out to measure the accuracy."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[count // 5 :], order[: count // 5]
 
 
 def save_network(network: FeatureNetwork, path: Path, *, data: str, accuracy: float, seed: int):
-    """Weights and what they are, in one safetensors file. data: the image set's name.
+    """Write the weights and their description to one safetensors file. data: name of the image set.
 
-    The description is one JSON text: safetensors writes several entries in random order, and equal
-    networks shall be equal files.
+    The description is a single JSON text: safetensors writes several entries in random order, but
+    equal networks should give equal files.
     """
     from safetensors.torch import save
 
@@ -78,7 +80,7 @@ def save_network(network: FeatureNetwork, path: Path, *, data: str, accuracy: fl
 
 
 def load_network(path: Path) -> tuple[FeatureNetwork, dict]:
-    """=>  the network in evaluation mode, and the description that `save_network` wrote.
+    """=>  the network in evaluation mode, and the description from `save_network`.
 
     InputError for a file that is missing, damaged, or of another kind.
     """

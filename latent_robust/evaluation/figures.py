@@ -1,4 +1,4 @@
-"""Images of images, and curves as SVG that takes its colours from the page around it."""
+"""Grids of images as PNG files, and curves as SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
@@ -21,27 +21,35 @@ if TYPE_CHECKING:
 # Colours that stand for CSS variables until the SVG is written.
 _INK, _FAINT = "#010203", "#040506"
 _SERIES = [f"#0a0b{i:02x}" for i in range(8)]
-_DASHES = ["-", "--", ":", "-."]  # the second sign of a series, for those who see no colours
+_DASHES = ["-", "--", ":", "-."]  # tells series apart without colours
+_LEAST_SIDE = 48  # pixels of an image in a grid
+
+
+def grid_geometry(height: int, width: int, scale: int | None = None) -> tuple[int, int]:
+    """=>  (scale, step): the enlargement of an image of this size in a grid, and the distance in
+    pixels from one column to the next, gutter included."""
+    scale = scale or max(1, -(-_LEAST_SIDE // min(height, width)))
+    return scale, width * scale + max(1, scale // 3)
 
 
 def image_grid(images: Tensor, columns: int = 8, scale: int | None = None) -> Image:
     """images: (N, C, H, W), C 1 or 3, in [-1, 1], clamped to it.  =>  a PIL image, RGB.
 
-    scale: whole-number enlargement, nearest neighbour; by default such that an image has a side
-    of at least 48 pixels. The gutters are mid-gray, so that white and black images keep an edge.
+    scale: whole-number enlargement, nearest neighbour; by default the smallest that gives an image
+    a side of at least 48 pixels. The gutters are mid-gray, so white and black images keep an edge.
     """
     from PIL import Image
 
     if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
         raise InputError(f"need images (N, 1 or 3, H, W), got shape {tuple(images.shape)}")
     count, _, height, width = images.shape
-    scale = scale or max(1, -(-48 // min(height, width)))
+    scale, step_x = grid_geometry(height, width, scale)
     columns = min(columns, count)
-    rows, gutter = -(-count // columns), max(1, scale // 3)
+    rows, gutter = -(-count // columns), step_x - width * scale
     bytes_ = (images.detach().cpu().float().nan_to_num().clamp(-1, 1) + 1) * 127.5
     bytes_ = bytes_.round().to(torch.uint8).expand(-1, 3, -1, -1)
     bytes_ = bytes_.repeat_interleave(scale, 2).repeat_interleave(scale, 3).permute(0, 2, 3, 1)
-    step_y, step_x = height * scale + gutter, width * scale + gutter
+    step_y = height * scale + gutter
     canvas = torch.full((rows * step_y - gutter, columns * step_x - gutter, 3), 128).to(torch.uint8)
     for i, image in enumerate(bytes_):
         y, x = i // columns * step_y, i % columns * step_x
@@ -50,7 +58,8 @@ def image_grid(images: Tensor, columns: int = 8, scale: int | None = None) -> Im
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """`image_grid` as a PNG file, whole or absent; makes the folder. InputError if it cannot."""
+    """Write `image_grid` as a PNG file, which is whole or absent. Makes the folder. InputError if
+    the file cannot be written."""
     grid = image_grid(images, columns)
     with whole_file(path) as file:
         grid.save(file, format="PNG")
@@ -58,7 +67,7 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart. colour: 0 to 7, the series' place in the page's palette."""
+    """One line of a chart. colour: the series' place in the page's palette of 8."""
 
     name: str
     x: Sequence[float]
@@ -76,11 +85,11 @@ def curves_svg(
     mark: tuple[float, str] | None = None,
     size: tuple[float, float] = (5.2, 2.9),
 ) -> str:
-    """An inline `<svg>`, without title or legend (the page has them), for use inside HTML.
+    """=>  an inline `<svg>` for use inside HTML, without title and legend, which the page has.
 
-    description: what a screen reader says. mark: (x, words), a vertical line. size: width and
-    height in inches, which say how large the letters are beside the curves. The page must define
-    the CSS variables --ink, --faint and --series-0 to --series-7.
+    description: what a screen reader says. mark: (x, label) of a vertical line. size: width and
+    height in inches; smaller means larger letters relative to the curves. The page must define the
+    CSS variables --ink, --faint and --series-0 to --series-7.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -89,7 +98,7 @@ def curves_svg(
 
     style = {
         "svg.fonttype": "none",
-        "svg.hashsalt": description,  # ids must not collide with those of the page's other charts
+        "svg.hashsalt": description,  # keeps ids apart from those of the page's other charts
         "text.color": _INK,
         "axes.labelcolor": _INK,
         "xtick.color": _INK,
@@ -109,7 +118,7 @@ def curves_svg(
             colour, dash = _SERIES[curve.colour % 8], _DASHES[curve.colour % 4]
             axes.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6)
         if mark is not None:
-            axes.margins(y=0.16)  # room for the words above the curves
+            axes.margins(y=0.16)  # room for the label above the curves
             axes.axvline(mark[0], color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
             axes.annotate(
                 mark[1], (mark[0], 1), xycoords=("data", "axes fraction"), xytext=(4, -2),
@@ -133,11 +142,11 @@ def curves_svg(
 
 
 def _inline(svg: str, description: str) -> str:
-    """Drop what only a file of its own needs, and put the page's variables in."""
+    """Remove what only a separate file needs, and insert the page's CSS variables."""
     from html import escape
 
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would reach the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)

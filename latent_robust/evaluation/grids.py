@@ -1,4 +1,5 @@
-"""The grids of images in a report: the data, what each run drew, and how it came there."""
+"""The images of a report: grids of the data and of each run, the same noise side by side, and what
+was generated during training."""
 
 from __future__ import annotations
 
@@ -7,18 +8,26 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .figures import grid_geometry
 from .runs import Run
+from .tables import duration
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SMALL = 32  # pixels a side: up to here every pixel stays a visible square
 _STAGES = 6  # of a run: images in a row that still fit a phone
-_LARGE = 320  # pixels of a grid that more than two or three in a row would shrink
-_WIDEST, _WIDEST_STAGE = 1600, 800  # pixels: more cannot be seen, and each costs bytes
+_COMPARED = 8  # images shown large
+_LARGE = 320  # width of a grid in pixels from which only two or three fit in a row
+_WIDEST, _WIDEST_STAGE, _WIDEST_TILE = 1600, 800, 384  # more pixels cost bytes and are not visible
 
 
 @dataclass(frozen=True)
 class Grid:
-    """uri: the file's bytes. series: the run's place in the palette, None for data. columns: how
-    many prompts it was drawn from, one a column; 0 for none."""
+    """uri: the file's bytes. series: the run's place in the palette, None for data. columns: number
+    of prompts, one for each column; 0 without. small: not to be smoothed when enlarged."""
 
     title: str
     note: str
@@ -28,60 +37,108 @@ class Grid:
     height: int
     series: int | None = None
     columns: int = 0
+    small: bool = False
 
 
-def images(runs: Sequence[Run]) -> list[Grid]:
-    """Training data, what each run drew, the truth if it is known. Equal grids appear once."""
+@dataclass(frozen=True)
+class Comparisons:
+    """The first images of runs that generated from the same noise. runs: (name, place in the
+    palette, images), as many images for each run. captions: one for each image; () if they are not
+    known or differ between the runs."""
+
+    runs: list[tuple[str, int, list[Grid]]]
+    captions: tuple[str, ...]
+
+    @property
+    def small(self) -> bool:
+        return any(image.small for *_, images in self.runs for image in images)
+
+
+def data_and_samples(runs: Sequence[Run]) -> list[Grid]:
+    """Training data, images that each run generated, clean images if there are any. Equal grids
+    appear once."""
 
     def data(stem: str, runs: Sequence[Run], title: str, note: str) -> list[Grid]:
         files = {run.images[stem].read_bytes(): run for run in reversed(runs) if stem in run.images}
+        several = len(files) > 1
         return [
-            _image(run.images[stem], title if len(files) == 1 else f"{title} of {run.name}", note)
+            _image(run, run.images[stem], f"{title} of {run.name}" if several else title, note)
             for run in reversed(files.values())
         ]
 
-    known = [run for run in runs if run.compared_with == "clean"]
-    whose = "" if len(known) == len(runs) else f"of {', '.join(run.name for run in known)}"
-    drawn = [
-        _image(path, run.name, note, i) for i, run in enumerate(runs) for path, note in _latest(run)
+    clean = [run for run in runs if run.compared_with == "clean"]
+    whose = "" if len(clean) == len(runs) else f"of {', '.join(run.name for run in clean)}"
+    generated = [
+        _image(run, path, run.name, note, i)
+        for i, run in enumerate(runs)
+        for path, note in _latest(run)
     ]
     return [
-        *data("training", runs, "Training data", "what was shown in training"),
-        *drawn,
-        *data("clean", known, "Clean truth", whose or "never shown in training"),
+        *data("training", runs, "Training data", "what training saw"),
+        *generated,
+        *data("clean", clean, "Clean images", whose or "for measuring only"),
     ]
 
 
-def in_pairs(images: Sequence[Grid]) -> bool:
-    """Whether these grids are so large that no more than two belong in a row."""
-    return max((image.width for image in images), default=0) > _LARGE
+def are_large(grids: Sequence[Grid]) -> bool:
+    """Whether the grids are so wide that no more than two or three belong in a row."""
+    return max((grid.width for grid in grids), default=0) > _LARGE
+
+
+def comparisons(runs: Sequence[Run]) -> Comparisons:
+    """Of all runs with the seed of the last one, so that image i of each comes from the same noise.
+
+    Empty for a single run, unless its captions are known, and for grids that cannot be cut into
+    images."""
+    numbered = [
+        (i, run, tiles)
+        for i, run in enumerate(runs)
+        if run.config.get("seed") == runs[-1].config.get("seed") and (tiles := _tiles(run))
+    ]
+    captions = {tuple(run.metrics.get("captions") or ()) for _, run, _ in numbered}
+    known = captions.pop() if len(captions) == 1 else ()
+    if len(numbered) < 2 and not known:
+        return Comparisons([], ())
+    count = min(_COMPARED, *(len(tiles) for *_, tiles in numbered))
+    return Comparisons(
+        [
+            (run.name, i, [_tile(run, image, n, i) for n, image in enumerate(tiles[:count], 1)])
+            for i, run, tiles in numbered
+        ],
+        known[:count] if len(known) >= count else (),
+    )
+
+
+def stages(run: Run) -> list[Grid]:
+    """Images generated during training, evenly spaced over the steps, first and last included. []
+    if there is only one grid and a final one, which shows the same."""
+    if len(run.stages) == 1 and "final" in run.images and not run.prompts:
+        return []
+    last, by = len(run.stages) - 1, f"generated by {run.name}"
+    places = {round(i * last / (_STAGES - 1)) for i in range(_STAGES)} if run.stages else ()
+    return [
+        _image(run, path, f"step {step:,}", by, prompts=run.prompts, widest=_WIDEST_STAGE)
+        for step, path in (run.stages[i] for i in sorted(places))
+    ]
 
 
 def _latest(run: Run) -> list[tuple[Path, str]]:
-    """What a finished run drew, or one under way has drawn last, and a note; at most one."""
+    """(grid, note) of the final images, or of the last ones before; at most one."""
     if "final" in run.images:
-        return [(run.images["final"], _drawn_by(run))]
-    return [(path, f"{_drawn_by(run)}, at step {step:,}") for step, path in run.stages[-1:]]
+        return [(run.images["final"], _how_trained(run))]
+    return [(path, f"{_how_trained(run)}, at step {step:,}") for step, path in run.stages[-1:]]
 
 
-def prompts(runs: Sequence[Run]) -> list[tuple[str, tuple[str, ...]]]:
-    """(whose, prompts of the stages), equal ones once."""
-    names: dict[tuple[str, ...], list[str]] = {}
-    for run in runs:
-        if run.prompts:
-            names.setdefault(run.prompts, []).append(run.name)
-    return [(", ".join(whose), prompts) for prompts, whose in names.items()]
-
-
-def _drawn_by(run: Run) -> str:
+def _how_trained(run: Run) -> str:
     seconds = run.metrics.get("seconds")
     facts = [run.objective] if run.name != run.objective else []
     facts += [f"{run.config['steps']:,} steps"] if "steps" in run.config else []
-    facts += [f"{seconds / 60:.1f} min"] if seconds else []
+    facts += [f"wall time {duration(seconds)}"] if seconds else []
     return ", ".join(facts)
 
 
 def _image(
+    run: Run,
     path: Path,
     title: str,
     note: str,
@@ -89,30 +146,67 @@ def _image(
     prompts: Sequence[str] = (),
     widest: int = _WIDEST,
 ) -> Grid:
-    """A grid wider than `widest` is shrunk to it."""
+    """A grid wider than `widest` is reduced to it."""
     from PIL import Image
 
     content, kind = path.read_bytes(), "png"
     with Image.open(path) as image:
-        if image.width > widest:
-            image = image.convert("RGB")
-            image.thumbnail((widest, image.height))
-            shrunk, kind = io.BytesIO(), "jpeg"
-            image.save(shrunk, kind, quality=92, subsampling=0)
-            content = shrunk.getvalue()
         width, height = image.size
+        if width > widest:
+            width, height = widest, round(height * widest / width)
+            content, kind = _encoded(image, (width, height), _is_small(run))
     uri = f"data:image/{kind};base64," + base64.b64encode(content).decode()
     alt = f"Grid of images: {title}, {note}"
     if prompts:
-        alt += f"; a column each for: {', '.join(prompts)}"
-    return Grid(title, note, alt, uri, width, height, series, len(prompts))
+        alt += f"; one column for each prompt: {', '.join(prompts)}"
+    return Grid(title, note, alt, uri, width, height, series, len(prompts), _is_small(run))
 
 
-def stages(run: Run) -> list[Grid]:
-    """What it drew on the way, evenly spaced over the steps, first and last included."""
-    last, by = len(run.stages) - 1, f"drawn by {run.name}"
-    places = {round(i * last / (_STAGES - 1)) for i in range(_STAGES)}
-    return [
-        _image(path, f"step {step:,}", by, prompts=run.prompts, widest=_WIDEST_STAGE)
-        for step, path in (run.stages[i] for i in sorted(places))
-    ]
+def _encoded(image: Image, size: tuple[int, int], small: bool) -> tuple[bytes, str]:
+    """=>  the file of the image at this size, and its kind. small: keep every pixel as it is."""
+    from PIL import Image
+
+    resampling = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    kind, file = "png" if small else "jpeg", io.BytesIO()
+    image.convert("RGB").resize(size, resampling).save(file, kind, quality=92, subsampling=0)
+    return file.getvalue(), kind
+
+
+def _is_small(run: Run) -> bool:
+    return run.image_size is not None and run.image_size <= SMALL
+
+
+def _tiles(run: Run) -> list[Image]:
+    """The images of its final grid, each at its own size. [] if there is no such grid or the run
+    does not say how large its images are."""
+    if "final" not in run.images or run.image_size is None:
+        return []
+    return _cut(run.images["final"], run.image_size)[:_COMPARED]
+
+
+def _cut(path: Path, side: int) -> list[Image]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        scale, step = grid_geometry(side, side)
+        gutter = step - side * scale
+        columns, rest = divmod(image.width + gutter, step)
+        rows, rest_below = divmod(image.height + gutter, step)
+        if rest or rest_below:
+            return []
+        return [
+            image.crop((x, y, x + side * scale, y + side * scale)).resize(
+                (side, side), Image.Resampling.NEAREST
+            )
+            for y in range(0, rows * step, step)
+            for x in range(0, columns * step, step)
+        ]
+
+
+def _tile(run: Run, image: Image, place: int, series: int) -> Grid:
+    side, note = min(image.width, _WIDEST_TILE), f"image {place}"
+    content, kind = _encoded(image, (side, side), _is_small(run))
+    uri = f"data:image/{kind};base64," + base64.b64encode(content).decode()
+    alt = f"{note} of {run.name}"
+    return Grid(run.name, note, alt, uri, side, side, series, small=_is_small(run))

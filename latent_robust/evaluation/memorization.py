@@ -1,16 +1,15 @@
 """Does a model copy its training images?
 
-Each drawn image is compared with the training image most similar to it, by the cosine in a
-feature space. What counts as a copy depends on the features and the data, so it is calibrated: a
-near-duplicate is more similar to its nearest training image than 99 % of the training images
-are to their nearest *other* training image. New images of the same kind exceed that in about
-one case of a hundred, in whatever space, since a training image that is left out is a new one; a
-share far above that is copying. Copies within the training set raise the threshold: remove them
-first.
+Each generated image is compared with its most similar training image, by the cosine in a feature
+space. What counts as a copy depends on features and data, so the threshold is calibrated: a
+near-duplicate is more similar to its nearest training image than 99 % of the training images are
+to their nearest *other* training image. New images of the same kind exceed the threshold in about
+one case of a hundred, since a training image that is left out is a new image. A far larger share
+is copying. Copies within the training set raise the threshold, so remove them first.
 
-A model that smooths, or draws only the commonest images, is nearer to everything, to what it was
-trained on and to what it never saw. Where unseen images of the same kind are at hand (`unseen`),
-the same shares measured against as many of them tell the two apart.
+A model that smooths, or that generates only the most common images, is nearer to all images,
+whether it has seen them or not. Unseen images of the same kind (`unseen`) tell smoothing from
+copying: the same shares are measured against as many of them.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ def own_similarity(features: Tensor) -> Tensor:
     return torch.cat(similarity)
 
 
-def memorization(drawn: Tensor, training: Tensor, unseen: Tensor | None = None) -> dict:
-    """Features (N, D) of drawn images, (M, D) of the training set and, best also (M, D), of
-    images of the same kind that the model never saw.  =>  plain floats:
+def memorization(generated: Tensor, training: Tensor, unseen: Tensor | None = None) -> dict:
+    """generated: features (N, D) of generated images; training: (M, D) of the training set; unseen:
+    of images of the same kind that the model never saw, preferably also (M, D).
 
-    threshold; near_duplicates, the share of drawn images above it; quantiles of the similarity
-    to the nearest training image, and `own_quantiles` of the training set's own. With `unseen`
-    also near_duplicates_of_unseen, and nearer_to_training: the share that is nearer to the training
-    set than to as many unseen images, 0.5 for a model that generalizes and 1 for one that copies
-    (a tie counts half).
+    =>  plain floats: `threshold`; `near_duplicates`, the share of generated images above it;
+    `quantiles` of their similarity to the nearest training image, and `own_quantiles` of the
+    training images to one another. With `unseen` also `near_duplicates_of_unseen`, and
+    `nearer_to_training`: the share that is nearer to the training set than to the unseen images,
+    0.5 for a model that generalizes and 1 for one that copies (a tie counts half).
     """
-    similarity, own = nearest_similarity(drawn, training), own_similarity(training)
+    similarity, own = nearest_similarity(generated, training), own_similarity(training)
     threshold = own.quantile(QUANTILE).item()
     result = {
         "threshold": threshold,
@@ -63,7 +62,7 @@ def memorization(drawn: Tensor, training: Tensor, unseen: Tensor | None = None) 
         "own_quantiles": _quantiles(own),
     }
     if unseen is not None:
-        other = nearest_similarity(drawn, unseen)
+        other = nearest_similarity(generated, unseen)
         nearer = _share(similarity > other) + _share(similarity == other) / 2
         result["near_duplicates_of_unseen"] = _share(other > threshold)
         result["nearer_to_training"] = nearer
@@ -79,8 +78,10 @@ def _quantiles(similarity: Tensor) -> dict[str, float]:
 
 
 def save_similarity_figure(panels: dict[str, dict[str, tuple[Tensor, Tensor]]], path: Path) -> None:
-    """A PNG of one histogram for each feature space: its name => by the name of each run, its
-    training set's own similarities, and those of its drawings. Bins span what is there."""
+    """A PNG with one histogram for each feature space.
+
+    panels: by feature space and run, the similarities of the training images to one another, and of
+    the generated images to the training images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
@@ -93,7 +94,7 @@ def save_similarity_figure(panels: dict[str, dict[str, tuple[Tensor, Tensor]]], 
                 trained_on.append(own)
         owns = torch.cat(trained_on)
         everything = torch.cat([owns, *(similarity for _, similarity in runs.values())])
-        low = everything.quantile(0.005).item()  # a few outliers would leave no room for the rest
+        low = everything.quantile(0.005).item()  # a few outliers would take up most of the axis
         bins = torch.linspace(low, everything.max().item(), 41).numpy()
         style = {"bins": bins, "density": True}
         sets = "training set" if len(trained_on) == 1 else "training sets"

@@ -1,6 +1,6 @@
-"""Distances between sets of images, and what a single set shows of noise and of copying.
+"""Distances between sets of images, the noise in a set, and its similarity to the training images.
 
-The set-to-set metrics are torch-fidelity's, on features in float64.
+The distances between sets are torch-fidelity's, on features in float64.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from latent_robust.errors import InputError
 
 from .features import Extractor
 
-LEAST = 4  # samples, and images to compare with, that the kernel distance needs
-_CHUNK = 512  # images at a time: 25 MB of 3 x 64 x 64 in float32
+LEAST = 4  # samples, and reference images, that the kernel distance needs
+_CHUNK = 512  # images at a time: 25 MB of 3 x 64 x 64 images in float32
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); FID with Inception features.
 
-    a: (N, D), b: (M, D), N, M >= 2. With N or M below D it is biased upwards: compare only
-    figures of equal sample counts.
+    a: (N, D), b: (M, D), N, M >= 2. It is biased upwards, strongly so with N or M below D: compare
+    only distances of equal sample counts.
     """
     from torch_fidelity.metric_fid import (
         KEY_METRIC_FID,
@@ -39,7 +39,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _frechet_of_few(a: Tensor, b: Tensor) -> float:
-    """The same without D x D matrices: of images' raw values these would take minutes.
+    """The same without D x D matrices, which would take minutes for raw pixels.
 
     With C = X^T X of the centred, scaled rows X, the eigenvalues of C_a C_b are the squared
     singular values of X_a X_b^T, so that tr (C_a C_b)^(1/2) is the sum of these.
@@ -54,8 +54,8 @@ def _frechet_of_few(a: Tensor, b: Tensor) -> float:
 def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, float]:
     """KID (Binkowski et al. 2018): mean and standard deviation over 100 random subsets.
 
-    a: (N, D), b: (M, D), N, M >= 4. A subset holds at most 1,000 rows and never more than half of
-    a set: subsets that are the whole set would all be equal and report a spread of 0.
+    a: (N, D), b: (M, D), N, M >= 4. A subset has at most 1,000 rows and at most half of a set:
+    subsets that are the whole set would all be equal, with a standard deviation of 0.
     """
     from torch_fidelity.metric_kid import (
         KEY_METRIC_KID_MEAN,
@@ -72,8 +72,8 @@ def kernel_distance(a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, float]:
 def precision_recall(a: Tensor, b: Tensor, k: int = 3) -> tuple[float, float]:
     """The share of a within b's manifold, and of b within a's (Kynkäänniemi et al. 2019).
 
-    a: generated (N, D), b: real (M, D), N, M > k. A manifold is the union of the balls that reach
-    from each point to its k-th neighbour.
+    a: generated (N, D), b: real (M, D), N, M > k. A manifold is the union of balls around its
+    points; the radius of each is the distance to the k-th neighbour.
     """
     from torch_fidelity.metric_prc import (
         KEY_METRIC_PRECISION,
@@ -91,9 +91,9 @@ def precision_recall(a: Tensor, b: Tensor, k: int = 3) -> tuple[float, float]:
 def residual_noise(images: Tensor) -> float:
     """Standard deviation of the noise, estimated blindly (Immerkær 1996), in the images' units.
 
-    images: (N, C, H, W), H, W >= 3. A Laplacian difference that cancels structure up to second
+    images: (N, C, H, W), H, W >= 3. A difference of two Laplacians cancels structure up to second
     order; its mean absolute response to noise of std 1 is 6 sqrt(2 / pi). Fine structure counts as
-    noise: clean 8x8 digits in [-1, 1] read .295, so read it beside the clean reference's value.
+    noise: clean 8x8 digits in [-1, 1] have .295. Compare it with the value of clean images.
     """
     if images.ndim != 4 or min(images.shape[-2:]) < 3:
         raise InputError(
@@ -110,12 +110,12 @@ def residual_noise(images: Tensor) -> float:
 def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
     """Euclidean distance of each image to the nearest of the reference, in raw pixels.
 
-    images: (N, C, H, W); reference: (M, C, H, W).  =>  (N,), float32. Small is not simply better:
+    images: (N, C, H, W); reference: (M, C, H, W).  =>  (N,), float32. Smaller is not always better:
     copies of the reference have 0.
 
-    The nearest is found by |x|^2 - 2 x y + |y|^2 in float32, whose rounding may prefer one that is
-    as good as equally near; the distance to it is then taken directly. No more than some MB are
-    copied, however many there are.
+    The nearest image is found by |x|^2 - 2 x y + |y|^2 in float32; of two at almost the same
+    distance, rounding may choose either. The distance to it is then computed directly. Memory does
+    not grow with N and M, since images are compared in chunks.
     """
     if images.shape[1:] != reference.shape[1:]:
         raise InputError(
@@ -126,11 +126,11 @@ def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
     distances = []
     for batch in images.flatten(1).split(_CHUNK):
         batch = batch.float()
-        least, nearest = batch.new_full((len(batch),), torch.inf), batch
+        smallest, nearest = batch.new_full((len(batch),), torch.inf), batch
         for part in reference.split(_CHUNK):
             distance, index = torch.cdist(batch, part.float()).min(1)
-            nearer = distance < least
-            least = torch.where(nearer, distance, least)
+            nearer = distance < smallest
+            smallest = torch.where(nearer, distance, smallest)
             nearest = torch.where(nearer[:, None], part[index].float(), nearest)
         distances.append((batch - nearest).norm(dim=1))
     return torch.cat(distances)
@@ -146,12 +146,12 @@ def nearest_similarity(features: Tensor, reference_features: Tensor) -> Tensor:
     return torch.cat([(batch @ reference.T).amax(1) for batch in batches])
 
 
-# Clean images to measure against, or as many as there are samples.
+# Reference images to measure against: this many, or as many as there are samples if these are more.
 REFERENCE = 10_000
 
 
 class FeatureCache:
-    """Images (N, C, H, W) whose features are extracted when first asked for, and then kept."""
+    """Images (N, C, H, W) whose features are extracted on first use and then kept."""
 
     def __init__(self, images: Tensor):
         self.images = images
@@ -172,17 +172,17 @@ def evaluate(
     training: Tensor | FeatureCache | None = None,
     seed: int = 0,
 ) -> dict:
-    """Everything a table needs, as plain floats.
+    """All metrics of a table, as plain floats.
 
-    samples: generated (N, C, H, W); reference: clean (M, C, H, W), or the training images where
-    there are no clean ones; training: what the model saw, to look for copies in the last
-    extractor's features. All in [-1, 1]; as a FeatureCache if they take part in several calls.
+    samples: generated (N, C, H, W); reference: clean (M, C, H, W), or the training images if there
+    are no clean ones; training: the training images, to find copies in the last extractor's
+    features. All in [-1, 1]; pass a FeatureCache for images that are used in several calls.
     """
-    drawn, real = _cached(samples), _cached(reference)
-    samples, reference = drawn.images, real.images
+    generated, real = _cached(samples), _cached(reference)
+    samples, reference = generated.images, real.images
     result: dict = {}
     for extractor in extractors:
-        features, real_features = drawn(extractor), real(extractor)
+        features, real_features = generated(extractor), real(extractor)
         kid, kid_std = kernel_distance(features, real_features, seed)
         precision, recall = precision_recall(features, real_features)
         result[extractor.name] = {
@@ -214,22 +214,25 @@ def measure(
     *,
     seed: int = 0,
 ) -> dict:
-    """What metrics.json holds of a run: distances of its samples, and of the training set itself,
-    to clean images; to the training images where nothing clean is known (`clean` is None)."""
-    seen = FeatureCache(training)
+    """What metrics.json has of a run: the distances to clean images of its samples and of the
+    training set. If no clean images are known (`clean` is None), only the distances of the samples
+    to the training images."""
+    train_images = FeatureCache(training)
     if clean is None:
-        metrics = evaluate(samples, seen, extractors, training=seen, seed=seed)
+        metrics = evaluate(samples, train_images, extractors, training=train_images, seed=seed)
         return {"compared_with": "training", "metrics": metrics}
-    truth = FeatureCache(clean)
-    metrics = evaluate(samples, truth, extractors, training=seen, seed=seed)
-    floor = evaluate(seen, truth, extractors, seed=seed)
+    reference = FeatureCache(clean)
+    metrics = evaluate(samples, reference, extractors, training=train_images, seed=seed)
+    floor = evaluate(train_images, reference, extractors, seed=seed)
     return {"compared_with": "clean", "metrics": metrics, "floors": {"training set": floor}}
 
 
-def require_enough(features: Sequence[str], samples: int, seen: Sized, clean: Sized | None) -> None:
-    """Before training: InputError if `measure` could not compare so many samples, where there are
-    any, with the images that a run has seen and with the clean ones, where these are known."""
-    images = min(len(seen), len(seen if clean is None else clean))
+def require_enough(
+    features: Sequence[str], samples: int, training: Sized, clean: Sized | None
+) -> None:
+    """To be called before training. InputError if `measure` would have too few samples, training
+    images or clean images for a distance. clean: None if no clean images are known."""
+    images = min(len(training), len(training if clean is None else clean))
     if features and samples and min(samples, images) < LEAST:
         raise InputError(
             f"distances need at least {LEAST} samples and as many images, got --samples {samples}"

@@ -1,4 +1,4 @@
-"""One HTML file that shows what came of one or several runs. It needs nothing but itself."""
+"""One HTML file about one or several runs. It needs no other file."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from pathlib import Path
 
 from latent_robust.files import write_atomically
 
-from .charts import charts, validation_charts
-from .comparison import (
-    caution,
-    heading,
-    introduction,
-    table_note,
-)
-from .grids import (
-    images,
-    in_pairs,
-    prompts,
-    stages,
-)
+from .charts import audit_charts, schedule_charts, training_charts, validation_charts
+from .comparison import arrows_note, caution, heading, introduction, table_note
+from .grids import are_large, comparisons, data_and_samples, stages
+from .lora_files import lora_files
 from .runs import Run, read_runs
 from .tables import (
+    Column,
     Row,
     configuration_table,
-    cost_table,
+    header_spans,
     metrics_table,
+    select_columns,
 )
+from .verdict import verdict
+
+# What a terminal has no room for: columns that repeat what another one says, and parts of a figure.
+_NOT_ON_TERMINAL = {"KD", "KID", "precision", "recall"}
+_FRONT_ONLY = {"match", "CLIP", "cost"}
 
 
 def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
@@ -38,11 +36,11 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     out = Path(out)
-    found = read_runs(runs)
-    columns, rows = metrics_table(found)
-    costs, cost_rows = cost_table(found)
-    shown = images(found)
-    large = in_pairs(shown)
+    loaded = read_runs(runs)
+    columns, rows = metrics_table(loaded)
+    front_columns, front_rows = select_columns(columns, rows, lambda column: column.front)
+    grids = data_and_samples(loaded)
+    large = are_large(grids)
     environment = Environment(
         loader=PackageLoader("latent_robust.evaluation"),
         autoescape=True,
@@ -50,54 +48,80 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     page = environment.get_template("report.html.j2").render(
-        title=title or _title(found),
-        introduction=introduction(found),
-        facts=_facts(found),
-        runs=found,
-        # In pairs: the data in one row, what was drawn below it.
-        images=sorted(shown, key=lambda p: p.series is not None) if large else shown,
+        verdict=verdict(loaded),
+        title=title or _title(loaded),
+        introduction=introduction(loaded),
+        facts=_facts(loaded),
+        runs=loaded,
+        comparisons=comparisons(loaded),
+        # If the grids are large, the data come in one row and the runs below it.
+        grids=sorted(grids, key=lambda grid: grid.series is not None) if large else grids,
         large=large,
-        prompts=prompts(found),
+        prompted=any(run.prompts for run in loaded),
+        front_columns=front_columns,
+        front_rows=front_rows,
         columns=columns,
-        groups=_groups(columns),
+        header_spans=header_spans(columns),
         rows=rows,
-        heading=heading(found),
-        caution=caution(found),
-        table_note=table_note(found),
-        costs=costs,
-        cost_rows=cost_rows,
-        charts=charts(found),
-        validation=validation_charts(found),
-        stages=[(i, run, stages(run)) for i, run in enumerate(found) if run.stages],
-        configuration=configuration_table(found),
+        heading=heading(loaded),
+        caution=caution(loaded),
+        arrows_note=arrows_note(front_columns),
+        table_note=table_note(loaded),
+        lora_files=lora_files(loaded),
+        audits=audit_charts(loaded),
+        losses=training_charts(loaded),
+        validation=validation_charts(loaded),
+        schedules=schedule_charts(loaded),
+        stages=[(i, run, grids) for i, run in enumerate(loaded) if (grids := stages(run))],
+        configuration=configuration_table(loaded),
     )
     write_atomically(out, page)
     return out
 
 
 def metrics_text(runs: Sequence[Path]) -> str:
-    """The report's table of metrics for a terminal, with what must be known to read it."""
-    found = read_runs(runs)
-    columns, rows = metrics_table(found)
-    shown = [i for i, column in enumerate(columns) if column.title not in ("precision", "recall")]
-    lines = [
-        ["", *(f"{columns[i].title} ({columns[i].group})" for i in shown)],
-        *([_row_name(row, found), *(row.cells[i].text for i in shown)] for row in rows),
-    ]
+    """The verdict, the evidence for it, and the table of metrics, for a terminal."""
+    loaded = read_runs(runs)
+    result = verdict(loaded)
+    columns, rows = metrics_table(loaded)
+    parts = [f"{result.sentence}\n{result.evidence}".rstrip()]
+    if rows:
+        front = select_columns(columns, rows, lambda column: column.front)
+        others = select_columns(columns, rows, _adds_something)
+        lines = [["", *(_column_name(column) for column in front[0] + others[0])]]
+        for first, second in zip(front[1], others[1], strict=True):
+            cells = first.cells + second.cells
+            lines.append([_row_name(first, loaded), *(cell.text for cell in cells)])
+        parts.append(_aligned(lines))
+    return "\n\n".join(filter(None, [*parts, caution(loaded)]))
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first one left-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = "\n".join(
+    return "\n".join(
         "  ".join(
             text.rjust(w) if n else text.ljust(w)
             for n, (text, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     )
-    return f"{table}\n\n{caution(found)}".rstrip()
+
+
+def _adds_something(column: Column) -> bool:
+    repeats = column.title in _NOT_ON_TERMINAL or column.span in _FRONT_ONLY
+    return not (column.front or repeats)
+
+
+def _column_name(column: Column) -> str:
+    span = "" if column.span in ("images", "cost") else f" ({column.span})"
+    return f"{column.title}{span} {column.arrow}".rstrip()
 
 
 def _row_name(row: Row, runs: Sequence[Run]) -> str:
-    # `read_runs` has named several by their objectives, if these tell them apart.
+    # `read_runs` names several runs by their objectives if these differ.
     alone = len(runs) == 1 and row.series is not None
     name = runs[0].objective if alone else row.name
     return f"{name} ({row.note})" if row.note else name
@@ -110,7 +134,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What all runs have in common, in a line."""
+    """Settings that all runs share, and how many images were left out."""
     shared = {key: values[0] for key, values, differ in configuration_table(runs) if not differ}
     keys = ("model", "contamination", "parameterization", "steps", "batch_size", "seed")
     facts = [(key.replace("_", " "), shared[key]) for key in keys if key in shared]
@@ -122,9 +146,3 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
                 (f"left out{whose}", f"{run.quarantined} bad {files}, see quarantine.jsonl")
             )
     return facts
-
-
-def _groups(columns) -> list[tuple[str, int]]:
-    """(heading, how many columns it spans)."""
-    names = [column.group for column in columns]
-    return [(name, names.count(name)) for name in dict.fromkeys(names)]

@@ -1,4 +1,4 @@
-"""A run directory, as far as it has come: what a report can show of it."""
+"""Reading a run directory for a report, however far the run has come."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from latent_robust.core.registry import OBJECTIVES
+from latent_robust.core.registry import OBJECTIVES, ObjectiveFacts, facts_of
 from latent_robust.errors import InputError
 
-# What metrics.json has beside `metrics`, because it needs no images to compare with.
-BESIDE = ("match", "clip")
+# Parts of metrics.json that compare images with their captions. They need no reference images.
+CAPTION_METRICS = ("match", "clip")
 _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
 
 @dataclass(frozen=True)
 class Run:
-    """config: flat, from config.yaml; metrics: metrics.json or {}; log: the rows of log.jsonl;
-    images: files that exist, by stem (`training`, `clean`, `final`); stages: (step, file),
-    in order; prompts: of the columns of the stages, if these were drawn from prompts; quarantined:
-    how many images were left out; audit: rows of audit.jsonl."""
+    """What a run directory holds.
+
+    config: config.yaml, flat. metrics: metrics.json, {} if there is none. log: rows of log.jsonl.
+    images: grids that exist, by stem (`training`, `clean`, `final`). stages: (step, file) of the
+    grids generated during training, in order. prompts: one for each column of the stages, if these
+    have prompts. quarantined: number of images left out. audit: rows of audit.jsonl. directory:
+    None for a run that is not on disk.
+    """
 
     name: str
     config: dict
@@ -33,26 +37,31 @@ class Run:
     prompts: tuple[str, ...] = ()
     quarantined: int = 0
     audit: list[dict] = field(default_factory=list)
+    directory: Path | None = None
 
     @property
     def objective(self) -> str:
         return str(self.config.get("objective", "unknown objective"))
 
     @property
-    def measured(self) -> bool:
-        return bool(self.metrics.get("metrics"))
-
-    @property
-    def result(self) -> dict:
-        """All that was measured of its images, and of them together with their captions."""
-        beside = {key: self.metrics[key] for key in BESIDE if self.metrics.get(key)}
-        return {**(self.metrics.get("metrics") or {}), **beside}
+    def facts(self) -> ObjectiveFacts:
+        """Of no objective if this one is unknown."""
+        return OBJECTIVES.get(self.objective, facts_of(None))
 
     @property
     def regularized(self) -> bool:
-        """Whether it was trained with the regularizer; with weight 0 it was not."""
-        facts = OBJECTIVES.get(self.objective)
-        return facts is not None and facts.regularized and self.config.get("weight") != 0
+        """Whether the regularizer was on: at weight 0 it was not."""
+        return self.facts.regularized and self.config.get("weight") != 0
+
+    @property
+    def switched_off(self) -> bool:
+        """Whether the objective has the regularizer, but at weight 0."""
+        return self.facts.regularized and not self.regularized
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is plain training."""
+        return self.facts.plain or self.switched_off
 
     @property
     def kind(self) -> str:
@@ -65,19 +74,35 @@ class Run:
         return "model" in self.config
 
     @property
+    def image_size(self) -> int | None:
+        """Side of its images in pixels."""
+        return self.config.get("size") or self.config.get("resolution")
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.metrics.get("metrics"))
+
+    @property
+    def result(self) -> dict:
+        """All that was measured of its images: `metrics`, and CAPTION_METRICS by their names."""
+        captions = {key: self.metrics[key] for key in CAPTION_METRICS if self.metrics.get(key)}
+        return {**(self.metrics.get("metrics") or {}), **captions}
+
+    @property
     def compared_with(self) -> str:
-        """With images of the kind `clean`, or, where there are none, `training`."""
+        """The kind of images its metrics compare with: `clean`, or `training` where no clean images
+        are known."""
         return "training" if self.metrics.get("compared_with") == "training" else "clean"
 
 
 def compared_with(runs: Sequence[Run]) -> set[str]:
-    """What those that have been measured were measured against: none, one or both kinds."""
+    """The kinds of images that the measured runs were compared with: none, one or both."""
     return {run.compared_with for run in runs if run.measured}
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """In the given order; several are named by their objectives if these tell them apart, else by
-    as much of their paths as does.
+    """The runs in the given order. Several runs are named by their objectives if these differ, else
+    by the shortest ends of their paths that differ.
 
     InputError for a directory without config.yaml, or with files that cannot be read.
     """
@@ -89,10 +114,10 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    found = [_read_run(path, "/".join(path.parts[-depth:])) for path in paths]
-    if 1 < len(found) == len({run.objective for run in found}):
-        found = [replace(run, name=run.objective) for run in found]
-    return found
+    runs = [_read_run(path, "/".join(path.parts[-depth:])) for path in paths]
+    if 1 < len(runs) == len({run.objective for run in runs}):
+        runs = [replace(run, name=run.objective) for run in runs]
+    return runs
 
 
 def _read_run(directory: Path, name: str) -> Run:
@@ -102,7 +127,7 @@ def _read_run(directory: Path, name: str) -> Run:
     quarantine = directory / "quarantine.jsonl"
     config, metrics = _read_config(directory), _read_metrics(directory / "metrics.json")
     if config.get("stop_at") is None and "stop_at" in metrics:
-        config["stop_at"] = metrics["stop_at"]  # it was found, not given
+        config["stop_at"] = metrics["stop_at"]  # from the levels, not from the configuration
     return Run(
         name=name,
         config=config,
@@ -113,6 +138,7 @@ def _read_run(directory: Path, name: str) -> Run:
         prompts=_read_prompts(samples / "prompts.json"),
         quarantined=len(quarantine.read_text().splitlines()) if quarantine.is_file() else 0,
         audit=_read_log(directory / "audit.jsonl"),
+        directory=directory,
     )
 
 
@@ -136,7 +162,7 @@ def _read_metrics(path: Path) -> dict:
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:
-    prompts = _read_json(path, "delete it, and the report does without")
+    prompts = _read_json(path, "delete the file; the report works without it")
     if prompts is None:
         return ()
     if not isinstance(prompts, list):
@@ -160,16 +186,30 @@ def _read_log(path: Path) -> list[dict]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            continue  # the line that a killed run was writing
+            continue  # a killed run leaves its last line incomplete
     return rows
 
 
-def noise_level(config: dict) -> float | None:
-    """The standard deviation of the Gaussian contamination in units of the data, [-1, 1].
+def wall_seconds(run: Run, runs: Sequence[Run]) -> float | None:
+    """Wall time of training in seconds, that of an auditor trained for this run included. None if
+    it is unknown. runs: where the auditor is looked for."""
+    seconds = run.metrics.get("seconds")
+    auditor = run.config.get("auditor", "base")
+    if seconds is None or not run.facts.needs_audit or auditor == "base" or run.directory is None:
+        return seconds
+    # With several rounds the auditor is an audited run itself.
+    folder = run.objective if run.config.get("rounds", 1) > 1 else auditor
+    inner = [other for other in runs if other.directory == run.directory / folder]
+    more = wall_seconds(inner[0], runs) if inner else None
+    return None if more is None else seconds + more
 
-    The configuration states it in units of [0, 1], among other corruptions, in one text or several:
-    `gaussian:fraction=0.9,sigma=0.2; blur:fraction=0.1,sigma=1`. The upper end counts of a range,
-    `sigma=0.0-0.3`; several Gaussians add in squares. None where there is none.
+
+def noise_level(config: dict) -> float | None:
+    """Standard deviation of the Gaussian contamination, for data in [-1, 1]; None without any.
+
+    The configuration gives it for data in [0, 1], among other corruptions, as one text or several:
+    `gaussian:fraction=0.9,sigma=0.2; blur:fraction=0.1,sigma=1`. Of a range, `sigma=0.0-0.3`, the
+    upper end is used. The variances of several Gaussians add.
     """
     contamination = config.get("contamination") or []
     texts = [contamination] if isinstance(contamination, str) else contamination

@@ -1,4 +1,4 @@
-"""Drawing images from a trained network with a diffusers scheduler."""
+"""Generating images with a trained network and a diffusers scheduler."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from latent_robust.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# (x, step, images)  =>  what the sampler goes on with instead of x. x: (B, C, H, W), noisy, at
+# (x, step, images)  =>  the value that replaces x. x: (B, C, H, W), noisy, at
 # scheduler.timesteps[step]; images: the numbers of these B images.
 Perturb = Callable[[Tensor, int, range], Tensor]
 
 
 def sampling_scheduler(scheduler, sampler: str):
-    """scheduler: the one that defines the noise process; sampler: "ddim" (deterministic) or
-    "ddpm" (ancestral). Flow matching has one sampler, Euler's."""
+    """scheduler: defines the noise process. sampler: "ddim" (deterministic) or "ddpm" (ancestral);
+    flow matching always uses Euler's."""
     from diffusers import DDIMScheduler, DDPMScheduler
 
     if "FlowMatch" in type(scheduler).__name__:
@@ -33,8 +33,8 @@ def sampling_scheduler(scheduler, sampler: str):
 
 
 def predict(network: nn.Module, scheduler, x: Tensor, t: Tensor) -> Tensor:
-    """What the network answers for x (B, C, H, W) at time t (), as far as the scheduler can use it:
-    (B, C, H, W) float32, or (B, 2C, H, W) where it takes a learned variance (DDIM does not)."""
+    """The network's output for x (B, C, H, W) at time t (), as the scheduler takes it: (B, C, H, W)
+    float32, or (B, 2C, H, W) if it takes a learned variance (DDIM does not)."""
     output = network(x, t.expand(len(x))).sample.float()
     takes_variance = getattr(scheduler.config, "variance_type", "").startswith("learned") and (
         "DDPM" in type(scheduler).__name__
@@ -45,9 +45,10 @@ def predict(network: nn.Module, scheduler, x: Tensor, t: Tensor) -> Tensor:
 def advance(
     scheduler, output: Tensor, t: Tensor, x: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """One step of the sampler from x at t, given what `predict` said; a generator per image, for
-    ancestral noise.  =>  x at the next time."""
-    # DDIM must follow the noise that belongs to the clipped image, not the network's own.
+    """One step of the sampler from x at t.  =>  x at the next time.
+
+    output: of `predict`. generators: one for each image, for ancestral noise."""
+    # DDIM must go on with the noise that belongs to the clipped image, not with the network's.
     clipped = (
         {"use_clipped_model_output": scheduler.config.get("clip_sample", False)}
         if "DDIM" in type(scheduler).__name__
@@ -57,7 +58,7 @@ def advance(
 
 
 def clean_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """What the sampler believes the clean image to be, clipped where it clips: (B, C, H, W).
+    """The sampler's estimate of the clean image, (B, C, H, W), clipped if the sampler clips.
 
     output: of `predict`, for x (B, C, H, W) at t ().
     """
@@ -69,15 +70,15 @@ def clean_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
 
 
 def unclipped_estimate(scheduler, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """As `clean_estimate`, of a sampler that does not clip."""
+    """As `clean_estimate`, without clipping."""
     process = NoiseProcess.from_scheduler(scheduler)
     alpha, sigma = process(t.expand(len(x)), x)
     return process.parameterization.to_sample(x, output[:, : x.shape[1]], alpha, sigma)
 
 
 def last_step(scheduler, stop_at: float | None) -> int | None:
-    """The last step of the sampler whose sigma / alpha is at least `stop_at`, its first if none is;
-    None where that is its last, so that it is not stopped."""
+    """Index of the last sampling step whose sigma / alpha is at least `stop_at`; 0 if no step's is.
+    None if that is the sampler's own last step, so that nothing has to be stopped."""
     if stop_at is None:
         return None
     times = scheduler.timesteps
@@ -101,15 +102,15 @@ def generate_samples(
 ) -> Tensor:
     """network: a diffusers UNet2DModel.  =>  (count, C, H, W) float32 on the CPU, not clamped.
 
-    Image i starts from (and, for ancestral samplers, is driven by) its own random stream, so it
-    does not depend on the batch size. `perturb` is asked before each step (attacks.py). stop_at:
-    below this sigma / alpha the network is not asked; its last clean estimate is what was drawn, so
-    that noise which it draws below is never drawn.
+    Image i has a random stream of its own, for its start and for ancestral noise, so it does not
+    depend on the batch size. perturb: called before each step (attacks.py). stop_at: the sampler
+    stops at this sigma / alpha and returns its clean estimate there, so that it does not add the
+    noise that the network would generate at lower levels.
     """
     config = network.config
     _check_steps(scheduler, steps)
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    drawn = []
+    batches = []
     for first in range(0, count, batch_size):
         images = range(first, min(first + batch_size, count))
         generators = [derive_generator(seed, "sample", i) for i in images]
@@ -124,22 +125,25 @@ def generate_samples(
                 x = clean_estimate(scheduler, output, t, x)
                 break
             x = advance(scheduler, output, t, x, generators)
-        drawn.append(x.float().cpu())
-    return torch.cat(drawn) if drawn else torch.zeros(0, *shape)
+        batches.append(x.float().cpu())
+    return torch.cat(batches) if batches else torch.zeros(0, *shape)
 
 
 def _check_steps(scheduler, steps: int) -> None:
-    """InputError for more than there are times; a warning of gaps: DDIM goes on by times // steps,
-    whatever lies between the times at which it asks."""
+    """InputError for more steps than times. A warning if DDIM, which advances by times // steps,
+    would advance by another interval than that between its times."""
     times = scheduler.config.num_train_timesteps
     if steps > times:
-        raise InputError(f"{steps:,} sampling steps are more than the {times:,} times there are")
+        raise InputError(
+            f"{steps:,} sampling steps are more than the {times:,} times of the noise process; use "
+            f"at most {times:,}"
+        )
     scheduler.set_timesteps(steps)
     gaps = -scheduler.timesteps.diff()
     if "DDIM" in type(scheduler).__name__ and not (gaps == times // steps).all():
         near = min((n for n in range(1, times + 1) if times % n == 0), key=lambda n: abs(n - steps))
         logger.warning(
-            "%d sampling steps do not divide %d times: diffusers' DDIM then goes to other times "
-            "than those at which the network is asked, and images get noisier; use %d",
+            "%d sampling steps do not divide %d times: diffusers' DDIM then steps to other times "
+            "than those at which it calls the network, and images get noisier; use %d",
             *(steps, times, near),
         )

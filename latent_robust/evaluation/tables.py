@@ -1,31 +1,69 @@
-"""The tables of a report: metrics with the best marked, and the configurations side by side."""
+"""The tables of a report: what was measured of each run, and how the configurations differ."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
-from .features import label, metric_name
-from .runs import Run, compared_with
+from .features import headline_space, label, metric_name
+from .runs import Run, compared_with, wall_seconds
+
+
+class Better(StrEnum):
+    """Which values of a column are better. REFERENCE: those near the value of the images that the
+    run is compared with."""
+
+    LESS = "\N{DOWNWARDS ARROW}"
+    MORE = "\N{UPWARDS ARROW}"
+    REFERENCE = "\N{ALMOST EQUAL TO}"
 
 
 @dataclass(frozen=True)
 class Column:
-    """group: the heading that it shares; key: where a result has it, in a path of names;
-    cost: of a value in a result, least is best; None where there is no better."""
+    """span: the header that it shares with its neighbours. key, std: where a result has the value
+    and its standard deviation, as paths of names. better: None if neither direction is better.
+    target: the value to be near to, where it is the same for all runs. front: shown first; the
+    other columns are details."""
 
-    group: str
+    span: str
     title: str
     key: tuple[str, ...]
-    cost: Callable[[float, dict], float] | None = None
-    spread: tuple[str, ...] | None = None
+    better: Better | None = None
+    std: tuple[str, ...] | None = None
+    target: float | None = None
+    front: bool = False
+    needs_reference: bool = False
+    text: Callable[[float | None], str] = lambda value: number(value)
+
+    @property
+    def name(self) -> str:
+        """The title in full, where there is room for it."""
+        names = {
+            "FD": "Fréchet distance",
+            "noise": "residual noise",
+            "both": "captions right",
+            "score": "CLIP score",
+        }
+        return names.get(self.title, self.title)
+
+    @property
+    def space(self) -> str:
+        """The feature space of a distance, in words; "" for other columns."""
+        return self.span if self.key[-1] == "frechet" else ""
+
+    @property
+    def arrow(self) -> str:
+        """`better` as a sign, with the target if there is one; "" if neither is better."""
+        target = "" if self.target is None else f" {number(self.target)}"
+        return "" if self.better is None else f"{self.better}{target}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """series: the run's place in the palette; None for a yardstick, which is not a run. note: what
-    it was measured against, where that is not the same for all."""
+    """series: the run's place in the palette; None for a yardstick such as the training set. note:
+    what it was compared with, where the rows differ in that."""
 
     name: str
     cells: list[Cell]
@@ -36,16 +74,21 @@ class Row:
 @dataclass(frozen=True)
 class Cell:
     text: str
-    spread: str = ""
+    std: str = ""
     best: bool = False
 
 
 def metrics_table(runs: Sequence[Run]) -> tuple[list[Column], list[Row]]:
-    """Columns and rows; both empty when no run has been evaluated.
+    """Columns and rows; both empty if no run has been measured.
 
-    The best of a column is marked only where nothing was measured against training images.
+    The best value of a column is marked if it is the only one with these digits, and if no run was
+    compared with training images.
     """
-    measured = [(i, run, run.result) for i, run in enumerate(runs) if run.result]
+    measured = [
+        (i, run, {**run.result, "cost": _cost(run, runs)})
+        for i, run in enumerate(runs)
+        if run.result
+    ]
     kinds = compared_with(runs)
     notes = (
         {"clean": "against clean images", "training": "against its training images"}
@@ -55,10 +98,14 @@ def metrics_table(runs: Sequence[Run]) -> tuple[list[Column], list[Row]]:
     floors = _floors(runs)
     everything = [result for *_, result in measured] + [result for _, result in floors]
     columns = [
-        c for c in _columns(everything) if any(_look(r, c.key) is not None for r in everything)
+        column
+        for column in _columns(everything)
+        if any(_value_at(result, column.key) is not None for result in everything)
     ]
+    if "training" in kinds:  # nearer to dirty images is not better
+        columns = [replace(c, better=None) if c.needs_reference else c for c in columns]
     rivals = [result for *_, result in measured] if "training" not in kinds else []
-    best = {c: _best(c, rivals) for c in columns}
+    best = {column: _best(column, rivals) for column in columns}
     rows = [
         Row(run.name, [_cell(c, result, best[c]) for c in columns], i, notes[run.compared_with])
         for i, run, result in measured
@@ -70,43 +117,83 @@ def metrics_table(runs: Sequence[Run]) -> tuple[list[Column], list[Row]]:
     return columns, rows
 
 
+def select_columns(
+    columns: Sequence[Column], rows: Sequence[Row], keep: Callable[[Column], bool]
+) -> tuple[list[Column], list[Row]]:
+    """A table with only the columns that `keep` accepts."""
+    places = [i for i, column in enumerate(columns) if keep(column)]
+    kept = [replace(row, cells=[row.cells[i] for i in places]) for row in rows]
+    return [columns[i] for i in places], kept
+
+
+def header_spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """(header, how many columns it spans)."""
+    names = [column.span for column in columns]
+    return [(name, names.count(name)) for name in dict.fromkeys(names)]
+
+
 def _columns(results: Sequence[dict]) -> list[Column]:
-    extractors = {k: None for r in results for k, v in r.items() if "frechet" in _dict(v)}
+    """All that these results may have, the headline's feature space first."""
+    less, more, reference = Better.LESS, Better.MORE, Better.REFERENCE
+    spaces = list(dict.fromkeys(k for r in results for k, v in r.items() if "frechet" in _dict(v)))
+    headline = headline_space(spaces)
     columns = []
-    for name in extractors:
-        group = "Inception" if name == "inception" else label(name)
+    for name in sorted(spaces, key=lambda name: name != headline):
+        span = "Inception" if name == "inception" else label(name)
         fid, kid = (metric_name(name, d).split(" (")[0] for d in ("Fréchet", "kernel"))
+        front = name == headline
         columns += [
-            Column(group, fid, (name, "frechet"), _least),
-            Column(group, kid, (name, "kid"), _least, (name, "kid_std")),
-            Column(group, "precision", (name, "precision"), _most),
-            Column(group, "recall", (name, "recall"), _most),
+            Column(span, fid, (name, "frechet"), less, front=front, needs_reference=True),
+            Column(span, kid, (name, "kid"), less, (name, "kid_std"), needs_reference=True),
+            Column(span, "precision", (name, "precision"), more, needs_reference=True),
+            Column(span, "recall", (name, "recall"), more, needs_reference=True),
         ]
+    noise = {r["residual_noise_reference"] for r in results if "residual_noise_reference" in r}
+    target = noise.pop() if len(noise) == 1 else None
+    match = _numbers_in(results, "match")
     return [
         *columns,
-        Column("images", "noise", ("residual_noise",), _like_the_reference),
+        Column(
+            "images", "noise", ("residual_noise",), reference,
+            target=target, front=True, needs_reference=True,
+        ),
         Column("images", "nearest", ("nearest_distance",)),
         Column("images", "likeness", ("training_similarity", "mean")),
-        *(Column("match", name, ("match", name), _most) for name in _names(results, "match")),
-        Column("CLIP", "score", ("clip", "clip_score"), _most),
-        Column("CLIP", "cosine", ("clip", "clip_cosine"), _most),
-    ]
+        *(
+            Column("match", name, ("match", name), more, front=name == match[-1])
+            for name in match
+        ),
+        Column("CLIP", "score", ("clip", "clip_score"), more, front=True),
+        Column("CLIP", "cosine", ("clip", "clip_cosine"), more),
+        Column("cost", "wall time", ("cost", "seconds"), front=True, text=duration),
+        *(
+            Column("cost", name.replace("_", " "), ("cost", name))
+            for name in _numbers_in(results, "cost")
+            if name != "seconds"
+        ),
+    ]  # fmt: skip
 
 
-def _names(results: Sequence[dict], part: str) -> list[str]:
-    """Of the numbers in this part of the results."""
+def _cost(run: Run, runs: Sequence[Run]) -> dict:
+    """Wall time of training in seconds, and what metrics.json has under `cost`."""
+    seconds = wall_seconds(run, runs)
+    return {**({} if seconds is None else {"seconds": seconds}), **_dict(run.metrics.get("cost"))}
+
+
+def _numbers_in(results: Sequence[dict], part: str) -> list[str]:
+    """Names of the numbers in this part of the results."""
     entries = [item for result in results for item in _dict(result.get(part)).items()]
     return list(dict.fromkeys(name for name, value in entries if isinstance(value, int | float)))
 
 
 def _floors(runs: Sequence[Run]) -> list[tuple[str, dict]]:
-    """Each yardstick once, and with the run's name where runs disagree about it."""
-    seen: dict[str, dict[str, dict]] = {}
+    """Each yardstick once. Where runs disagree about it, one for each run, with the run's name."""
+    by_name: dict[str, dict[str, dict]] = {}
     for run in runs:
         for name, result in (run.metrics.get("floors") or {}).items():
-            seen.setdefault(name, {})[run.name] = result
+            by_name.setdefault(name, {})[run.name] = result
     floors = []
-    for name, by_run in seen.items():
+    for name, by_run in by_name.items():
         if all(result == next(iter(by_run.values())) for result in by_run.values()):
             floors.append((name, next(iter(by_run.values()))))
         else:
@@ -114,38 +201,38 @@ def _floors(runs: Sequence[Run]) -> list[tuple[str, dict]]:
     return floors
 
 
-def _least(value: float, result: dict) -> float:
-    return value
-
-
-def _most(value: float, result: dict) -> float:
-    return -value
-
-
-def _like_the_reference(value: float, result: dict) -> float:
-    return abs(value - result.get("residual_noise_reference", 0.0))
-
-
-def _best(column: Column, results: Sequence[dict]) -> float | None:
-    """The least cost; None where there is nothing to choose from."""
-    if column.cost is None or len(results) < 2:
+def _shortfall(column: Column, result: dict) -> float | None:
+    """How far the value is from the best imaginable one, up to a constant. None without a value."""
+    value = _value_at(result, column.key)
+    if value is None or not math.isfinite(value):
         return None
-    values = [(_look(result, column.key), result) for result in results]
-    costs = [column.cost(v, r) for v, r in values if v is not None and math.isfinite(v)]
-    return min(costs, default=None)
+    match column.better:
+        case Better.LESS:
+            return value
+        case Better.MORE:
+            return -value
+        case Better.REFERENCE:
+            return abs(value - result.get("residual_noise_reference", 0.0))
+    return None
 
 
-def _cell(column: Column, result: dict, best: float | None) -> Cell:
-    value = _look(result, column.key)
-    spread = _look(result, column.spread) if column.spread else None
-    return Cell(
-        number(value),
-        f"± {number(spread)}" if spread else "",
-        best is not None and value is not None and column.cost(value, result) == best,
-    )
+def _best(column: Column, results: Sequence[dict]) -> str | None:
+    """The best value as it is shown; None if no other run can compete, or if two show the same."""
+    shortfalls = [(_shortfall(column, result), result) for result in results]
+    values = [(s, _value_at(result, column.key)) for s, result in shortfalls if s is not None]
+    if len(values) < 2:
+        return None
+    text = column.text(min(values)[1])
+    return text if sum(column.text(value) == text for _, value in values) == 1 else None
 
 
-def _look(result: dict, path: tuple[str, ...]) -> float | None:
+def _cell(column: Column, result: dict, best: str | None) -> Cell:
+    text = column.text(_value_at(result, column.key))
+    std = _value_at(result, column.std) if column.std else None
+    return Cell(text, f"± {number(std)}" if std else "", text == best)
+
+
+def _value_at(result: dict, path: tuple[str, ...]) -> float | None:
     for key in path:
         result = _dict(result).get(key)
     return result
@@ -156,7 +243,7 @@ def _dict(value: object) -> dict:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, as one would write them by hand."""
+    """Three significant digits, at most four after the point; a dash for None."""
     if value is None:
         return "\N{EN DASH}"
     if not math.isfinite(value):
@@ -165,15 +252,14 @@ def number(value: float | None) -> str:
     return f"{value:,.{min(digits, 4)}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def cost_table(runs: Sequence[Run]) -> tuple[list[str], list[Row]]:
-    """What metrics.json says under `cost`: names and a row for each run; both may be empty."""
-    names = _names([run.metrics for run in runs], "cost")
-    rows = [
-        Row(run.name, [Cell(number(_look(run.metrics, ("cost", name)))) for name in names], i)
-        for i, run in enumerate(runs)
-        if run.metrics.get("cost")
-    ]
-    return [name.replace("_", " ") for name in names], rows
+def duration(seconds: float | None) -> str:
+    """In the largest unit that leaves at least 1: 24 s, 1.8 min, 2.3 h."""
+    if seconds is None:
+        return "\N{EN DASH}"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def configuration_table(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:

@@ -1,1 +1,1 @@
-"""Models that work in the latent space of a VAE: Stable Diffusion and its relatives."""
+"""Fine-tuning of latent diffusion models: Stable Diffusion 1 to 3.5, SDXL and FLUX."""

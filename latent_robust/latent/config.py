@@ -1,4 +1,5 @@
-"""The settings that only latent-space runs have. Shared ones: latent_robust/training/config.py."""
+"""The settings of `finetune-latent`. Those shared with `train-pixel` are in
+latent_robust/training/config.py."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class LatentConfig(TrainConfig):
     """Fine-tune a Stable-Diffusion-style model on captioned images that may be dirty."""
 
     HELP_FIRST = (
-        "lora", "full", "model", "data", "out", "objective", "resolution", "steps",
+        "lora", "full", "model", "data", "out", "objective", "resolution", "buckets", "steps",
     )  # fmt: skip
 
     # ------------------------------------------------------------ what you need
@@ -48,111 +49,146 @@ class LatentConfig(TrainConfig):
         common=True,
     )
     resolution: int | None = setting(
-        None, "pixels a side (default: the model's own)", NEED, common=True, ge=8
+        None,
+        "train at N x N pixels (default: the resolution of the model)",
+        NEED,
+        common=True,
+        ge=8,
     )
     buckets: bool = setting(
-        False, "keep aspect ratios; else the central square is used", NEED, common=True
+        False,
+        "keep aspect ratios: use sizes with the area of N x N pixels, instead of a central square",
+        NEED,
+        common=True,
     )
     objective: ObjectiveName = setting("robust-random", OBJECTIVE_HELP, NEED, "NAME", common=True)
     steps: int = setting(1000, "optimizer steps", NEED, common=True, ge=1)
-    batch_size: int = setting(4, "pairs per process and accumulation step", NEED, common=True, ge=1)
+    batch_size: int = setting(4, "pairs per process and step", NEED, common=True, ge=1)
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW", NEED, common=True, gt=0)
-    limit: int | None = setting(None, "use only the first N pairs", NEED, ge=1)
+    limit: int | None = setting(None, "use only the first N image-caption pairs", NEED, ge=1)
     caption_column: str | None = setting(
-        None, "column of the captions in tables and metadata files", NEED, "NAME"
+        None,
+        "column of the captions in tables and metadata files (default: text, caption, prompt, ...)",
+        NEED,
+        "NAME",
     )
-    folder_repeats: bool = setting(False, "a folder 10_name counts ten times (kohya)", NEED)
+    folder_repeats: bool = setting(
+        False, "use the images of a folder named 10_NAME ten times per epoch (kohya)", NEED
+    )
 
     # ------------------------------------------------------------ how strong
     auditor: ObjectiveName | Literal["base"] = setting(
         "base",
-        "for audited: who audits the data, the model as it is (base) or after training with an "
-        "objective",
+        "for audited: which model audits the data; base is the model before training, an objective "
+        "the model after training with it",
         STRENGTH,
         "NAME",
     )
     caption_noise: float = setting(
-        0.0, "perturb the text embeddings, against wrong captions; 1 is a start", STRENGTH, ge=0
+        0.0,
+        "strength of the noise added to text embeddings, against wrong captions; try 1",
+        STRENGTH,
+        ge=0,
     )
 
     # ------------------------------------------------------------ LoRA
-    rank: int = setting(16, "rank of the adapters", LORA, common=True, ge=1)
+    rank: int = setting(16, "rank of the LoRA", LORA, common=True, ge=1)
     alpha: float | None = setting(
-        None, "adapters are scaled by alpha / rank (default: rank)", LORA, common=True, gt=0
+        None, "scale the LoRA by alpha / rank (default: rank)", LORA, common=True, gt=0
     )
     targets: tuple[str, ...] | None = setting(
         None,
-        "layers that get adapters: attention, mlp, or ends of layer names (default: attention)",
+        "layers with a LoRA: attention, mlp, or ends of layer names (default: attention)",
         LORA,
         "NAME,...",
-        common=True,
     )
-    dropout: float = setting(0.0, "dropout of the adapters", LORA, ge=0, lt=1)
-    dora: bool = setting(False, "weight-decomposed adapters (DoRA)", LORA)
-    text_encoder: bool = setting(False, "adapters on the CLIP text encoders as well", LORA)
+    dropout: float = setting(0.0, "dropout probability of the LoRA", LORA, ge=0, lt=1)
+    dora: bool = setting(False, "train a weight-decomposed LoRA (DoRA)", LORA)
+    text_encoder: bool = setting(False, "also train a LoRA on the CLIP text encoders", LORA)
 
     # ------------------------------------------------------------ memory and speed
     low_memory: bool = setting(
         False,
-        "gradient checkpointing, bf16, batches of 1 that accumulate to batch_size, and 8-bit Adam "
-        "where there is CUDA and bitsandbytes",
+        "use gradient checkpointing, bf16, batches of 1 accumulated to batch_size, and 8-bit Adam "
+        "if CUDA and bitsandbytes are available",
         MEMORY,
         common=True,
     )
-    gradient_checkpointing: bool = setting(False, "a third more time, far less memory", MEMORY)
-    cache: bool = setting(True, "do not encode images and captions before training", MEMORY)
-    cache_dir: Path | None = setting(
-        None, "where encoded data are kept (default: cache/ in the run directory)", MEMORY, "DIR"
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations: a third more time, far less memory", MEMORY
     )
-    workers: int = setting(0, "processes that load data", MEMORY, ge=0)
+    cache: bool = setting(
+        True, "encode images and captions in every step, instead of once before training", MEMORY
+    )
+    cache_dir: Path | None = setting(
+        None, "directory of the encoded data (default: cache/ in the run directory)", MEMORY, "DIR"
+    )
+    workers: int = setting(0, "processes that load data; 0 is the main one", MEMORY, ge=0)
 
     # ------------------------------------------------------------ watching
     prompts: tuple[str, ...] | None = setting(
         None,
-        "generate this at every checkpoint; may be repeated (default: captions of the data)",
+        "caption to generate at every checkpoint; may be repeated (default: captions of the data)",
         WATCH,
         "TEXT",
         common=True,
         sentences=True,
     )
     reference: str | None = setting(
-        None, "clean pairs to validate and measure against, as --data", WATCH, "DATA"
+        None,
+        "clean pairs to measure the loss and the images against; same forms as --data",
+        WATCH,
+        "DATA",
     )
     held_out: float | None = setting(
         None,
-        "share of the pairs kept for the validation loss (default: 0.05; 0 with --reference)",
+        "share of the pairs held out for the validation loss (default: 0.05; 0 with --reference)",
         WATCH,
         ge=0,
         lt=1,
     )
-    samples: int = setting(64, "images generated for the metrics; 0 for none", WATCH, ge=0)
-    sampling_steps: int = setting(25, "steps of the sampler", WATCH, ge=1)
-    guidance: float = setting(5.0, "classifier-free guidance when generating", WATCH, ge=0)
+    samples: int = setting(
+        64, "images to generate for the metrics; 0 skips the metrics", WATCH, ge=0
+    )
+    sampling_steps: int = setting(25, "denoising steps per generated image", WATCH, ge=1)
+    guidance: float = setting(5.0, "scale of the classifier-free guidance", WATCH, ge=0)
     features: tuple[str, ...] | None = setting(
         None,
-        "feature spaces of the distances, as in train-pixel (default: none; for the demo's data "
-        "pixels and scenes)",
+        "feature spaces in which distances are measured, as in train-pixel (default: none; for "
+        "scenes pixels and scenes)",
         WATCH,
         "NAME,...",
     )
     clip_score: str | None = setting(
         None,
-        "also measure a CLIP score, with an open_clip model: NAME:FILE or local-dir:DIR",
+        "open_clip model that also measures a CLIP score: NAME:FILE or local-dir:DIR",
         WATCH,
         "MODEL",
     )
-    weights: Path | None = setting(None, "weights file of the Inception features", WATCH, "FILE")
-    log_every: int = setting(10, "steps between rows of log.jsonl", WATCH, ge=1)
-    checkpoint_every: int = setting(250, "steps between checkpoints and previews", WATCH, ge=1)
+    weights: Path | None = setting(
+        None, "file with the weights of the Inception features", WATCH, "FILE"
+    )
+    log_every: int = setting(10, "write a row of log.jsonl every N steps", WATCH, ge=1)
+    checkpoint_every: int = setting(
+        250, "save a checkpoint and previews every N steps", WATCH, ge=1
+    )
 
     # ------------------------------------------------------------ experiments
     caption_dropout: float = setting(
-        0.1, "share of captions emptied, for classifier-free guidance", EXPERIMENT, ge=0, lt=1
+        0.1,
+        "share of captions emptied at random, for classifier-free guidance",
+        EXPERIMENT,
+        ge=0,
+        lt=1,
     )
     time_sampling: Literal["auto", "uniform", "logit-normal"] = setting(
-        "auto", "training times; auto is logit-normal for flow models, else uniform", EXPERIMENT
+        "auto",
+        "distribution of the training times; auto is logit-normal for flow models, else uniform",
+        EXPERIMENT,
     )
-    warmup: int = setting(50, "steps of linear warm-up before the cosine", EXPERIMENT, ge=0)
+    warmup: int = setting(
+        50, "steps of linear warm-up of the learning rate, before its cosine", EXPERIMENT, ge=0
+    )
     weight_decay: float = setting(1e-2, "weight decay of AdamW", EXPERIMENT, ge=0)
     ema_decay: float = setting(
         0.995, "decay of the averaged weights; 0 switches the average off", EXPERIMENT, ge=0, lt=1
@@ -161,13 +197,15 @@ class LatentConfig(TrainConfig):
     @model_validator(mode="after")
     def _fits(self):
         if self.lora == self.full:
-            raise ValueError("choose one: --lora trains low-rank adapters, --full the denoiser")
+            raise ValueError(
+                "choose one: --lora trains low-rank adapters, --full the whole denoiser"
+            )
         if self.text_encoder and not self.lora:
-            raise ValueError("text_encoder trains adapters: it needs --lora")
+            raise ValueError("text_encoder trains adapters, so it needs --lora")
         if self.text_encoder and self.caption_noise:
-            raise ValueError("caption_noise perturbs fixed embeddings: not with text_encoder")
+            raise ValueError("caption_noise perturbs fixed embeddings; use it without text_encoder")
         if self.workers and not self.cache and self._on_cuda():
-            raise ValueError("workers cannot encode on a GPU: without cache it needs workers 0")
+            raise ValueError("workers cannot encode on a GPU; without a cache set workers to 0")
         self._refuse_dropout_of_a_part(self.dropout)
         if self.alpha is None:
             self.alpha = float(self.rank)
@@ -184,7 +222,7 @@ class LatentConfig(TrainConfig):
                 self.mixed_precision = "bf16"
             if find_spec("bitsandbytes") and self._on_cuda():
                 self.optimizer = "adamw8bit"
-            self.low_memory = False  # it has become these settings
+            self.low_memory = False  # the settings above replace it
         return self
 
     def _on_cuda(self) -> bool:

@@ -1,4 +1,4 @@
-"""Looking at networks in the middle of their training, without a trace."""
+"""Evaluate networks in the middle of training without side effects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
+    """No dropout and no gradients inside. Afterwards each module is in its previous mode."""
+    was_training = [
+        (module, module.training) for network in networks for module in network.modules()
+    ]
     try:
         for network in networks:
             network.eval()
         with torch.no_grad():
             yield
     finally:
-        for module, training in modes:
+        for module, training in was_training:
             module.training = training

@@ -1,4 +1,7 @@
-"""A finished run of finetune-latent: drawing from it, and what to measure it against."""
+"""Finished runs of `finetune-latent`: load them, generate with them, audit their data.
+
+The commands use `generate`, `audit`, `clean_images` and GENERATION_OPTIONS.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ from .preparation import contaminated_pairs, select_images
 from .sampling import generate_images
 from .task import EncodedPairs
 
-# Images of so many pixels in all are audited at a time: eight of 512 x 512.
+# Pixels of the images that are audited at a time: eight images of 512 x 512.
 PIXELS = 8 * 512**2
 
-# What `generate` understands besides the options of every kind of run.
+# Arguments of `generate` besides those that every kind of run has.
 GENERATION_OPTIONS = frozenset({"prompt", "guidance"})
 
-# The settings that what is trained goes by.
+# The settings that determine which weights a run trains.
 ADAPTER_FIELDS = ("lora", "model", "rank", "alpha", "targets", "dora", "text_encoder")
 
 
@@ -56,10 +59,11 @@ def generate(
     device: str = "cpu",
     offline: bool = False,
 ) -> Tensor:
-    """=>  (count, 3, resolution, resolution) in [-1, 1].
+    """Generate images with a finished run.  =>  (count, 3, resolution, resolution) in [-1, 1].
 
-    config: the run's; prompt: in turn; by default evenly spaced captions of the run's clean
-    pairs, else of its data. InputError when the run has not finished.
+    config: the run's; prompt: used in turn, by default evenly spaced captions of the run's
+    reference, or of its data if it has none; steps, guidance: by default the run's. InputError if
+    the run has not finished.
     """
     components = load_finished(run, config, device=device, offline=offline)
     captions = list(prompt or ()) or _captions(config, count, offline)
@@ -76,41 +80,43 @@ def generate(
 
 
 def load_finished(run: Path, config: dict[str, Any], *, device: str, offline: bool) -> Components:
-    """The run's base model with what the run has learned, in the precision of training."""
+    """The run's base model with the trained weights, in the precision of training.
+
+    InputError if the run has not finished."""
     precision = config["mixed_precision"]
     if device == "cpu" and precision == "fp16":
         precision = "no"
     components = load_components(
         config["model"], device=device, offline=offline, **load_dtypes(config["lora"], precision)
     )
-    learned = _learned(run, config["lora"], components)
+    weights = _trained_weights(run, config["lora"], components)
     if config["lora"]:
-        load_lora(components, learned)
+        load_lora(components, weights)
     else:
-        network = open_part(type(components.network), learned, torch.float32)
+        network = open_part(type(components.network), weights, torch.float32)
         setattr(components.pipeline, components.family.network_name, network.to(device).eval())
     return components
 
 
 def start_from(components: Components, config: LatentConfig, run: Path) -> None:
-    """What a finished run has learned, for components that are ready to be trained in the same way.
-    InputError as `check_compatible`."""
-    learned = check_compatible(components, config, run)
+    """Copy the trained weights of a finished run into components that were made trainable in the
+    same way. InputError as `check_compatible`."""
+    weights = check_compatible(components, config, run)
     if config.lora:
-        start_from_lora(components, learned)
+        start_from_lora(components, weights)
     else:
-        network = open_part(type(components.network), learned, torch.float32)
+        network = open_part(type(components.network), weights, torch.float32)
         components.network.load_state_dict(network.state_dict())
 
 
 def check_compatible(components: Components, config: LatentConfig, run: Path) -> Path:
-    """=>  the file or folder of what a run has learned. InputError if it has not finished, or has
-    learned something else than `config` trains."""
+    """=>  the file or folder of a run's trained weights. InputError if the run has not finished, or
+    trained other weights than `config` does."""
     refuse_another(run, config, ADAPTER_FIELDS)
-    return _learned(run, config.lora, components)
+    return _trained_weights(run, config.lora, components)
 
 
-def _learned(run: Path, lora: bool, components: Components) -> Path:
+def _trained_weights(run: Path, lora: bool, components: Components) -> Path:
     file = run / (LORA_WEIGHT_NAME_SAFE if lora else components.family.network_name)
     if not file.exists():
         raise InputError(f"{run} has not finished: {file.name} is missing; resume it first")
@@ -120,20 +126,21 @@ def _learned(run: Path, lora: bool, components: Components) -> Path:
 def audit(
     run: Path, config: dict[str, Any], *, device: str, offline: bool
 ) -> tuple[Audit, ContaminatedPairs]:
-    """The model that a run has made judges the pairs it was made from.  =>  and these."""
+    """Audit the training pairs of a finished run with its own model.
+    =>  the audit, and the pairs. InputError if the run has not finished."""
     components = load_finished(run, config, device=device, offline=offline)
     settings = LatentConfig.model_validate({**config, "offline": offline})
     pairs = contaminated_pairs(
         settings, components, _pairs(config, offline, config["data"]), settings.contamination
     )
     captions = [pairs.caption(index) for index in range(len(pairs))]
-    found = audit_pairs(
+    result = audit_pairs(
         components,
         Uncached(pairs, components),
         captions if settings.text_encoder else None,
         seed=settings.seed,
     )
-    return found, pairs
+    return result, pairs
 
 
 def audit_pairs(
@@ -143,13 +150,15 @@ def audit_pairs(
     *,
     seed: int = 0,
 ) -> Audit:
-    """captions: by index, where what the text encoders say is not in `pairs`, because they were
-    trained."""
+    """Audit encoded pairs with a model.
+
+    captions: by index, needed if the text encoders were trained, because `pairs` hold the outputs
+    of the untrained ones."""
     firsts = [pairs.__getitems__(bucket[:1])["size"][0, -2:] for bucket in pairs.buckets()]
     largest = max(int(height * width) for height, width in firsts)
     with evaluation_mode(components.network):
         return audit_samples(
-            lambda indices: _look(components, pairs.__getitems__(indices), captions),
+            lambda indices: _denoise_batch(components, pairs.__getitems__(indices), captions),
             components.process,
             pairs.buckets(),
             batch=min(BATCH, max(1, PIXELS // largest)),
@@ -157,10 +166,10 @@ def audit_pairs(
         )
 
 
-def _look(
+def _denoise_batch(
     components: Components, batch: dict[str, Any], captions: Sequence[str] | None
 ) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
-    """=>  latents, and what the model says of them."""
+    """=>  the latents (B, c, h, w) on the network's device, and their `denoise(noisy, t)`."""
     text = batch["text"]
     if captions is not None:
         text = components.encode_text([captions[index] for index in batch["index"].tolist()])
@@ -169,8 +178,8 @@ def _look(
 
 
 def clean_images(config: dict[str, Any], count: int, *, offline: bool) -> Tensor:
-    """What the run is measured against: at most `count`, (N, 3, resolution, resolution) in
-    [-1, 1]. Its reference, or its data before contamination."""
+    """The images that the run is measured against: its reference, or its data before contamination.
+    =>  (N, 3, resolution, resolution) in [-1, 1], N <= count."""
     side = config["resolution"]
     squares = ContaminatedPairs(_pairs(config, offline), [], 0, [(side, side)])
     return select_images(squares, squares.clean, count)
@@ -182,7 +191,7 @@ def _captions(config: dict[str, Any], count: int, offline: bool) -> list[str]:
 
 
 def _pairs(config: dict[str, Any], offline: bool, spec: str | None = None) -> PairSet:
-    """spec: by default that of the clean ones."""
+    """spec: the data to open; None for the run's reference, or its data if it has none."""
     if spec is None and config["reference"] is not None:
         return open_reference(
             config["reference"], config["caption_column"], max_bad_fraction=1.0, offline=offline
@@ -191,7 +200,7 @@ def _pairs(config: dict[str, Any], offline: bool, spec: str | None = None) -> Pa
         spec or config["data"],
         caption_column=config["caption_column"],
         limit=config["limit"],
-        max_bad_fraction=1.0,  # what was refused is known since the run
+        max_bad_fraction=1.0,  # the run has already checked the limit
         offline=offline,
         folder_repeats=config["folder_repeats"],
     )

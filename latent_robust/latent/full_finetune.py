@@ -1,4 +1,4 @@
-"""Full fine-tuning: the whole network is trained, and saved as a diffusers folder."""
+"""Full fine-tuning: train the whole network and save it as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from .lora.adapters import freeze
 
 
 def unfreeze_network(components: Components) -> None:
-    """Full fine-tuning: the network itself is trained, in float32; all else is frozen."""
+    """Make all weights of the network trainable, in float32, and freeze all other parts."""
     freeze(components)
     components.network.requires_grad_(True)
     cast_training_params(components.network)
 
 
 def save_network(components: Components, folder: Path) -> Path:
-    """Write the network as a diffusers folder.  =>  `folder/unet` or `folder/transformer`, whole
-    or, after an InputError of the disk, absent."""
+    """Write the network as a diffusers folder.  =>  `folder/unet` or `folder/transformer`.
+
+    InputError if the disk refuses; no partial folder remains."""
     final = folder / components.family.network_name
     with whole_folder(final) as temporary:
         components.network.save_pretrained(temporary)

@@ -1,4 +1,4 @@
-"""What takes long to find and is the same the next time, kept beside the cache."""
+"""Keep slow results in a JSON file next to the cache, so that a later run reuses them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from latent_robust.files import write_json
 
 
 def memoize_json(
-    file: Path | None, facts: Any, find: Callable[[], dict[str, Any]]
+    file: Path | None, inputs: Any, compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What `find` gives, or gave when it was asked with the same facts.
+    """The result of `compute`, or the stored result of an earlier call with the same inputs.
 
-    file: None where there is no cache; facts: all that it depends on, as JSON. What it finds must
-    be JSON, too. A damaged file is as good as none.
+    file: where results are stored, None to store nothing; inputs: everything that the result
+    depends on, as JSON. The result must be JSON, too. A damaged file is replaced.
     """
     if file is None:
-        return find()
-    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-    known = _known(file)
-    if key not in known:
-        known[key] = find()
-        write_json(file, {**_known(file), key: known[key]})  # another run may have written
-    return known[key]
+        return compute()
+    key = hashlib.sha256(json.dumps(inputs, default=str).encode()).hexdigest()
+    results = _read(file)
+    if key not in results:
+        results[key] = compute()
+        write_json(file, {**_read(file), key: results[key]})  # another run may have written
+    return results[key]
 
 
-def _known(file: Path) -> dict[str, dict[str, Any]]:
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """Empty if the file is absent or damaged."""
     try:
-        known = json.loads(file.read_text())
+        results = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return results if isinstance(results, dict) else {}

@@ -1,9 +1,9 @@
-"""How much memory a training step will take, before it takes it.
+"""Estimate the memory of a training step before it runs.
 
-One step of the real objective is run on fake tensors, which have shapes but no content, while the
-bytes that are alive are counted. So the figure knows of gradient checkpointing, of the
-regularizer's branches and of every family, and takes seconds. It does not know of what
-libraries allocate for themselves (cuDNN workspaces, fragmentation): expect a tenth more.
+One step of the real objective runs on fake tensors, which have shapes but no content, while the
+bytes of all live tensors are counted. So the estimate includes gradient checkpointing and the
+regularizer's branches, works for every family, and takes seconds. It does not include what
+libraries allocate for themselves (cuDNN workspaces, fragmentation): expect about a tenth more.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Memory:
     """Bytes. weights: of the denoiser, and of text encoders that are trained; state: gradients,
-    moments and average of what is trained; step: the most that a step holds beyond these."""
+    optimizer moments and averaged weights of the trained parameters; step: the peak of a step
+    beyond these two."""
 
     weights: int
     state: int
@@ -60,10 +61,28 @@ class Memory:
 
 
 def estimate_memory(components: Components, config: LatentConfig, item: dict[str, Any]) -> Memory:
-    """item: one encoded pair, as the cache gives it: the shapes of a batch. Adapters must have
-    been added. The activations of text encoders that are trained are not counted."""
+    """The memory of one training step. Adapters must have been added before.
+
+    item: one encoded pair from the cache, for the shapes of a batch. The activations of text
+    encoders that are trained are not counted."""
     network = components.network
-    process = components.process
+    peak = _peak_of_step(components, config, item)
+    kept = [network, *(components.text_encoders.values() if config.text_encoder else ())]
+    trained = [p for part in kept for p in part.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    moments = 2 if config.optimizer == "adamw8bit" else 8  # bytes per value
+    average = 4 if config.ema_decay else 0
+    return Memory(
+        weights=sum(t.nbytes for part in kept for t in (*part.parameters(), *part.buffers())),
+        state=sum(p.nbytes + (moments + average) * p.numel() for p in trained),
+        # The gradients that remain after the step are part of `state`.
+        step=max(0, peak - gradients),
+    )
+
+
+def _peak_of_step(components: Components, config: LatentConfig, item: dict[str, Any]) -> int:
+    """The largest number of bytes that exist at once in a step, besides weights and state."""
+    network, process = components.network, components.process
     device = item["mean"].device
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, device:
@@ -81,9 +100,11 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
         }
         batch["t"] = torch.empty(config.batch_size, dtype=process.times.dtype)
         levels = torch.empty(config.batch_size)
-    # A fake time has no value, so that its alpha and sigma cannot be looked up.
-    blind = NoiseProcess(lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times)
-    step = _Step(components, build_objective(config, blind))
+    # A fake time has no value, so its alpha and sigma cannot be looked up; `levels` replaces them.
+    fake_process = NoiseProcess(
+        lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times
+    )
+    step = _Step(components, build_objective(config, fake_process))
     half = HALF.get(config.mixed_precision)
     on_cuda = half is not None and network.device.type == "cuda"
     with (
@@ -93,46 +114,37 @@ def estimate_memory(components: Components, config: LatentConfig, item: dict[str
         PeakBytes() as watch,
     ):
         functional_call(step, {**parameters, **buffers}, (batch, levels, parameters))
-    kept = [network, *(components.text_encoders.values() if config.text_encoder else ())]
-    trained = [p for part in kept for p in part.parameters() if p.requires_grad]
-    gradients = sum(p.nbytes for p in network.parameters() if p.requires_grad)
-    moments = 2 if config.optimizer == "adamw8bit" else 8
-    average = 4 if config.ema_decay else 0
-    return Memory(
-        weights=sum(t.nbytes for part in kept for t in (*part.parameters(), *part.buffers())),
-        state=sum(p.nbytes + (moments + average) * p.numel() for p in trained),
-        # The gradients that the step leaves are in `state`.
-        step=max(0, watch.peak - gradients),
-    )
+    return watch.peak
 
 
-# What of a configuration changes how much a step holds; the rest is seen in the network.
-SETTINGS = (
-    "objective", "weight", "penalty_fraction", "penalty_every", "attack", "attack_steps", "batch_size",
-    "mixed_precision", "gradient_checkpointing", "optimizer", "ema_decay", "text_encoder",
-    "dropout",
+# The settings that change the memory of a step without changing the network's parameters.
+STEP_SETTINGS = (
+    "objective", "weight", "penalty_fraction", "penalty_every", "attack", "attack_steps",
+    "batch_size", "mixed_precision", "gradient_checkpointing", "optimizer", "ema_decay",
+    "text_encoder", "dropout",
 )  # fmt: skip
 
 
 def cached_estimate(
     folder: Path | None, components: Components, config: LatentConfig, item: dict[str, Any]
 ) -> Memory:
-    """`estimate_memory`, which takes as long as many steps, or what it said of the same step
-    before: memory.json in `folder`, that of the cache, if there is one."""
+    """`estimate_memory`, or its stored result for the same step, because an estimate takes as long
+    as many steps. folder: the cache's, where memory.json holds the results; None for no cache."""
     shapes = {key: list(value.shape[1:]) for key, value in item["text"].items()}
-    facts = [
+    inputs = [
         [torch.__version__, diffusers.__version__, peft.__version__],
         [components.network.device.type, list(item["mean"].shape[1:]), shapes],
-        {name: getattr(config, name) for name in SETTINGS},
-        *(_facts(part) for part in (components.network, *components.text_encoders.values())),
+        {name: getattr(config, name) for name in STEP_SETTINGS},
+        *(_describe(part) for part in (components.network, *components.text_encoders.values())),
     ]
     file = None if folder is None else folder / "memory.json"
     return Memory(
-        **memoize_json(file, facts, lambda: asdict(estimate_memory(components, config, item)))
+        **memoize_json(file, inputs, lambda: asdict(estimate_memory(components, config, item)))
     )
 
 
-def _facts(part: nn.Module) -> list:
+def _describe(part: nn.Module) -> list:
+    """Class, configuration and parameters of a module, as JSON."""
     tensors = [
         [name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in part.named_parameters()
     ]
@@ -140,8 +152,7 @@ def _facts(part: nn.Module) -> list:
 
 
 def require_memory(estimate: Memory, device: torch.device, config: LatentConfig) -> None:
-    """Raises InputError, with what to change, when what is free is too little. The weights are
-    there already."""
+    """InputError with remedies if the free memory is too small. The weights must be loaded."""
     free, needed = free_memory(device), estimate.total - estimate.weights
     if free is None or needed <= free:
         return
@@ -151,19 +162,19 @@ def require_memory(estimate: Memory, device: torch.device, config: LatentConfig)
     if config.mixed_precision == "no":
         remedies.append("--mixed-precision bf16")
     if config.full:
-        remedies.append("--lora for --full")
+        remedies.append("--lora instead of --full")
     remedies.append("a smaller --resolution")
     raise InputError(
-        f"a training step takes about {estimate}. The weights are loaded; for the other "
-        f"{needed / GIB:.2f} GiB only {free / GIB:.2f} GiB are free on {device}. "
+        f"a training step takes about {estimate}. The weights are already loaded; the rest needs "
+        f"{needed / GIB:.2f} GiB, but only {free / GIB:.2f} GiB are free on {device}. "
         f"Use --low-memory, or: {', '.join(remedies)}"
     )
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes; None where it cannot be known."""
+    """Bytes; None on devices that do not report it."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what torch has kept of earlier work is free, too
+        torch.cuda.empty_cache()  # torch's cache of freed blocks counts as free
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "cpu":
         import psutil
@@ -174,8 +185,8 @@ def free_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def norms_in_float32() -> Iterator[None]:
-    """What CUDA's autocast does to norms, and the CPU's, under which fake tensors run, does not:
-    their results stay in float32, up to a third more activations of a U-Net."""
+    """Make norms return float32 inside, as CUDA's autocast does. The CPU's autocast, under which
+    fake tensors run, does not. In a U-Net this is up to a third more activations."""
     norms = {name: getattr(functional, name) for name in ("group_norm", "layer_norm")}
 
     def upcast(norm: Callable[..., Tensor], *args, **options) -> Tensor:
@@ -193,7 +204,7 @@ def norms_in_float32() -> Iterator[None]:
 
 
 class _Step(nn.Module):
-    """Forward and backward in one call, since checkpointing calls the network in both."""
+    """Forward and backward in one call, because checkpointing calls the network in both."""
 
     def __init__(self, components: Components, objective: Objective):
         super().__init__()
@@ -209,8 +220,8 @@ class _Step(nn.Module):
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that come to life while it is active. peak: the most that
-    were alive at once."""
+    """Counts the bytes of the tensors created while it is active. alive: those that exist now;
+    peak: the most that existed at once."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a latent-space run leaves behind: grids, validation, the LoRA or the network, metrics."""
+"""Write a latent-space run: grids, validation losses, the LoRA or the network, and metrics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor, nn
 
 from latent_robust.audit import audit_facts
+from latent_robust.audit.spectrum import CLEAN, measure_spectrum
 from latent_robust.evaluation.clip_score import load_clip_score
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractors
@@ -32,18 +33,18 @@ from .config import LatentConfig
 from .full_finetune import save_network
 from .lora.files import KOHYA_NAME, save_lora
 from .lora.verify import verify_lora
-from .preparation import Preparation, Prompts, select_images
+from .preparation import Preparation, Prompts, of_one_size, select_images
 from .sampling import generate_images
 from .scene_match import match_scenes
 from .validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
-PREVIEW, COLUMNS = 16, 4  # images in the grids of data and of final samples
+PREVIEW, COLUMNS = 16, 4  # images in the grids of the data and of the final samples
 
 
 class Evaluators:
-    """Feature networks and CLIP, loaded before training, so that missing weights do not cost a
-    run. Empty where nothing is drawn."""
+    """Feature networks and CLIP, loaded before training, so that missing weights stop a run before
+    it starts. None are loaded if no images are generated for metrics."""
 
     def __init__(self, config: LatentConfig, device: torch.device):
         self.extractors, self.clip = [], None
@@ -57,7 +58,8 @@ class Evaluators:
 
 
 class LatentOutput:
-    """The run directory of one run. make_components: the model as it was before training."""
+    """Writes the run directory of one run. make_components: loads the model as it was before
+    training, a new one on each call."""
 
     def __init__(
         self,
@@ -74,19 +76,19 @@ class LatentOutput:
         self.accelerator, self.make_components = accelerator, make_components
 
     def begin(self) -> None:
-        """Settings, what was broken, what it trains on."""
-        prepared = self.prepared
-        grids = {"training": _first(prepared.seen, prepared.seen.sample)}
-        if prepared.truth is not None:
-            grids["clean"] = _first(prepared.truth, prepared.truth.clean)
+        """Write the settings, the quarantine, and grids of the training and the clean images."""
+        prepared, train_pairs = self.prepared, self.prepared.train_pairs
+        grids = {"training": select_images(train_pairs, train_pairs.sample, PREVIEW)}
+        if (reference := prepared.reference) is not None:
+            grids["clean"] = select_images(reference, reference.clean, PREVIEW)
         pairs = prepared.pairs
-        write_config(self.config, self.out)  # first: it says that what follows is a run's
+        write_config(self.config, self.out)  # first: it marks the directory as a run
         begin_directory(self.out, pairs.manifest(), pairs.quarantine, grids, COLUMNS)
         write_json(self.out / "samples" / "prompts.json", prepared.prompts.captions)
 
-    def watch(self, network: nn.Module, step: int) -> None:
-        """At a checkpoint, with the averaged weights: the prompts, and the validation losses. At
-        step 0 these are the base model's."""
+    def on_checkpoint(self, network: nn.Module, step: int) -> None:
+        """Generate images for the prompts and log the validation losses. Called with the averaged
+        weights in place; at step 0 the model is the base model."""
         if not self.accelerator.is_main_process:
             return
         if self.prepared.prompts.captions:
@@ -98,9 +100,10 @@ class LatentOutput:
             self.accelerator.log(losses, step=step)
 
     def finish(self, network: nn.Module, seconds: float | None) -> None:
-        """With the averaged weights: save them, prove that the files hold them, draw, measure.
+        """Save the model, verify the files, generate images and measure them. Called with the
+        averaged weights in place.
 
-        seconds: how long training took; None if it was resumed."""
+        seconds: the time that training took; None if it was resumed."""
         config = self.config
         facts = {
             "objective": config.objective,
@@ -110,6 +113,8 @@ class LatentOutput:
         }
         if config.facts.regularized:
             facts.update(weight=config.weight, band=config.band)
+            if config.weight == 0:
+                facts["data_look_clean"] = self._data_look_clean()
         if seconds is None:
             facts.update(timing(self.out))
         else:
@@ -119,17 +124,18 @@ class LatentOutput:
         if config.lora:
             files = save_lora(self.components, self.out)
             facts["verified"] = verify_lora(self.components, files, self.make_components)
+            facts["pipeline"] = type(self.components.pipeline).__name__
         else:
             save_network(self.components, self.out)
         if config.facts.needs_audit:
             pairs = self.prepared.pairs
-            known = pairs.dirty() if pairs.corruptions else None
-            facts["audit"] = audit_facts(self.out / AUDIT, known)
-        measured = self._measure() if config.samples else {}
-        write_json(self.out / "metrics.json", {**facts, **measured})
+            dirty = pairs.dirty() if pairs.corruptions else None
+            facts["audit"] = audit_facts(self.out / AUDIT, dirty)
+        metrics = self._measure() if config.samples else {}
+        write_json(self.out / "metrics.json", {**facts, **metrics})
 
     def lora_files(self) -> dict[Path, str]:
-        """The LoRA files of a finished run, and for whom they are."""
+        """The verified LoRA files of a finished run, and how to use each."""
         verified = json.loads((self.out / "metrics.json").read_text()).get("verified", {})
         uses = {
             LORA_WEIGHT_NAME_SAFE: 'for diffusers: pipeline.load_lora_weights("DIR")',
@@ -142,7 +148,8 @@ class LatentOutput:
         }
 
     def generate(self, prompts: Prompts) -> Tensor:
-        """=>  (N, 3, resolution, resolution); always the same noise for the same seed."""
+        """=>  (N, 3, resolution, resolution) in [-1, 1], from noise that depends only on the run's
+        seed."""
         config, components = self.config, self.components
         fixed = prompts.fixed
         return generate_images(
@@ -156,50 +163,53 @@ class LatentOutput:
         )
 
     def _validate(self) -> dict[str, float]:
-        components, prepared = self.components, self.prepared
+        components, validation = self.components, self.prepared.validation
         network = components.network
 
         def denoiser(batch: dict) -> Callable[..., Tensor]:
             text = batch["text"]
-            if self.config.text_encoder:  # what is in the cache was said by the untrained ones
-                captions = [prepared.validation_captions[i] for i in batch["index"].tolist()]
+            if self.config.text_encoder:  # the cache holds the outputs of the untrained ones
+                captions = [validation.captions[i] for i in batch["index"].tolist()]
                 text = components.encode_text(captions)
             return components.family.denoiser(network, text, batch["size"])
 
         return validation_losses(
             denoiser,
             components.process,
-            prepared.validation,
-            prepared.validated,
+            validation.dataset,
+            validation.indices,
             network=network,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
         )
 
+    def _data_look_clean(self) -> bool:
+        """Whether the spectrum of the training images shows no noise."""
+        pairs = self.prepared.pairs
+        return measure_spectrum(of_one_size(pairs, pairs.sample)).level < CLEAN
+
     def _measure(self) -> dict:
-        samples = self.generate(self.prepared.measured)
+        """The metrics of generated images; only that it diverged if these are not finite."""
+        prepared = self.prepared
+        samples = self.generate(prepared.metric_prompts)
         if not samples.isfinite().all():
-            logger.warning("%s draws non-finite images: nothing is measured", self.out)
-            return {}
+            logger.warning("%s generates non-finite images: nothing is measured", self.out)
+            return {"diverged": True}
         save_grid(samples[:PREVIEW], self.out / "samples" / "final.png", COLUMNS)
-        prepared, captions = self.prepared, self.prepared.measured.captions
-        truth = prepared.truth
-        measured = measure(
+        train_pairs, reference = prepared.train_pairs, prepared.reference
+        metrics = measure(
             samples,
-            select_images(prepared.seen, prepared.seen.sample),
-            None if truth is None else select_images(truth, truth.clean),
+            select_images(train_pairs, train_pairs.sample),
+            None if reference is None else select_images(reference, reference.clean),
             self.evaluators.extractors,
             seed=self.config.seed,
         )
+        metrics["captions"] = prepared.metric_prompts.captions[:PREVIEW]  # of final.png
         if prepared.scenes is not None:
-            measured["match"] = match_scenes(samples, prepared.scenes)
+            metrics["match"] = match_scenes(samples, prepared.scenes)
         if self.evaluators.clip is not None:
-            measured["clip"] = {
+            metrics["clip"] = {
                 "model": self.evaluators.clip.name,
-                **self.evaluators.clip(samples, captions),
+                **self.evaluators.clip(samples, prepared.metric_prompts.captions),
             }
-        return measured
-
-
-def _first(pairs, pick: Callable[[int], Tensor]) -> Tensor:
-    return select_images(pairs, pick, PREVIEW)
+        return metrics

@@ -1,5 +1,8 @@
-"""From a specification to encoded pairs: all that happens before the first step, and all of what
-the text encoders are asked, so that they can be unloaded."""
+"""Prepare a run: open and contaminate the data, recommend weight and band, encode everything.
+
+All prompts that the text encoders must encode are collected here, before the first step, so that
+the encoders can be unloaded afterwards.
+"""
 
 from __future__ import annotations
 
@@ -40,25 +43,25 @@ from .memoize import memoize_json
 from .spectrum import VERSION, encoder_gain, recommend_latents
 from .validation_loss import split_held_out
 
-# Images from which the noise and the spectrum of the latents are found: many where they are
-# small, of which each says little.
-LEAST_LOOKED_AT, MOST_LOOKED_AT, PIXELS_LOOKED_AT = 64, 256, 2**22
+# Images from which the noise and the spectrum of the latents are measured: more of them if they are
+# small, because a small image contributes few values.
+MIN_SPECTRUM_IMAGES, MAX_SPECTRUM_IMAGES, SPECTRUM_PIXELS = 64, 256, 2**22
 GAIN_IMAGES = 16
-PROMPTS = 4  # drawn at every checkpoint
-VALIDATED = 256  # pairs at most, each of which is looked at eight times at every checkpoint
+PROMPTS = 4  # generated at every checkpoint
+VALIDATION_PAIRS = 256  # at most; each is evaluated eight times at every checkpoint
 
 
 @dataclass
 class Prompts:
-    """Captions to draw. fixed: encoded once, for all models of a run; text encoders that are
-    trained are asked again each time."""
+    """Captions to generate images for. fixed: encode them only once, for all models of a run; False
+    if the text encoders are trained."""
 
     captions: list[str]
     fixed: bool
     _encoded: Conditions | None = field(default=None, repr=False)
 
     def conditions(self, components: Components) -> Conditions | None:
-        """Each (N, ...); None where there is nothing to draw."""
+        """Text conditions, each (N, ...); None without captions."""
         if not self.captions:
             return None
         if self._encoded is None or not self.fixed:
@@ -67,24 +70,36 @@ class Prompts:
 
 
 @dataclass
+class Validation:
+    """The pairs of the validation loss. dataset: encoded pairs; indices: those that are used;
+    captions: of all pairs of the dataset, by index."""
+
+    dataset: LatentCache | Uncached
+    indices: list[int]
+    captions: list[str]
+
+
+@dataclass
 class Preparation:
-    """pairs: as they are trained on; training: indices of those that are; validation, validated:
-    encoded pairs for the validation loss, and which of them; truth: clean pairs to measure against
-    (None where nothing clean is known), as squares, and so is `seen`, what is trained on; prompts:
-    drawn at checkpoints; measured: drawn at the end; scenes: what these ask for, where it is known
-    (the demo's); levels: of the noise in each channel of a pair's latents, for `ambient`."""
+    """Data and settings that all runs of a command share.
+
+    pairs, dataset: the contaminated pairs, and the same encoded; captions: of `pairs`, by index.
+    train_indices: of the pairs to train on. train_pairs: `pairs` as squares, for grids and metrics.
+    reference: clean pairs to measure against, as squares; None if there are none.
+    prompts: of the images at checkpoints. metric_prompts: of the images for the metrics.
+    scenes: what `metric_prompts` ask for; None unless the data are the demo's.
+    weighting: "weight" and "band", recommended where they were not given; {} if nothing was open.
+    levels: (N,) or (N, C), noise level of each pair's latents; None if no objective takes any."""
 
     pairs: ContaminatedPairs
     dataset: LatentCache | Uncached
-    training: list[int]
-    validation: LatentCache | Uncached
-    validated: list[int]
     captions: list[str]
-    validation_captions: list[str]
-    truth: ContaminatedPairs | None
-    seen: ContaminatedPairs
+    train_indices: list[int]
+    train_pairs: ContaminatedPairs
+    reference: ContaminatedPairs | None
+    validation: Validation
     prompts: Prompts
-    measured: Prompts
+    metric_prompts: Prompts
     scenes: list[Scene] | None
     weighting: dict[str, float | list[float]]
     levels: Tensor | None
@@ -93,95 +108,54 @@ class Preparation:
 def prepare(
     config: LatentConfig, components: Components, out: Path, accelerator: Accelerator
 ) -> Preparation:
-    """Says aloud what it found. InputError for what cannot be used."""
-    say = print if accelerator.is_main_process else _silent
-    folder = cache_folder(config, out)
-    known = None if folder is None else folder / "images.json"
-    source = _open_data(config, known)
-    say(f"{config.data}: {source.summary()}")
-    for what, names in (
-        ("without a caption", source.without_caption),
-        ("captions without an image", source.without_image),
-    ):
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            print(f"{what}: {shown}", file=sys.stderr)
-    contaminate = partial(contaminated_pairs, config, components)
-    pairs = contaminate(source, config.contamination)
-    truth = None
-    if config.reference is not None:
-        truth = open_reference(
-            config.reference,
-            config.caption_column,
-            max_bad_fraction=config.max_bad_fraction,
-            offline=config.offline,
-            known=known,
-        )
-    elif pairs.corruptions:
-        truth = source
-    require_enough(config.features, config.samples, pairs, truth)
-    weighting = {}
-    if (given := config.given_weighting) is not None:
-        file = None if folder is None else folder / "recommended.json"
-        facts = [VERSION, components.identity, components.process.parameterization]
-        facts += [config.forecast_attack, given, pairs.fingerprint()]
-        found = [None]
-        if accelerator.is_main_process:  # for all: rounding must not give ranks different weights
-            find = partial(_recommend, config, components, pairs, given)
-            found = [memoize_json(file, facts, find)]
-        found = broadcast_object_list(found)[0]
-        weighting = {**found["settings"], **given}
-        say(f"{found['summary']}\n{Weighting('band', **weighting)}")
-        if weighting["weight"] == 0 and "weight" not in given:
-            say("the regularizer stays off unless --weight and --band say otherwise")
-    levels = None
-    if any(facts.takes_levels for facts in config.trained):
-        levels = _levels(config, components, pairs)
-    cut = components.cut_captions(source.captions)
-    if cut:
-        say(f"captions longer than the text encoder reads, which cuts their ends: {len(cut):,}")
+    """Prepare the data of a run and print what was found. Called on all ranks.
 
-    training, held = split_held_out(len(pairs), config.held_out, config.seed)
-    dataset = _encode(config, components, pairs, out, accelerator, say)
-    validation, validated = dataset, [held[i] for i in evenly_spaced(len(held), VALIDATED)]
-    if config.reference is not None:
-        clean = contaminate(truth.pick(evenly_spaced(len(truth), VALIDATED)), "none")
-        validation = _encode(config, components, clean, out, accelerator, say)
-        validated = list(range(len(clean)))
-    captions = (truth or source).captions
-    drawn = evenly_spaced(len(captions), config.samples)
-    prompts = config.prompts
-    if prompts is None:
-        known = [captions[i] for i in held] if held and config.reference is None else captions
-        prompts = [known[i] for i in evenly_spaced(len(known), PROMPTS)]
+    InputError for data that cannot be used."""
+    say = print if accelerator.is_main_process else _silent
+    contaminate = partial(contaminated_pairs, config, components)
+    source = _open_data(config, out)
+    _print_data(config, source, say)
+    pairs = contaminate(source, config.contamination)
+    reference = _open_reference(config, source, pairs, out)
+    require_enough(config.features, config.samples, pairs, reference)
+    weighting = _choose_weighting(config, components, pairs, out, accelerator, say)
+    levels = _choose_levels(config, components, pairs)
+    if cut := components.cut_captions(source.captions):
+        say(f"captions longer than the text encoder's limit, whose ends are cut: {len(cut):,}")
+
+    train_indices, held_out = split_held_out(len(pairs), config.held_out, config.seed)
+    encode = partial(_encode, config, components, out=out, accelerator=accelerator, say=say)
+    dataset = encode(pairs)
+    if config.reference is None:
+        validation = _validate_on_held_out(pairs, dataset, held_out)
+    else:
+        validation = _validate_on_reference(reference, contaminate, encode)
+    prompts, metric_prompts, scenes = _choose_prompts(config, source, reference, held_out)
     return Preparation(
         pairs=pairs,
         dataset=dataset,
-        training=training,
-        validation=validation,
-        validated=validated,
         captions=_captions(pairs),
-        validation_captions=_captions(pairs if config.reference is None else clean),
-        truth=None if truth is None else contaminate(truth, "none", buckets=False),
-        # What is expensive, poison and outliers, is not made twice where it is the same.
-        seen=contaminate(source, config.contamination, buckets=False) if config.buckets else pairs,
-        prompts=Prompts(list(prompts), fixed=not config.text_encoder),
-        measured=Prompts([captions[i] for i in drawn], fixed=not config.text_encoder),
-        scenes=_scenes(truth or source, drawn),
+        train_indices=train_indices,
+        reference=None if reference is None else contaminate(reference, "none", buckets=False),
+        train_pairs=_squares(config, contaminate, source, pairs),
+        validation=validation,
+        prompts=prompts,
+        metric_prompts=metric_prompts,
+        scenes=scenes,
         weighting=weighting,
         levels=levels,
     )
 
 
 def select_images(
-    pairs: ContaminatedPairs, pick: Callable[[int], Tensor], limit: int = REFERENCE
+    pairs: ContaminatedPairs, image: Callable[[int], Tensor], limit: int = REFERENCE
 ) -> Tensor:
-    """=>  (N, 3, side, side): at most `limit` evenly spaced ones, fewer if memory wants it.
+    """=>  (N, 3, side, side): at most `limit` evenly spaced images, fewer if they take much memory.
 
-    pick: `pairs.sample` or `pairs.clean`, of squares."""
+    image: `pairs.sample` or `pairs.clean`, of pairs that are squares."""
     height, width = pairs.bucket_sizes[0]
-    fitting = max(64, SMALL // (12 * height * width))
-    return torch.stack([pick(i) for i in evenly_spaced(len(pairs), min(limit, fitting))])
+    affordable = max(64, SMALL // (12 * height * width))
+    return torch.stack([image(i) for i in evenly_spaced(len(pairs), min(limit, affordable))])
 
 
 def contaminated_pairs(
@@ -192,25 +166,48 @@ def contaminated_pairs(
     *,
     buckets: bool | None = None,
 ) -> ContaminatedPairs:
-    """At the run's resolution, with its seed; encoder-poison attacks its model. buckets: by default
-    the run's."""
+    """The pairs at the run's resolution, contaminated by `specs` with its seed. The corruption
+    encoder-poison attacks the run's model. buckets: None for the run's setting, False for
+    squares."""
     sides = {} if (config.buckets if buckets is None else buckets) else {"max_ratio": 1.0}
     return ContaminatedPairs(
         pairs,
         parse_contamination(specs),
         config.seed,
         make_buckets(config.resolution, components.family.multiple, **sides),
-        # The pairs outlive the network, and hold the VAE only if they need it.
+        # The pairs live longer than the network, and hold the VAE only if they need it.
         encode=_vae_alone(components).encode_means if "encoder-poison" in specs else None,
         offline=config.offline,
     )
+
+
+def of_one_size(
+    pairs: ContaminatedPairs, image: Callable[[int], Tensor], count: int | None = None
+) -> Tensor:
+    """=>  (N, 3, h, w): evenly spaced images of the bucket with the most pairs.
+
+    image: `pairs.sample` or `pairs.clean`; count: by default as many as a spectrum needs."""
+    members = list(dict.fromkeys(max(pairs.buckets(), key=len)))
+    height, width = pairs.bucket(members[0])
+    if count is None:
+        enough = max(MIN_SPECTRUM_IMAGES, SPECTRUM_PIXELS // (height * width))
+        count = min(MAX_SPECTRUM_IMAGES, enough)
+    return torch.stack([image(members[i]) for i in evenly_spaced(len(members), count)])
+
+
+def cache_folder(config: LatentConfig, out: Path) -> Path | None:
+    """None if the run has no cache."""
+    return (config.cache_dir or out / "cache") if config.cache else None
 
 
 def _vae_alone(components: Components) -> Components:
     return components.without(components.family.network_name, *components.text_encoders)
 
 
-def _open_data(config: LatentConfig, known: Path | None) -> PairSet:
+# ------------------------------------------------------------------------------ opening the data
+
+
+def _open_data(config: LatentConfig, out: Path) -> PairSet:
     return open_pairs(
         config.data,
         caption_column=config.caption_column,
@@ -218,22 +215,70 @@ def _open_data(config: LatentConfig, known: Path | None) -> PairSet:
         max_bad_fraction=config.max_bad_fraction,
         offline=config.offline,
         folder_repeats=config.folder_repeats,
-        known=known,
+        scan_cache=_cache_file(config, out, "images.json"),
     )
 
 
-def _levels(config: LatentConfig, components: Components, pairs: ContaminatedPairs) -> Tensor:
-    """Of each pair, in units of the latents: from a file, or the manifest's, carried over by the
-    encoder's gain."""
-    if config.levels is not None:
-        return read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
-    if config.drop_noisy:  # what has no level is left out for its dirt all the same
-        return pairs.dirty().float()
-    levels = pairs.levels()
-    if not levels.any():
-        raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
-    samples = of_one_size(pairs, pairs.clean, GAIN_IMAGES)
-    return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
+def _print_data(config: LatentConfig, source: PairSet, say: Callable[[str], None]) -> None:
+    say(f"{config.data}: {source.summary()}")
+    for what, names in (
+        ("without a caption", source.without_caption),
+        ("captions without an image", source.without_image),
+    ):
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            print(f"{what}: {shown}", file=sys.stderr)
+
+
+def _open_reference(
+    config: LatentConfig, source: PairSet, pairs: ContaminatedPairs, out: Path
+) -> PairSet | None:
+    """--reference; else the data before contamination; None if they were not contaminated."""
+    if config.reference is not None:
+        return open_reference(
+            config.reference,
+            config.caption_column,
+            max_bad_fraction=config.max_bad_fraction,
+            offline=config.offline,
+            scan_cache=_cache_file(config, out, "images.json"),
+        )
+    return source if pairs.corruptions else None
+
+
+def _cache_file(config: LatentConfig, out: Path, name: str) -> Path | None:
+    folder = cache_folder(config, out)
+    return None if folder is None else folder / name
+
+
+# --------------------------------------------------------------------- weight, band and levels
+
+
+def _choose_weighting(
+    config: LatentConfig,
+    components: Components,
+    pairs: ContaminatedPairs,
+    out: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> dict[str, float | list[float]]:
+    """=>  "weight" and "band", recommended where they were not given; {} if nothing was open.
+
+    The main process computes them for all ranks: rounding must not give ranks different weights."""
+    given = config.given_weighting
+    if given is None:
+        return {}
+    result = [None]
+    if accelerator.is_main_process:
+        inputs = [VERSION, components.identity, components.process.parameterization]
+        inputs += [config.forecast_attack, given, pairs.fingerprint()]
+        compute = partial(_recommend, config, components, pairs, given)
+        result = [memoize_json(_cache_file(config, out, "recommended.json"), inputs, compute)]
+    result = broadcast_object_list(result)[0]
+    weighting = {**result["settings"], **given}
+    say(f"{result['summary']}\n{Weighting('band', **weighting)}")
+    if weighting["weight"] == 0 and "weight" not in given:
+        say("the regularizer stays off unless --weight and --band say otherwise")
+    return weighting
 
 
 def _recommend(
@@ -242,42 +287,48 @@ def _recommend(
     pairs: ContaminatedPairs,
     given: dict[str, float | list[float]],
 ) -> dict[str, Any]:
-    """=>  as JSON."""
-    found = recommend_latents(
+    """=>  "settings" and "summary" of the recommendation, as JSON."""
+    recommendation = recommend_latents(
         of_one_size(pairs, pairs.sample),
         components,
         config.forecast_attack,
         batch=config.batch_size,
         **given,
     )
-    return {"settings": found.settings(), "summary": found.summary()}
+    return {"settings": recommendation.settings(), "summary": recommendation.summary()}
 
 
-def of_one_size(
-    pairs: ContaminatedPairs, pick: Callable[[int], Tensor], count: int | None = None
-) -> Tensor:
-    """=>  (N, 3, h, w): of the bucket that has the most pairs, evenly spaced. count: by default as
-    many as say enough of a spectrum."""
-    members = list(dict.fromkeys(max(pairs.buckets(), key=len)))
-    height, width = pairs.bucket(members[0])
-    if count is None:
-        count = min(MOST_LOOKED_AT, max(LEAST_LOOKED_AT, PIXELS_LOOKED_AT // (height * width)))
-    return torch.stack([pick(members[i]) for i in evenly_spaced(len(members), count)])
+def _choose_levels(
+    config: LatentConfig, components: Components, pairs: ContaminatedPairs
+) -> Tensor | None:
+    """The noise level of each pair in units of its latents, (N,) or (N, C), from a file or from the
+    manifest. The manifest's levels are of images and are multiplied by the encoder's gain. None if
+    no objective takes levels. InputError if the manifest has none."""
+    if not any(facts.takes_levels for facts in config.trained):
+        return None
+    if config.levels is not None:
+        return read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
+    if config.drop_noisy:  # drops every contaminated pair, also those without a noise level
+        return pairs.dirty().float()
+    levels = pairs.levels()
+    if not levels.any():
+        raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
+    samples = of_one_size(pairs, pairs.clean, GAIN_IMAGES)
+    return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
 
 
-def _captions(pairs: ContaminatedPairs) -> list[str]:
-    return [pairs.caption(index) for index in range(len(pairs))]
+# ---------------------------------------------------------- encoded pairs, squares and prompts
 
 
-def _scenes(pairs: PairSet, indices: list[int]) -> list[Scene] | None:
-    return [scene_named(pairs.name(i)) for i in indices] if pairs.spec == "scenes" else None
-
-
-def cache_folder(config: LatentConfig, out: Path) -> Path | None:
-    return (config.cache_dir or out / "cache") if config.cache else None
-
-
-def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | Uncached:
+def _encode(
+    config: LatentConfig,
+    components: Components,
+    pairs: ContaminatedPairs,
+    *,
+    out: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> LatentCache | Uncached:
     folder = cache_folder(config, out)
     if folder is None:
         return Uncached(pairs, components)
@@ -288,5 +339,59 @@ def _encode(config, components, pairs, out, accelerator, say) -> LatentCache | U
     return cache
 
 
-def _silent(*_) -> None:
+def _validate_on_held_out(
+    pairs: ContaminatedPairs, dataset: LatentCache | Uncached, held_out: list[int]
+) -> Validation:
+    indices = [held_out[i] for i in evenly_spaced(len(held_out), VALIDATION_PAIRS)]
+    return Validation(dataset, indices, _captions(pairs))
+
+
+def _validate_on_reference(
+    reference: PairSet,
+    contaminate: Callable[..., ContaminatedPairs],
+    encode: Callable[[ContaminatedPairs], LatentCache | Uncached],
+) -> Validation:
+    """Only the pairs that are used are encoded."""
+    selected = reference.select(evenly_spaced(len(reference), VALIDATION_PAIRS))
+    pairs = contaminate(selected, "none")
+    return Validation(encode(pairs), list(range(len(pairs))), _captions(pairs))
+
+
+def _squares(
+    config: LatentConfig,
+    contaminate: Callable[..., ContaminatedPairs],
+    source: PairSet,
+    pairs: ContaminatedPairs,
+) -> ContaminatedPairs:
+    """`pairs` as squares. If they are squares already, the same object: poison and outliers are
+    expensive and must not be computed twice."""
+    return contaminate(source, config.contamination, buckets=False) if config.buckets else pairs
+
+
+def _choose_prompts(
+    config: LatentConfig, source: PairSet, reference: PairSet | None, held_out: list[int]
+) -> tuple[Prompts, Prompts, list[Scene] | None]:
+    """=>  the prompts of checkpoints, those of the metrics, and the latter's scenes.
+
+    By default the prompts of checkpoints are captions of held-out pairs, if there are any."""
+    clean = reference or source
+    chosen = evenly_spaced(len(clean.captions), config.samples)
+    metric_prompts = [clean.captions[i] for i in chosen]
+    prompts = config.prompts
+    if prompts is None:
+        use_held_out = held_out and config.reference is None
+        captions = [clean.captions[i] for i in held_out] if use_held_out else clean.captions
+        prompts = [captions[i] for i in evenly_spaced(len(captions), PROMPTS)]
+    fixed = not config.text_encoder
+    scenes = None
+    if clean.spec == "scenes":
+        scenes = [scene_named(clean.name(i)) for i in chosen]
+    return Prompts(list(prompts), fixed), Prompts(metric_prompts, fixed), scenes
+
+
+def _captions(pairs: ContaminatedPairs) -> list[str]:
+    return [pairs.caption(index) for index in range(len(pairs))]
+
+
+def _silent(*_: object) -> None:
     pass

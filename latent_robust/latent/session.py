@@ -1,4 +1,4 @@
-"""From a configuration to trained latent-space runs: the model, the encoded pairs, the training."""
+"""Load the model, prepare the data and train the runs of one `finetune-latent` command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ from .task import LatentTask
 
 
 class LatentSession:
-    """The `Session` of latent_robust/commands/training.py for encoded pairs."""
+    """The `Session` of latent_robust/commands/training.py for latent-space runs.
+
+    The constructor raises InputError for settings, models and data that cannot be used."""
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class LatentSession:
         self.make_components = partial(load, config, accelerator)
         components = self.make_components()
         if config.lora:
-            adapted_layers(components, config.targets)  # a wrong name must not cost the encoding
+            adapted_layers(components, config.targets)  # refuses a wrong name before encoding
         fresh = [
             config.init and saved_checkpoint(part.resume, folder) is None for part, folder in runs
         ]
@@ -56,20 +58,21 @@ class LatentSession:
         resolution = config.resolution or native_resolution(components)
         config = config.model_copy(update={"resolution": resolution})
         self.evaluators = Evaluators(config, accelerator.device)
-        with components.offload():  # what encodes has the device to itself
-            # No name for these components: it would keep them alive when they are unloaded.
+        with components.offload():  # VAE and text encoders have the device to themselves
+            # No variable for these components: it would keep them alive when they are unloaded.
             self.prepared = prepare(
                 config, components.without(components.family.network_name), out, accelerator
             )
-        found = {"resolution": resolution, **self.prepared.weighting}
+        resolved = {"resolution": resolution, **self.prepared.weighting}
         self.runs = without_repetition(
-            [(config.model_copy(update=found), folder) for config, folder in runs]
+            [(config.model_copy(update=resolved), folder) for config, folder in runs]
         )
         self.starts_from_init = dict(zip((folder for _, folder in runs), fresh, strict=True))
         self._untrained: Components | None = components
         self._files = ""
 
     def train(self, number: int) -> bool:
+        """Run `number`, from the first step to the metrics. False if a signal stopped it."""
         config, folder = self.runs[number]
         components = self._untrained or self.make_components()
         self._untrained = None
@@ -97,22 +100,24 @@ class LatentSession:
         return finished
 
     def what_was_made(self) -> str:
+        """The files of the last run, and how to use them."""
         return self._files
 
 
 def what_was_made(output: LatentOutput) -> str:
-    """The files of a run, whether they were verified, and what to do with them."""
+    """The files of a run, whether they were verified, and how to use them."""
     out, network_name = output.out, output.components.family.network_name
     if output.config.full:
         return (
-            f"the trained denoiser is in {out / network_name}, as a diffusers folder: load it with "
-            "from_pretrained and give it to your pipeline"
+            f"the trained denoiser is in {out / network_name}, a diffusers folder: load it with "
+            "from_pretrained and pass it to your pipeline"
         )
     files = [f"  {file.name} {use}" for file, use in output.lora_files().items()]
     return "\n".join([f"the LoRA is in {out}:", *files]).replace('"DIR"', f'"{out}"')
 
 
 def load(config: LatentConfig, accelerator: Accelerator) -> Components:
+    """The run's base model on the device, in the precision of training."""
     return load_components(
         config.model,
         offline=config.offline,
@@ -122,13 +127,14 @@ def load(config: LatentConfig, accelerator: Accelerator) -> Components:
 
 
 def native_resolution(components: Components) -> int:
-    """Pixels a side that the model was trained at."""
+    """The model's training resolution: pixels per side."""
     pipeline = components.pipeline
     sample_size = getattr(pipeline, "default_sample_size", None)
     return (sample_size or components.network.config.sample_size) * pipeline.vae_scale_factor
 
 
 def make_trainable(config: LatentConfig, components: Components) -> None:
+    """Add adapters, or unfreeze the network, as the configuration says."""
     if config.gradient_checkpointing:
         components.network.enable_gradient_checkpointing()
     if config.full:
@@ -147,12 +153,13 @@ def make_trainable(config: LatentConfig, components: Components) -> None:
 
 
 def release_encoders(config: LatentConfig, components: Components, prepared: Preparation) -> None:
-    """Encode every prompt used later, then free the text encoders and VAE that training does not need."""
-    for prompts in (prepared.prompts, prepared.measured):
+    """Encode every prompt used later, then free the text encoders and the VAE if training does not
+    need them."""
+    for prompts in (prepared.prompts, prepared.metric_prompts):
         prompts.conditions(components)
     if config.cache and not config.text_encoder:
-        draws = config.samples > 0 or bool(prepared.prompts.captions)
-        components.unload_encoders(keep_vae=draws or "encoder-poison" in config.contamination)
+        generates = config.samples > 0 or bool(prepared.prompts.captions)
+        components.unload_encoders(keep_vae=generates or "encoder-poison" in config.contamination)
 
 
 def check_memory(
@@ -162,8 +169,9 @@ def check_memory(
     accelerator: Accelerator,
     out: Path,
 ) -> None:
-    """InputError if a step of one of the runs does not fit: before the first one is trained."""
-    item = prepared.dataset.__getitems__(prepared.training[:1])
+    """Print the memory of a training step, the largest of all runs. InputError if it does not
+    fit."""
+    item = prepared.dataset.__getitems__(prepared.train_indices[:1])
     folder = cache_folder(configs[-1], out)
     estimates = [cached_estimate(folder, components, config, item) for config in configs]
     largest = max(estimates, key=lambda estimate: estimate.total)
@@ -175,16 +183,21 @@ def check_memory(
 def train(
     output: LatentOutput, accelerator: Accelerator, *, root_run: tuple[LatentConfig, Path]
 ) -> bool:
-    """One run, from the first step to the metrics. False if a signal stopped it.
+    """Train one run, from the first step to the metrics. False if a signal stopped it.
 
-    root_run: configuration and directory of the run that this one is a part of, or is."""
+    root_run: configuration and directory of the run that this one belongs to, or is itself."""
     config, out, prepared = output.config, output.out, output.prepared
     components = output.components
     if config.resume is not None and is_finished(config, out):
         return True
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = LatentTask(
-        config, components, prepared.dataset, prepared.training, prepared.captions, output.watch
+        config,
+        components,
+        prepared.dataset,
+        prepared.train_indices,
+        prepared.captions,
+        output.on_checkpoint,
     )
     trainer = Trainer(
         task,
@@ -197,14 +210,15 @@ def train(
     )
 
     def begin() -> None:
-        write_config(*root_run)  # now, so that a run stopped in its first part can be resumed
+        write_config(*root_run)  # already now: a run stopped in its first part can be resumed
         output.begin()
 
     return complete(trainer, begin, output.finish)
 
 
 def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
-    """The noise level of each pair's latents: from a file or the manifest, or from the audit."""
+    """=>  (N,) or (N, C), the noise level of each pair's latents: from the audit if the objective
+    needs one, else from a file or the manifest."""
     config, prepared, out = output.config, output.prepared, output.out
     if not config.facts.needs_audit:
         return prepared.levels
@@ -221,7 +235,7 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
         captions = prepared.captions if config.text_encoder else None
         audit = partial(audit_pairs, pairs=prepared.dataset, captions=captions, seed=config.seed)
         if config.auditor == BASE and config.init is None:
-            result = audit(output.components)  # still the base: new adapters change nothing
+            result = audit(output.components)  # still the base model: new adapters add 0
         else:
             with output.components.offload():
                 result = audit(output.make_components() if config.auditor == BASE else auditor())

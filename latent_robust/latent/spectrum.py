@@ -1,4 +1,6 @@
-"""What noise in images is in their latents, and a weight and a band for these."""
+"""Measure what noise in images becomes in their latents, and recommend a weight and a band.
+
+The noise is not read off the latents; it is measured by adding known noise to the images."""
 
 from __future__ import annotations
 
@@ -23,20 +25,20 @@ from latent_robust.errors import InputError
 if TYPE_CHECKING:
     from .base.components import Components
 
-# To be raised when the same pairs get another recommendation from then on.
+# Raise it when a change of the code gives the same pairs another recommendation.
 VERSION = 3
 
-# Patches of latents are larger than those of images, and fewer to a direction: the noise is not
-# read off their smallest variances. It takes the whole of the demo's latents, of which 256 are as
-# good as 2,000; what is forecast of their parts ranks weights and bands wrongly.
-LARGEST = 16
-PER_DIRECTION = 0.25
-DIRECTIONS = 1024  # at most
+# Patches of latents are larger than those of images, with fewer patches per direction: the noise is
+# not read off the smallest variances. For the demo a patch is the whole latent, and 256 latents are
+# as good as 2,000; forecasts from parts of them rank weights and bands wrongly.
+LARGEST_PATCH = 16  # latent pixels a side
+PATCHES_PER_DIRECTION = 0.25
+MAX_DIRECTIONS = 1024
 
-# What fine-tuning is taken to reach of the minimum's weight, measured for a thousand steps of LoRA:
-# with this the forecast of eleven settings on the demo correlates best with the distances that they
-# came to (RESULTS.md, A weight and a band without a search).
-REACHED = 0.6
+# The share of a weight's effect that fine-tuning is assumed to reach, where 1 is the minimum of the
+# loss. Measured for a thousand steps of LoRA: with this value the forecasts of eleven settings on
+# the demo correlate best with the measured distances.
+REACHED_SHARE = 0.6
 
 
 def recommend_latents(
@@ -48,11 +50,11 @@ def recommend_latents(
     weight: float | None = None,
     band: float | Sequence[float] | None = None,
 ) -> Recommendation:
-    """As `latent_robust.data.recommend`, for the latents of images.
+    """As `latent_robust.audit.spectrum.recommend`, for the latents of images.
 
-    samples: some dozens as they are trained on, (N, 3, H, W) in [-1, 1] or beyond; attack: as
-    `forecast_std` takes it; batch: how many are encoded at a time; weight, band: what is
-    given already.
+    samples: some dozens of training samples, (N, 3, H, W), in [-1, 1] or beyond; attack: as
+    `forecast_std` takes it; batch: samples encoded at a time; weight, band: fixed values, None to
+    choose them. InputError if the VAE overflows.
     """
     noise = measure_spectrum(samples).level
     parameterization = components.process.parameterization.value
@@ -63,32 +65,34 @@ def recommend_latents(
 def latent_spectrum(
     samples: Tensor, noise: float, components: Components, batch: int = 1
 ) -> Spectrum:
-    """samples, batch: as `recommend_latents` takes them; noise: standard deviation of theirs.
+    """samples, batch: as `recommend_latents` takes them; noise: its standard deviation in them.
 
-    In latents noise is not white: an encoder gives it another size in each channel, and mixes
-    them. So it is not read off the latents, whose own structure is as fine. Noise of the images'
-    level is added to each image once more, and what this changes in the mean of its latents has
-    the covariance that their noise has; along each principal direction of the latents it has its
-    share, and in each channel its size. An encoder is not linear, hence the level and these
-    images. The VAE's own noise (the latents' std) is part of what is to be learned, and does not
-    count.
+    Noise in latents is not white: the encoder scales it differently in each channel and mixes the
+    channels. It cannot be read off the latents, because their own structure is as fine as the
+    noise. Therefore noise of the images' level is added to each image once more. The change of the
+    latents' mean has the covariance of the noise in the latents. Its variance along each principal
+    direction and its size in each channel are the result. The encoder is not linear, so the level
+    and the images must be the real ones. The VAE's own noise (the latents' std) belongs to the
+    training target and is not counted as noise.
     """
     means, stds, changes = _encode_twice(samples, noise, components, batch)
-    largest = min(LARGEST, isqrt(DIRECTIONS // means.shape[1]))
-    side = patch_side(means.shape, largest, PER_DIRECTION)
+    largest = min(LARGEST_PATCH, isqrt(MAX_DIRECTIONS // means.shape[1]))
+    side = patch_side(means.shape, largest, PATCHES_PER_DIRECTION)
     own = nn.functional.unfold(stds.square(), side, stride=side).double().mean((0, 2))
     variances, directions = torch.linalg.eigh(patch_covariance([means], side) + own.diag())
-    dirt = (directions * (patch_covariance([changes], side) @ directions)).sum(0)
+    added = (directions * (patch_covariance([changes], side) @ directions)).sum(0)
     by_channel = changes.square().mean((0, 2, 3)).sqrt()
     shares = directions.square().unflatten(0, (len(by_channel), -1)).sum(1).T
-    tau, noise = variances.clamp_min(0).sqrt(), dirt.clamp_min(0).sqrt()
-    return Spectrum(tau, noise, by_channel, shares, REACHED)
+    tau, noise = variances.clamp_min(0).sqrt(), added.clamp_min(0).sqrt()
+    return Spectrum(tau, noise, by_channel, shares, REACHED_SHARE)
 
 
 def encoder_gain(samples: Sequence[Tensor], level: float, components: Components) -> Tensor:
-    """Standard deviation of the latents' mean per standard deviation of noise in the images, of
-    each channel, (C,): measured by adding noise of `level` to `samples` (3, H, W), of one size, in
-    [-1, 1] or beyond."""
+    """How much the encoder scales noise in each channel, (C,): standard deviation in the latents'
+    mean per standard deviation in the images. Measured by adding noise of standard deviation
+    `level`.
+
+    samples: (3, H, W) each, of one size, in [-1, 1] or beyond. InputError if the VAE overflows."""
     changes = _encode_twice(torch.stack(list(samples)), level, components, batch=1)[2]
     return changes.square().mean((0, 2, 3)).sqrt() / level
 
@@ -97,8 +101,8 @@ def encoder_gain(samples: Sequence[Tensor], level: float, components: Components
 def _encode_twice(
     samples: Tensor, level: float, components: Components, batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """=>  mean and std of the latents, and by how much noise of `level` moves the mean, each
-    (N, c, h, w)."""
+    """=>  mean and std of the latents, and the change of the mean when noise of standard deviation
+    `level` is added to the samples, each (N, c, h, w)."""
     means, stds, changes = [], [], []
     for indices in torch.arange(len(samples)).split(batch):
         chunk = samples[indices]
@@ -113,7 +117,7 @@ def _encode_twice(
         means.append(mean)
         stds.append(std)
         changes.append(noisy - mean)
-    found = torch.cat(means), torch.cat(stds), torch.cat(changes)
-    if not all(part.isfinite().all() for part in found):
+    result = torch.cat(means), torch.cat(stds), torch.cat(changes)
+    if not all(part.isfinite().all() for part in result):
         raise InputError("the VAE gives non-finite values; use bf16 or fp32")
-    return found
+    return result

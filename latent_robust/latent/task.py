@@ -1,4 +1,4 @@
-"""What a batch is, and what the network answers, in latent space."""
+"""The training task in latent space: what a batch holds, and how the network denoises it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lora.adapters import adapted_parts
 
 
 class EncodedPairs(Protocol):
-    """LatentCache and Uncached."""
+    """The interface of LatentCache and Uncached."""
 
     empty_text: dict[str, Tensor]
 
@@ -30,8 +30,9 @@ class EncodedPairs(Protocol):
 class LatentTask:
     """The `Task` of latent_robust/training/loop.py for scaled latents (B, c, h, w).
 
-    dataset: the encoded pairs; training: indices of those that are trained on; captions: by index,
-    needed only when the text encoders are trained, which must then read them in every step.
+    dataset: the encoded pairs; train_indices: of the pairs to train on; captions: by index, needed
+    only if the text encoders are trained, because they must then encode them in every step;
+    on_checkpoint: called with the network and the step.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class LatentTask:
         config: LatentConfig,
         components: Components,
         dataset: EncodedPairs,
-        training: Sequence[int],
+        train_indices: Sequence[int],
         captions: Sequence[str] | None = None,
         on_checkpoint: Callable[[nn.Module, int], None] | None = None,
     ):
@@ -47,14 +48,16 @@ class LatentTask:
         self.captions = captions if config.text_encoder else None
         self.network = WithTextEncoders(components) if config.text_encoder else components.network
         self.process = components.process
-        kept = set(training)
+        kept = set(train_indices)
         buckets = ([i for i in bucket if i in kept] for bucket in dataset.buckets())
         self.buckets = [bucket for bucket in buckets if bucket]
         self._on_checkpoint = on_checkpoint
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:
-        """A draw from the VAE's posterior, and what was said about it: emptied for a share of the
-        batch (classifier-free guidance, Ho & Salimans 2022), or slightly moved."""
+        """=>  a sample of the VAE's posterior, (B, c, h, w), and the conditions: text and sizes.
+
+        A share `caption_dropout` of the captions is replaced by the empty one (classifier-free
+        guidance, Ho & Salimans 2022); `caption_noise` perturbs the text conditions."""
         device = generator.device
         mean, std = (batch[key].to(device, non_blocking=True) for key in ("mean", "std"))
         noise = torch.randn(mean.shape, generator=generator, device=device)
@@ -62,7 +65,7 @@ class LatentTask:
         dropped = dropped < self.config.caption_dropout
         if self.captions is not None:
             rows = zip(batch["index"].tolist(), dropped.tolist(), strict=True)
-            text = [None if empty else self.captions[index] for index, empty in rows]
+            text = [None if is_dropped else self.captions[index] for index, is_dropped in rows]
         else:
             text = {
                 key: self._condition(value.to(device, non_blocking=True), key, dropped, generator)
@@ -71,19 +74,19 @@ class LatentTask:
         return mean + std * noise, (text, batch["size"].to(device, non_blocking=True))
 
     def _condition(self, value: Tensor, key: str, dropped: Tensor, generator) -> Tensor:
-        """value: (B, ..., width), one of the text conditions."""
+        """value: (B, ..., width), one of the text conditions; dropped: (B,), bool."""
         if self.config.caption_noise:
             # Conditional embedding perturbation, Gaussian form (Chen et al. 2024, "Slight
-            # corruption in pre-training data makes better diffusion models"): its expected length
-            # is caption_noise whatever the width.
+            # corruption in pre-training data makes better diffusion models"). The expected length
+            # of the noise is caption_noise at every width.
             scale = self.config.caption_noise / value.shape[-1] ** 0.5
             noise = torch.randn(value.shape, generator=generator, device=value.device)
             value = value + (scale * noise).to(value.dtype)
-        return _emptied(value, self.dataset.empty_text[key], dropped)
+        return _replace_dropped(value, self.dataset.empty_text[key], dropped)
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Uniform; or logit-normal over the family's own (shifted) grid, as SD 3 and FLUX were
-        trained (Esser et al. 2024)."""
+        """=>  (batch,) times: uniform, or logit-normal over the scheduler's (shifted) times, as in
+        the training of SD 3 and FLUX (Esser et al. 2024)."""
         sampling, times = self.config.time_sampling, self.process.times
         flow = self.process.parameterization is Parameterization.FLOW
         if sampling == "uniform" or (sampling == "auto" and not flow):
@@ -107,12 +110,12 @@ class LatentTask:
 
 
 class WithTextEncoders(nn.Module):
-    """Denoiser and text encoders in one, so that several processes synchronise both."""
+    """Denoiser and text encoders in one module, so that several processes synchronise both."""
 
     def __init__(self, components: Components):
         super().__init__()
         self.denoiser = components.network
-        # Not T5, which is not adapted and would be given its dropout back.
+        # T5 is left out: it has no adapters, and training mode would switch its dropout on.
         adapted = adapted_parts(components)
         encoders = {n: e for n, e in components.text_encoders.items() if n in adapted}
         self.text_encoders = nn.ModuleDict(encoders)
@@ -121,16 +124,18 @@ class WithTextEncoders(nn.Module):
     def forward(
         self, noisy: Tensor, t: Tensor, captions: list[str | None], sizes: Tensor
     ) -> Tensor:
-        """captions: None where dropped, which in SDXL is something else than empty."""
+        """captions: None where dropped. In SDXL a dropped caption differs from an empty one."""
         text = self._family.encode_text(self._pipeline, [caption or "" for caption in captions])
         if None in captions and not self._family.drops_to_empty_caption:
             empty = self._family.empty_text(self._pipeline)
             dropped = torch.tensor([caption is None for caption in captions], device=noisy.device)
-            text = {key: _emptied(value, empty[key], dropped) for key, value in text.items()}
+            text = {
+                key: _replace_dropped(value, empty[key], dropped) for key, value in text.items()
+            }
         return self._family.denoiser(self.denoiser, text, sizes)(noisy, t)
 
 
-def _emptied(value: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
-    """value: (B, ...); empty: (1, ...), for the rows that are `dropped`, (B,), bool."""
+def _replace_dropped(value: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
+    """`value` (B, ...) with `empty` (1, ...) in the rows that are `dropped`, (B,), bool."""
     rows = dropped.view(-1, *[1] * (value.ndim - 1))
     return torch.where(rows, empty.to(value, non_blocking=True), value)

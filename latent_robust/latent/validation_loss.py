@@ -1,5 +1,7 @@
-"""A denoising loss that can be compared between steps, runs and objectives: on pairs held out from
-training, always at the same times and with the same noise."""
+"""A denoising loss that is comparable between steps, runs and objectives.
+
+It is computed on pairs held out from training, always at the same times and with the same noise.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ from .eval_mode import evaluation_mode
 
 
 def split_held_out(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """=>  indices to train on and indices to validate on, ascending.
+    """=>  indices to train on and held-out indices, both ascending.
 
-    share: of the latter, in [0, 1). One pair at least is held out unless it is 0, and one at least
-    is trained on.
+    share: of the held-out pairs, in [0, 1). If it is above 0, at least one pair is held out. At
+    least one pair is left for training.
     """
     held = min(max(1, round(share * count)), count - 1) if share else 0
     order = torch.randperm(count, generator=derive_generator(seed, "held-out")).tolist()
@@ -38,15 +40,14 @@ def validation_losses(
     bins: int = 4,
     batch_size: int = 16,
 ) -> dict[str, float]:
-    """The plain denoising loss, whatever the objective, as a mean over samples, times and values.
+    """The plain denoising loss for every objective, a mean over samples, times and latent values.
 
-    denoise_factory: from a batch of `dataset` to `denoise(noisy, t, rows)`, which calls `network`.
-    dataset: a LatentCache or Uncached; of a pair's latents the mean is used.
-    =>  `validation/loss`, and one loss for each of `bins` bins of `process.times` with equally many
-    times, named for their ends: `validation/t 0-250`. {} if there are no indices.
-
-    times_per_bin: how often each sample is seen in each bin. Which times and noise these are
-    depends on (seed, index) alone.
+    denoise_factory: from a batch of `dataset` to `denoise(noisy, t, rows)`, which calls `network`;
+    dataset: a LatentCache or Uncached, of which the means of the latents are used;
+    times_per_bin: evaluations of each sample in each bin. Their times and noise depend only on
+    (seed, index).
+    =>  `validation/loss`, and one loss for each of `bins` bins of `process.times`. The bins have
+    equally many times and are named by their ends: `validation/t 0-250`. {} without indices.
     """
     names, times = time_bins(process.times, bins)
     device = next(network.parameters()).device
@@ -55,12 +56,12 @@ def validation_losses(
         for rows in _batches(dataset.buckets(), indices, batch_size):
             batch = dataset.__getitems__(rows)
             sample = batch["mean"].float()
-            draws = [
+            per_sample = [
                 _times_and_noise(i, x.shape, times, times_per_bin, seed)
                 for i, x in zip(rows, sample, strict=True)
             ]
             t, noise = (
-                torch.stack(values, dim=1).to(device) for values in zip(*draws, strict=True)
+                torch.stack(values, dim=1).to(device) for values in zip(*per_sample, strict=True)
             )
             losses.append(_losses(denoise_factory(batch), process, sample.to(device), t, noise))
     if not losses:
@@ -71,9 +72,9 @@ def validation_losses(
 
 
 def time_bins(times: Tensor, bins: int) -> tuple[list[str], list[Tensor]]:
-    """=>  names such as "t 0-250", and the times of each bin, ascending."""
+    """=>  names of the bins, such as "t 0-250", and the times in each, ascending."""
     chunks = list(times.cpu().sort().values.tensor_split(bins))
-    # The steps 0..249 fill [0, 250); continuous times up to 250 fill (0, 250].
+    # The steps 0..249 cover [0, 250); continuous times up to 250 cover (0, 250].
     last = 0 if times.is_floating_point() else 1
     ends = [0, *(round(chunk[-1].item()) + last for chunk in chunks)]
     return [f"t {low}-{high}" for low, high in pairwise(ends)], chunks
@@ -82,10 +83,10 @@ def time_bins(times: Tensor, bins: int) -> tuple[list[str], list[Tensor]]:
 def _batches(
     buckets: Sequence[Sequence[int]], indices: Sequence[int], size: int
 ) -> Iterator[list[int]]:
-    """Each index once, with others of its bucket."""
-    wanted = set(indices)
+    """Batches of at most `size` indices that share a bucket, each index once."""
+    selected = set(indices)
     for bucket in buckets:
-        members = [i for i in dict.fromkeys(bucket) if i in wanted]
+        members = [i for i in dict.fromkeys(bucket) if i in selected]
         yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
@@ -94,10 +95,10 @@ def _times_and_noise(
 ) -> tuple[Tensor, Tensor]:
     """=>  t (T,), bin after bin; noise (T, c, h, w), T = bins * times_per_bin."""
     generator = derive_generator(seed, "validation", index)
-    draws = [
+    chosen = [
         chunk[torch.randint(len(chunk), (times_per_bin,), generator=generator)] for chunk in times
     ]
-    t = torch.cat(draws)
+    t = torch.cat(chosen)
     return t, torch.randn(len(t), *shape, generator=generator)
 
 
@@ -105,10 +106,10 @@ def _losses(
     denoise: Callable[..., Tensor], process: NoiseProcess, sample: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
     """sample: (B, c, h, w); t: (T, B); noise: (T, B, c, h, w).  =>  (T, B) float64, CPU."""
-    everyone, losses = torch.arange(len(sample), device=sample.device), []
+    rows, losses = torch.arange(len(sample), device=sample.device), []
     for t_now, noise_now in zip(t, noise, strict=True):
         noisy = process.add_noise(sample, noise_now, t_now)
         target = process.parameterization.target(sample, noise_now, *process(t_now, sample))
-        error = denoise(noisy, t_now, everyone) - target
+        error = denoise(noisy, t_now, rows) - target
         losses.append(error.square().flatten(1).mean(1))
     return torch.stack(losses).cpu().double()

@@ -1,1 +1,1 @@
-"""One training loop for every kind of model."""
+"""One training loop for pixel and latent models."""

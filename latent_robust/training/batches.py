@@ -1,10 +1,13 @@
-"""Which samples make up which batch: a function of (seed, step, rank), so that a resumed run goes
-on with exactly the samples it would have seen."""
+"""Which samples form which batch: a function of (seed, step, rank).
+
+So a resumed run continues with exactly the samples that it would have had without the interruption.
+"""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +18,16 @@ from latent_robust.errors import InputError
 
 
 class StepBatches(Sampler[list[int]]):
-    """Batches of sample indices from batch number `start` on, without end.
+    """Endless batches of sample indices, from batch number `start` on.
 
-    buckets: indices that may share a batch (images of one size; one bucket if all are), an index
-    as often as it counts in an epoch. Each bucket is one endless sequence, its permutation of epoch
-    0, of epoch 1, ..., cut into batches; in epoch e it contributes those that begin before its
-    epoch e ends, in shuffled order among the buckets. So each bucket has its exact share, nothing
-    is dropped, and batch b of rank r is number b * ranks + r of the whole.
+    buckets: indices that may share a batch (images of one size; a single bucket if all have it). An
+        index is repeated as often as it counts in an epoch.
+    size: samples per batch. start: number of this rank's first batch.
+
+    Each bucket is one endless sequence, its permutation of epoch 0, of epoch 1, ..., cut into
+    batches. In epoch e a bucket contributes the batches that begin before its epoch e ends. These
+    are shuffled among the buckets. So every bucket gets its exact share and no sample is dropped.
+    Batch b of rank r is batch number b * ranks + r of the whole sequence.
     """
 
     def __init__(
@@ -36,7 +42,8 @@ class StepBatches(Sampler[list[int]]):
     ):
         self.buckets, self.size, self.seed = buckets, size, seed
         self.start, self.rank, self.ranks = start, rank, ranks
-        self._order: tuple[int, list[tuple[int, int]]] = (-1, [])
+        # Of the epoch in use: (epoch, its batches); bucket -> (epoch, its permutation).
+        self._batches: tuple[int, list[tuple[int, int]]] = (-1, [])
         self._permutations: dict[int, tuple[int, list[int]]] = {}
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -46,55 +53,64 @@ class StepBatches(Sampler[list[int]]):
             number += 1
 
     def batch(self, number: int) -> list[int]:
-        number = number * self.ranks + self.rank
-        epoch = self._epoch_of(number)
-        bucket, first = self._batches_of(epoch)[number - self._before(epoch)]
-        return [self._at(bucket, position) for position in range(first, first + self.size)]
+        """The indices of this rank's batch `number`."""
+        overall = number * self.ranks + self.rank
+        epoch = self._epoch_of(overall)
+        bucket, first = self._batches_of(epoch)[overall - self._batches_before(epoch)]
+        return [self._index_at(bucket, position) for position in range(first, first + self.size)]
 
-    def _before(self, epoch: int) -> int:
-        """How many batches begin before this epoch."""
-        return sum(self._begun(bucket, epoch) for bucket in self.buckets)
+    def _batches_before(self, epoch: int) -> int:
+        """How many batches of all buckets begin before this epoch."""
+        return sum(self._bucket_batches_before(bucket, epoch) for bucket in self.buckets)
 
-    def _begun(self, bucket: Sequence[int], epoch: int) -> int:
+    def _bucket_batches_before(self, bucket: Sequence[int], epoch: int) -> int:
+        """How many batches of this bucket begin before this epoch: rounded up."""
         return -(-epoch * len(bucket) // self.size)
 
     def _epoch_of(self, number: int) -> int:
+        """The epoch in which batch `number` of the whole sequence begins."""
         epoch = number * self.size // sum(map(len, self.buckets))
-        while self._before(epoch) > number:  # buckets round up: at most one batch each
+        while self._batches_before(epoch) > number:  # each bucket rounds up by one batch at most
             epoch -= 1
-        while self._before(epoch + 1) <= number:
+        while self._batches_before(epoch + 1) <= number:
             epoch += 1
         return epoch
 
     def _batches_of(self, epoch: int) -> list[tuple[int, int]]:
         """(bucket, position of its first sample) of the batches that begin in this epoch."""
-        if self._order[0] != epoch:
+        if self._batches[0] != epoch:
             batches = [
                 (number, batch * self.size)
                 for number, bucket in enumerate(self.buckets)
-                for batch in range(self._begun(bucket, epoch), self._begun(bucket, epoch + 1))
+                for batch in range(
+                    self._bucket_batches_before(bucket, epoch),
+                    self._bucket_batches_before(bucket, epoch + 1),
+                )
             ]
             if len(self.buckets) > 1:
                 generator = derive_generator(self.seed, "batches", epoch)
                 order = torch.randperm(len(batches), generator=generator).tolist()
                 batches = [batches[i] for i in order]
-            self._order = (epoch, batches)
-        return self._order[1]
+            self._batches = (epoch, batches)
+        return self._batches[1]
 
-    def _at(self, bucket: int, position: int) -> int:
+    def _index_at(self, bucket: int, position: int) -> int:
+        """The sample at this position of a bucket's endless sequence."""
         indices = self.buckets[bucket]
         epoch, offset = divmod(position, len(indices))
         if self._permutations.get(bucket, (-1,))[0] != epoch:
-            where = (epoch,) if len(self.buckets) == 1 else (epoch, bucket)
-            generator = derive_generator(self.seed, "epoch", *where)
+            tag = (epoch,) if len(self.buckets) == 1 else (epoch, bucket)
+            generator = derive_generator(self.seed, "epoch", *tag)
             order = torch.randperm(len(indices), generator=generator).tolist()
             self._permutations[bucket] = (epoch, order)
         return indices[self._permutations[bucket][1][offset]]
 
 
 def without_noisy(buckets: Sequence[Sequence[int]], levels: Tensor) -> list[list[int]]:
-    """The buckets without the samples that have a level, (N,) or (N, C), above 0. InputError when
-    that leaves none."""
+    """The buckets, without the samples that have a level above 0 (in any channel).
+
+    levels: (N,) or (N, C). Raises InputError if no sample is left.
+    """
     clean = levels.reshape(len(levels), -1).eq(0).all(1)
     kept = [[index for index in bucket if clean[index]] for bucket in buckets]
     if not any(kept):
@@ -103,26 +119,26 @@ def without_noisy(buckets: Sequence[Sequence[int]], levels: Tensor) -> list[list
 
 
 def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> DataLoader:
-    """dataset must have `__getitems__(indices)` that returns a whole batch as one dict."""
+    """dataset: has `__getitems__(indices)`, which returns a whole batch as one dict."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_ignore_signals,
         persistent_workers=workers > 0,
-        # An iterator otherwise takes its workers' base seed from the global random state.
+        # Without it, an iterator takes its workers' base seed from the global random state.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def _ignore_signals(worker: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process bucket. The trainer acts
-    on them, and needs its workers until it has saved; they end with it."""
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer acts
+    on them and needs its workers until it has saved; the workers end with it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _as_it_is(batch):
+def _unchanged(batch: Any) -> Any:
     return batch

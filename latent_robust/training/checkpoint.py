@@ -1,14 +1,13 @@
-"""Checkpoints: whole or absent, safetensors and JSON only, verified before they are believed.
+"""Checkpoints: complete or absent, safetensors and JSON only, verified before they are loaded.
 
     checkpoints/step-00001000/
-        model.safetensors       what the network learned
-        ema.safetensors         its average
+        model.safetensors       the trained weights
+        ema.safetensors         their moving average
         optimizer.safetensors   moments, by parameter name
-        trainer.json            step, schedule, scaler, what must match on resume
+        trainer.json            step, schedule, scaler, settings that must match on resume
         manifest.json           sha256 of each of the above, written last
 
-There is no random state in it: noise, times, dropout and data order are functions of
-(seed, step, rank).
+No random state is stored: noise, times, dropout and data order are functions of (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "train
 
 @dataclass
 class Checkpoint:
-    """model, ema: name -> tensor (ema may be empty); optimizer: torch's state_dict with parameter
-    names for indices; trainer: plain JSON values, `step` among them."""
+    """model, ema: name -> tensor (ema may be empty). optimizer: torch's state_dict, with parameter
+    names in place of indices. trainer: JSON values, among them `step`."""
 
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
@@ -46,8 +45,11 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int) -> Path:
-    """Write `folder/step-N`, then prune the oldest beyond `keep`. Atomic: a kill at any instant
-    leaves every earlier checkpoint valid. InputError when the disk is full or read-only."""
+    """Write `folder/step-N`, then delete the oldest checkpoints beyond `keep`.  =>  its path.
+
+    Atomic: a kill at any instant leaves every earlier checkpoint valid. Raises InputError if the
+    disk is full or read-only.
+    """
     final = folder / f"step-{checkpoint.trainer['step']:08d}"
     with whole_folder(final, kept="the earlier checkpoints are intact") as temporary:
         _write(checkpoint, temporary)
@@ -57,22 +59,25 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int) -> Path:
 
 
 def archive_later(folder: Path, step: int) -> None:
-    """Checkpoints beyond `step` belong to a branch that a resumed run leaves: renamed, so that
-    they are neither resumed from nor pruned in favour of."""
+    """Rename the checkpoints beyond `step` to abandoned-step-N.
+
+    A run that resumes from an earlier step leaves them behind. Renamed, they are not resumed from,
+    and they do not count when old checkpoints are deleted.
+    """
     for path in list_checkpoints(folder):
         if int(path.name.removeprefix("step-")) > step:
-            aside = path.with_name(f"abandoned-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            archived = path.with_name(f"abandoned-{path.name}")
+            shutil.rmtree(archived, ignore_errors=True)
+            path.rename(archived)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first; says nothing about their validity."""
+    """Oldest first. Does not verify them."""
     return sorted(folder.glob("step-[0-9]*"))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Raises InputError that names the file which is missing, truncated or altered."""
+    """Raises InputError that names the file that is missing, truncated or altered."""
     verify(path)
     trainer = json.loads((path / "trainer.json").read_text())
     return Checkpoint(
@@ -87,25 +92,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint, Path] | None:
-    """The newest checkpoint that verifies; a damaged one is named and passed over."""
+    """The newest valid checkpoint and its path, or None. Logs a warning for each damaged one."""
     for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path), path
         except (InputError, SafetensorError) as error:
-            logger.warning("passing over a damaged checkpoint: %s", error)
+            logger.warning("skipping a damaged checkpoint: %s", error)
     return None
 
 
 def verify(path: Path) -> None:
+    """Raises InputError unless every file is there and has the hash that manifest.json says."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a complete checkpoint: {error}") from None
+        raise InputError(
+            f"{path} is not a complete checkpoint ({error}); use an earlier one"
+        ) from None
     for name in FILES:
         if not (path / name).is_file():
             raise InputError(f"{path / name} is missing; use an earlier checkpoint")
         if _sha256(path / name) != manifest.get(name):
-            raise InputError(f"{path / name} is damaged (its hash differs); use an earlier one")
+            raise InputError(
+                f"{path / name} is damaged (its hash differs); use an earlier checkpoint"
+            )
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
@@ -128,7 +138,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Moments as `parameter/moment` tensors; the groups are JSON already."""
+    """=>  moments as tensors named `parameter/moment`; the parameter groups, which are JSON."""
     tensors = {
         f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, moments in optimizer["state"].items()
@@ -138,6 +148,7 @@ def _flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[st
 
 
 def _unflatten(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The inverse of `_flatten`."""
     state: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")

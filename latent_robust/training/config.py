@@ -1,10 +1,12 @@
-"""Every setting that a training run of either space has. One flat name each: a key in YAML is an
-option on the command line (`batch_size` is `--batch-size`)."""
+"""The settings that every training run has, in pixel and in latent space.
+
+One flat name each: the key `batch_size` in YAML is the option `--batch-size`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -28,37 +30,34 @@ from latent_robust.core.registry import (
 from latent_robust.errors import InputError
 from latent_robust.limits import MAX_BAD_FRACTION
 
-from .options import setting
+from .options import GROUPS, setting
 
-ObjectiveName = Literal[tuple(OBJECTIVES)]
+if TYPE_CHECKING:  # a type checker cannot read a Literal that is built at run time
+    ObjectiveName = str
+    AttackName = str
+else:
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+    AttackName = Literal[ADVERSARIAL]
 
-NEED, STRENGTH, LORA, MEMORY, WATCH, EXPERIMENT = (
-    "what you need",
-    "how strong",
-    "LoRA",
-    "memory and speed",
-    "watching",
-    "experiments",
-)
-
+NEED, STRENGTH, LORA, MEMORY, WATCH, EXPERIMENT = GROUPS
 
 OBJECTIVE_HELP = (
-    f"what is minimised: {', '.join(OBJECTIVES)}; docs/choosing-an-objective.md says which suits"
+    f"what is minimised: {', '.join(OBJECTIVES)}; see docs/choosing-an-objective.md for which to "
+    "choose"
 )
 
 
 class TrainConfig(BaseModel):
-    """Defaults are those of the digits study (docs/results/digits.md) unless a subclass says
-    otherwise."""
+    """Defaults are those of the digits study (docs/results/digits.md); subclasses override some."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    # Fields that help shows before the others of their group.
+    # Help shows these fields before the others of their group.
     HELP_FIRST: ClassVar[tuple[str, ...]] = ("data", "out", "objective", "steps")
 
     # ------------------------------------------------------------ what you need
     config: Path | None = setting(
-        None, "YAML file of settings; options win over it", NEED, "FILE", common=True, exclude=True
+        None, "YAML file of settings; options override it", NEED, "FILE", common=True, exclude=True
     )
     data: str = setting("digits", "training data", NEED, "DATA", common=True)
     out: Path | None = setting(
@@ -69,10 +68,12 @@ class TrainConfig(BaseModel):
     batch_size: int = setting(
         64, "samples per process and accumulation step", NEED, common=True, ge=1
     )
-    learning_rate: float = setting(2e-3, "peak learning rate of AdamW", NEED, common=True, gt=0)
+    learning_rate: float = setting(
+        2e-3, "peak learning rate of AdamW, after the warm-up", NEED, common=True, gt=0
+    )
     resume: str | None = setting(
         None,
-        "go on with a run: its directory, a checkpoint, or nothing for the run in --out",
+        "continue a run: give its directory or a checkpoint, or nothing for the run in --out",
         NEED,
         "[RUN]",
         common=True,
@@ -83,7 +84,7 @@ class TrainConfig(BaseModel):
     )
     dry_run: bool = setting(
         False,
-        "check the settings, the data and the model, print what would run, and leave",
+        "check the settings, the data and the model, print what would run, and stop",
         NEED,
         common=True,
         exclude=True,
@@ -97,37 +98,36 @@ class TrainConfig(BaseModel):
         ge=0,
         le=1,
     )
-    init: Path | None = setting(None, "start from what a finished run has learned", NEED, "RUN")
+    init: Path | None = setting(None, "start from the weights of a finished run", NEED, "RUN")
 
     # ------------------------------------------------------------ how strong
     weight: Annotated[float, Field(ge=0)] | Literal["auto"] = setting(
         "auto",
-        "strength of the regularizer; 0 is plain training; auto chooses it from the noise in the "
-        "data, 0 if they look clean",
+        "strength of the regularizer: 0 is plain training, auto chooses it from the noise in the "
+        "data",
         STRENGTH,
         "X|auto",
         common=True,
     )
-    band: float | str = setting(
+    band: float | list[float] | str = setting(
         "auto",
-        "noise level below which the regularizer acts, in units of the data ([-1, 1] for images); "
-        "one number, or one for each channel",
+        "noise level up to which the regularizer acts, in units of the data ([-1, 1] for images); "
+        "one number, or one per channel",
         STRENGTH,
         "X|auto",
-        common=True,
     )
     weighting: Literal["paper", "normalized", "band"] = setting(
         "band", "how the strength depends on the noise level", STRENGTH
     )
-    attack: Literal[ADVERSARIAL] = setting(
+    attack: AttackName = setting(
         "displacement",
-        "how robust-adversarial finds its perturbation: displacement needs forward passes only, "
+        "how robust-adversarial chooses its perturbation: displacement needs forward passes only, "
         "gradient is the paper's FGSM and costs more",
         STRENGTH,
     )
     penalty_fraction: float | None = setting(
         None,
-        "share of the samples that the penalty looks at; the main cost knob (default: 0.25 for "
+        "share of the samples that are penalized; the main cost knob (default: 0.25 for "
         "robust-random, else 0.125)",
         STRENGTH,
         gt=0,
@@ -141,21 +141,25 @@ class TrainConfig(BaseModel):
         ge=1,
     )
     penalty_last: float = setting(
-        1.0, "apply the penalty in this last share of the steps only", STRENGTH, gt=0, le=1
+        1.0, "apply the penalty only during this last share of the steps", STRENGTH, gt=0, le=1
     )
     auditor: ObjectiveName = setting(
         "robust-adversarial",
-        "for audited: the objective of the model that is trained first and audits the data",
+        "for audited: the objective of the auditor, a model that is trained first to audit the "
+        "data",
         STRENGTH,
         "NAME",
     )
     levels: Path | None = setting(
-        None, "for ambient: the noise level of each sample, as an audit writes it", STRENGTH, "FILE"
+        None,
+        "for ambient: the noise level of each sample, as written by an audit",
+        STRENGTH,
+        "FILE",
     )
     drop_noisy: bool = setting(
         False,
-        "for audited and ambient: leave noisy samples out instead of training on them above their "
-        "level",
+        "for audited and ambient: leave noisy samples out, instead of training on them at noise "
+        "levels above their own",
         STRENGTH,
     )
     attack_steps: int = setting(
@@ -188,8 +192,7 @@ class TrainConfig(BaseModel):
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = setting(
         "no",
-        "precision of the network; noise and targets stay float32. bf16 cannot carry the "
-        "perturbation at the very lowest noise levels (t < 20 of 1000)",
+        "precision of the network; noise and targets stay float32",
         MEMORY,
         common=True,
     )
@@ -199,25 +202,27 @@ class TrainConfig(BaseModel):
         "adamw", "adamw8bit needs bitsandbytes and a CUDA device", MEMORY
     )
     compile: bool = setting(
-        False, "torch.compile the network: minutes at the start, faster steps", MEMORY
+        False, "torch.compile the network: takes minutes at the start, then faster steps", MEMORY
     )
 
     # ------------------------------------------------------------ watching
     compare_with: ObjectiveName | None = setting(
         None,
-        "also train this objective with the same budget, for comparison in the report",
+        "also train this objective (ddpm, say) with the same budget, for comparison in the report",
         WATCH,
         "NAME",
         common=True,
     )
-    log_every: int = setting(50, "steps between rows of log.jsonl", WATCH, ge=1)
-    checkpoint_every: int = setting(1000, "steps between checkpoints and previews", WATCH, ge=1)
+    log_every: int = setting(50, "write a row of log.jsonl every N steps", WATCH, ge=1)
+    checkpoint_every: int = setting(
+        1000, "save a checkpoint and previews every N steps", WATCH, ge=1
+    )
     keep_checkpoints: int = setting(2, "checkpoints to keep", WATCH, ge=1)
 
     # ------------------------------------------------------------ experiments
     contamination: str = setting(
         "none",
-        "make the data dirty on purpose, e.g. 'gaussian:fraction=0.9,sigma=0.2; "
+        "contaminate the data on purpose, e.g. 'gaussian:fraction=0.9,sigma=0.2; "
         "jpeg:fraction=0.3,quality=20'",
         EXPERIMENT,
         "SPEC",
@@ -247,8 +252,9 @@ class TrainConfig(BaseModel):
     @field_validator("band", mode="plain")
     @classmethod
     def _bands(cls, value: Any) -> float | list[float] | str:
+        """ "auto", one number, or a list of numbers; as text, separated by commas."""
         if value == "auto":
-            return value
+            return "auto"
         parts = value.strip("[] ").split(",") if isinstance(value, str) else value
         try:
             bands = [float(part) for part in (parts if isinstance(parts, list) else [parts])]
@@ -263,18 +269,20 @@ class TrainConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _consistent(self):
-        self.radius_schedule()
-        # An attack's own pass is only worth it for many rows; a random perturbation has none, so
-        # twice as many rows cost the same (docs/results/cost.md).
+    def _consistent(self) -> TrainConfig:
+        self.radius_schedule()  # raises for a radius out of range
+        # An attack needs a pass of its own, which pays off only for many rows. A random
+        # perturbation needs none, so twice as many rows cost the same (docs/results/cost.md).
         random = self.forecast_attack == "random"
         if self.penalty_fraction is None:
             self.penalty_fraction = 0.25 if random else 0.125
         if self.penalty_every is None:
             self.penalty_every = 1 if random or 2 * self.penalty_fraction > 1 else 2
-        check_share(self.penalty_fraction, self.penalty_every)
+        check_share(*self.penalty_share)
         if self.weight == "auto" and self.weighting != "band":
-            raise ValueError(f"weighting {self.weighting} needs a number as `weight`, e.g. 0.3")
+            raise ValueError(
+                f"weighting {self.weighting} needs a number as `weight`, got auto; e.g. 0.3"
+            )
         if self.band == "auto" and self.weighting != "band":
             self.band = 1.0  # not used
         if self.facts.takes_levels and self.levels is None and self.contamination == "none":
@@ -282,7 +290,7 @@ class TrainConfig(BaseModel):
                 f"objective {self.objective} needs noise levels: give --levels FILE, or a "
                 "contamination whose true levels are known"
             )
-        if self.levels is not None and not any(part.takes_levels for part in self.trained):
+        if self.levels is not None and not any(facts.takes_levels for facts in self.trained):
             raise ValueError("levels are for the objective ambient: add --objective ambient")
         if self.facts.needs_audit and self.auditor_facts.needs_levels:
             raise ValueError(f"auditor {self.auditor} needs levels itself; use robust-adversarial")
@@ -291,23 +299,34 @@ class TrainConfig(BaseModel):
         return self
 
     def _refuse_dropout_of_a_part(self, dropout: float) -> None:
-        whole = self.penalty_fraction * self.penalty_every >= 1
+        """Raises ValueError for dropout if the penalty is computed on a part of each batch."""
+        fraction, every = self.penalty_share
+        whole = fraction * every >= 1
         if dropout and not whole and self.facts.regularized:
             raise ValueError(
-                f"dropout {dropout} with penalty_fraction {self.penalty_fraction}: dropout masks "
-                "cannot be shared between batches of different size; use --penalty-fraction 1, a "
-                "--penalty-every so large that the penalty looks at a whole batch, or dropout 0"
+                f"dropout {dropout} with penalty_fraction {fraction}: dropout masks cannot be "
+                "shared between batches of different size; use --penalty-fraction 1, a "
+                "--penalty-every so large that a whole batch is penalized, or dropout 0"
             )
 
     def radius_schedule(self) -> RadiusSchedule:
+        """Raises ValueError for values out of range."""
         return RadiusSchedule(self.rho, self.radius_scale, self.bias_min, self.bias_max)
 
     def check_bands(self, channels: int) -> None:
-        """Raises InputError unless there is one band, or one for each channel."""
+        """Raises InputError unless there is one band, or one per channel."""
         if isinstance(self.band, list) and len(self.band) != channels:
             raise InputError(
-                f"{len(self.band)} bands for data of {channels} channels: give one, or one each"
+                f"{len(self.band)} bands for data of {channels} channels: give one, or one per "
+                "channel"
             )
+
+    @property
+    def penalty_share(self) -> tuple[float, int]:
+        """`penalty_fraction` and `penalty_every`. Validation has replaced None by the defaults."""
+        assert self.penalty_fraction is not None
+        assert self.penalty_every is not None
+        return self.penalty_fraction, self.penalty_every
 
     @property
     def facts(self) -> ObjectiveFacts:
@@ -316,46 +335,56 @@ class TrainConfig(BaseModel):
 
     @property
     def trained(self) -> tuple[ObjectiveFacts, ObjectiveFacts]:
-        """Of the objective, and of the one that is trained for comparison."""
+        """The facts of the objective and of `compare_with`."""
         return self.facts, facts_of(self.compare_with)
 
     @property
     def auditor_facts(self) -> ObjectiveFacts:
-        """Of no objective if the auditor is not trained."""
-        return OBJECTIVES.get(self.auditor, facts_of(None))
+        """The facts of the auditor's objective; of none if the auditor is not trained."""
+        return _facts_if_trained(self.auditor)
 
     @property
     def regularized(self) -> list[ObjectiveFacts]:
-        """The objectives with the regularizer among all that are trained."""
+        """The facts of the objectives with the regularizer, among all that are trained."""
         return regularized_among(self.objective, self.compare_with, self.auditor)
 
     @property
     def auditor_run(self) -> str:
-        """The directory of an audited run's auditor: the name of its objective."""
+        """Directory of an audited run's auditor: the name of its objective."""
         return self.auditor
 
     @property
     def forecast_attack(self) -> str:
-        """The attack of all that is regularized, for a forecast of what it does."""
+        """The attack for a forecast: "random" if all regularized objectives are random."""
         regularized = self.regularized
         return "random" if regularized and all(f.random for f in regularized) else self.attack
 
     @property
     def given_weighting(self) -> dict[str, float | list[float]] | None:
-        """What is given of `weight` and `band`. None if nothing is left to be found in the data,
-        or if nothing that is trained uses them."""
-        given = {"weight": self.weight, "band": self.band}
-        if "auto" not in given.values() or not self.regularized:
+        """Those of `weight` and `band` that are numbers.
+
+        None if nothing has to be chosen from the data: both are numbers, or no trained objective
+        uses them.
+        """
+        settings = {"weight": self.weight, "band": self.band}
+        if "auto" not in settings.values() or not self.regularized:
             return None
-        return {name: value for name, value in given.items() if value != "auto"}
+        return {name: value for name, value in settings.items() if not isinstance(value, str)}
 
 
 def regularized_among(
     objective: str | None, compare_with: str | None, auditor: str | None
 ) -> list[ObjectiveFacts]:
-    """Those of the objectives of a run that have the regularizer. auditor: only if one of the
-    others needs it."""
+    """The facts of those objectives of a run that have the regularizer.
+
+    auditor: counts only if one of the others needs it.
+    """
     trained = [facts_of(objective), facts_of(compare_with)]
     if any(facts.needs_audit for facts in trained):
-        trained.append(OBJECTIVES.get(auditor, facts_of(None)))
+        trained.append(_facts_if_trained(auditor))
     return [facts for facts in trained if facts.regularized]
+
+
+def _facts_if_trained(auditor: str | None) -> ObjectiveFacts:
+    """auditor: an objective, or a name that is none: a model that is used without training."""
+    return facts_of(auditor if auditor in OBJECTIVES else None)

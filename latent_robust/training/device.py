@@ -8,7 +8,7 @@ from latent_robust.errors import InputError
 
 
 def choose_device(name: str) -> str:
-    """name: "auto" or a device.  =>  "cuda", "mps" or "cpu". Raises InputError if it is not there."""
+    """name: "auto" or a device.  =>  "cuda", "mps" or "cpu". InputError if it is not available."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

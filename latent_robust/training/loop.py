@@ -1,5 +1,8 @@
-"""The one training loop, for pixel and latent space alike. A `Task` says what a batch is and what
-the network answers; the objective says what is minimised; everything else happens here."""
+"""The training loop, for pixel and latent space.
+
+A `Task` says what a batch is and how the network is called. The objective says what is minimised.
+Everything else happens here.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,14 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from latent_robust.core import (
-    NoiseProcess,
-    Objective,
-    derive_generator,
-    derive_seed,
-)
+from latent_robust.core import NoiseProcess, Objective, derive_generator, derive_seed
 
 from .batches import StepBatches, loader, without_noisy
 from .checkpoint import save_checkpoint
@@ -36,26 +35,27 @@ from .state import capture
 class Task(Protocol):
     """What differs between pixel and latent space."""
 
-    network: nn.Module  # parameters with requires_grad are trained
+    network: nn.Module  # the parameters with requires_grad are trained
     dataset: Dataset  # __getitems__(indices) -> {"index": (B,), ...} as one batch
     buckets: Sequence[Sequence[int]]  # indices of samples that may share a batch
     process: NoiseProcess
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:
-        """=> sample (B, ...) on the device, and whatever `denoiser` needs besides."""
+        """=>  sample (B, ...) on the device; the conditions, whatever else `denoiser` needs."""
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """=> t (B,) in the process's unit."""
+        """=>  t (B,), in the unit of the process."""
 
     def denoiser(self, network: nn.Module, conditions: Any) -> Callable[..., Tensor]:
-        """=> denoise(noisy, t, rows) -> prediction, float32."""
+        """=>  denoise(noisy, t, rows) => prediction, float32."""
 
     def auxiliary_loss(self, denoise: Callable, sample: Tensor, t: Tensor) -> Tensor | None:
-        """A further term (learned variance), from what `denoise` saw in its first call: the batch,
-        and after it what the regularizer moved."""
+        """=>  a further term of the loss, or None; e.g. the learned variance.
+
+        It uses the first call of `denoise`: its rows are the batch, then the perturbed rows."""
 
     def on_checkpoint(self, network: nn.Module, step: int) -> None:
-        """Called with the averaged weights in place, at step 0 as well; draws samples, say."""
+        """Called with the averaged weights, also at step 0; e.g. to generate previews."""
 
 
 class Trainer:
@@ -70,30 +70,33 @@ class Trainer:
         levels: Tensor | None = None,
         identity: dict[str, Any] | None = None,
     ):
-        """levels: (N,) or (N, C), noise level of each sample, in its units (`ambient`).
-        identity: JSON values that a resumed run must share (data fingerprint, settings)."""
+        """levels: (N,) or (N, C), noise level of each sample in the dataset, in the sample's units.
+        identity: JSON values that a resumed run must share (settings, data fingerprint)."""
         self.task, self.objective, self.config = task, objective, config
         self.accelerator, self.out = accelerator, out
         self.levels, self.identity = levels, identity or {}
         self.buckets = task.buckets
         if config.drop_noisy:
+            assert levels is not None  # the configuration refuses it for other objectives
             self.buckets = without_noisy(task.buckets, levels)
         self.step = 0
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
-        self.optimizer = make_optimizer(config, self.parameters, accelerator.device)
+        optimizer = make_optimizer(config, self.parameters, accelerator.device)
         # Not prepared by accelerate, which would step it once per process.
         self.schedule = get_cosine_schedule_with_warmup(
-            self.optimizer,
+            optimizer,
             num_warmup_steps=min(config.warmup, config.steps // 2),
             num_training_steps=config.steps,
         )
         if config.compile:
             task.network.compile()  # in place: names and types stay as they are
-        self.network, self.optimizer = accelerator.prepare(task.network, self.optimizer)
+        self.optimizer: AcceleratedOptimizer
+        self.network, self.optimizer = accelerator.prepare(task.network, optimizer)
         self.plain_network = accelerator.unwrap_model(self.network)
-        # So many steps may lie between two with the regularizer, which alone may be what is bad.
-        self.bad_steps = BadSteps(self.optimizer, accelerator, out, max(2, config.penalty_every))
+        # The penalty alone may be non-finite, and it is computed in every N-th step only.
+        _, penalty_every = config.penalty_share
+        self.bad_steps = BadSteps(self.optimizer, accelerator, out, max(2, penalty_every))
         self.ema = (
             EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
             if config.ema_decay
@@ -103,7 +106,7 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def train(self) -> bool:
-        """Trains to `config.steps`. False when a signal stopped it (after saving)."""
+        """Train up to `config.steps`. False if a signal stopped it (after saving)."""
         config, main = self.config, self.accelerator.is_main_process
         log = RunLog(self.out, self.step, self.accelerator)
         samples = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
@@ -112,7 +115,7 @@ class Trainer:
         )
         batches = self.batches()
         self.network.train()
-        if self._due():  # how it all began; or the run was killed after it saved, before it drew
+        if self._due():  # the untrained network, or a run that was killed before its previews
             self._watch()
         with StopRequest() as stop, progress:
             while self.step < config.steps:
@@ -135,13 +138,15 @@ class Trainer:
         return True
 
     def _due(self) -> bool:
-        """Whether this step ends with a checkpoint."""
+        """Whether a checkpoint and its previews are due after `self.step` steps."""
         return self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
 
     def _watch(self) -> None:
+        """Call the task's `on_checkpoint`."""
         self.with_average(lambda network: self.task.on_checkpoint(network, self.step))
 
     def batches(self) -> Iterator[dict[str, Any]]:
+        """This rank's batches, from the current step on, without end."""
         config, accelerator = self.config, self.accelerator
         batches = StepBatches(
             self.buckets,
@@ -155,7 +160,7 @@ class Trainer:
         return iter(loader(self.task.dataset, batches, config.workers, pin))
 
     def train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
-        """One optimizer step over `gradient_accumulation` micro-batches."""
+        """One optimizer step over `gradient_accumulation` micro-batches.  =>  a row for the log."""
         rows, indices = [], []
         for micro in range(self.config.gradient_accumulation):
             batch = next(batches)
@@ -163,13 +168,14 @@ class Trainer:
             last = micro == self.config.gradient_accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 rows.append(self._backward(batch, micro))
-        row = {key: torch.stack([r[key] for r in rows]).mean() for key in rows[0]}
-        row["gradient_norm"] = self.accelerator.clip_grad_norm_(
-            self.parameters, self.config.max_gradient_norm
-        )
-        row["learning_rate"] = self.schedule.get_last_lr()[0]
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_gradient_norm)
+        row = {
+            **{key: torch.stack([r[key] for r in rows]).mean() for key in rows[0]},
+            "gradient_norm": norm,
+            "learning_rate": self.schedule.get_last_lr()[0],
+        }
         losses = [r["loss"] for r in rows]
-        if not self.bad_steps.leave_out(self.step, losses, row["gradient_norm"], indices):
+        if not self.bad_steps.leave_out(self.step, losses, norm, indices):
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.step(self.parameters)
@@ -178,11 +184,12 @@ class Trainer:
         return row
 
     def _backward(self, batch: dict[str, Any], micro: int) -> dict[str, Tensor]:
+        """Add the gradients of micro-batch number `micro`.  =>  its means: (), on the device."""
         config = self.config
-        where = (config.seed, "step", self.step, micro, self.accelerator.process_index)
+        stream = (config.seed, "step", self.step, micro, self.accelerator.process_index)
         device = self.accelerator.device
-        torch.manual_seed(derive_seed(*where, "dropout"))
-        generator = derive_generator(*where, device=device)
+        torch.manual_seed(derive_seed(*stream, "dropout"))
+        generator = derive_generator(*stream, device=device)
         sample, conditions = self.task.prepare(batch, generator)
         t = self.task.draw_times(len(sample), generator).to(device)
         noise = torch.randn(sample.shape, generator=generator, device=device)
@@ -199,7 +206,7 @@ class Trainer:
             sample,
             t,
             noise,
-            derive_generator(*where, "perturbation", device=device),
+            derive_generator(*stream, "perturbation", device=device),
             levels=levels,
             attacked=attacked,
             regularize=regularize,
@@ -218,14 +225,14 @@ class Trainer:
     # ------------------------------------------------------------------ state
 
     def save(self) -> None:
-        """On every rank; the main process writes."""
+        """Write a checkpoint. Called on all ranks; the main process writes."""
         if self.accelerator.is_main_process:
             folder = self.out / "checkpoints"
             save_checkpoint(capture(self), folder, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def with_average(self, use: Callable[[nn.Module], None]) -> None:
-        """Call with the averaged weights in place and the network in evaluation mode."""
+        """use(network): called with the averaged weights, in evaluation mode, without gradient."""
         if self.ema is not None:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
@@ -242,10 +249,13 @@ class Trainer:
 def without_weight_gradients(
     denoise: Callable[..., Tensor], parameters: Sequence[nn.Parameter]
 ) -> Callable[..., Tensor]:
-    """A compiled backward pass, unlike an eager one, makes every gradient that it could be asked
-    for, wanted or not: so the parameters want none while the attack's graph is recorded."""
+    """=>  `denoise`, whose graph has no gradients of the parameters; for the attack.
 
-    def frozen(*args) -> Tensor:
+    A compiled backward pass, unlike an eager one, computes every gradient that it could, needed or
+    not. So requires_grad of the parameters is off while the attack's graph is recorded.
+    """
+
+    def frozen(*args: Any) -> Tensor:
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:

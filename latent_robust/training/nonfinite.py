@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: left out, named, and too many of them are the end."""
+"""Steps with a non-finite loss or gradient: skip them, name their samples, stop after too many."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -17,14 +18,14 @@ from latent_robust.errors import Diverged
 logger = logging.getLogger(__name__)
 MAX_BAD_STEPS = 5
 
-# fp16's scaler halves its scale, 65,536 at first, whenever a gradient is not finite.
+# fp16's scaler starts at 65,536 and halves its scale whenever a gradient is not finite.
 LEAST_SCALE = 2**-16
 
 
 @dataclass(frozen=True)
 class _Step:
-    """bad: (2,), 0 or 1, the same on all ranks: whether a loss is bad, or the gradient; losses: of
-    this rank's micro-batches; indices: of the samples in them."""
+    """bad: (2,), 0 or 1, equal on all ranks: a loss is non-finite, the gradient is non-finite.
+    losses: of this rank's micro-batches. indices: of the samples in each of them."""
 
     number: int
     bad: Tensor
@@ -33,9 +34,12 @@ class _Step:
 
 
 class BadSteps:
-    """Whether a step is bad stays on the device, where a fused optimizer leaves it out: a host that
-    asked would wait for it, and the device for the host after. `settle` asks, for all steps since
-    it was last called."""
+    """Skips bad steps, that is steps with a non-finite loss or gradient.
+
+    Whether a step is bad stays on the device, where a fused optimizer skips it. If the host asked
+    at every step, it would wait for the device, and then the device for the host. So the host reads
+    all steps since the last time in `settle`.
+    """
 
     def __init__(
         self,
@@ -44,57 +48,65 @@ class BadSteps:
         out: Path,
         recovered_after: int,
     ):
-        """recovered_after: good steps in a row, until bad ones before them no longer count."""
+        """recovered_after: after this many good steps in a row, earlier bad ones do not count."""
         self.optimizer, self.accelerator, self.out = optimizer, accelerator, out
         self.recovered_after = recovered_after
-        self.at_once = accelerator.device.type == "cpu"  # nobody waits
-        self.waiting: list[_Step] = []
-        self.bad = self.good = 0  # in close succession
+        self.at_once = accelerator.device.type == "cpu"  # reading costs no synchronisation there
+        self.unread: list[_Step] = []
+        self.recent_bad = self.good_in_a_row = 0
 
     def leave_out(
         self, number: int, losses: Sequence[Tensor], norm: Tensor, indices: Sequence[Tensor]
     ) -> bool:
-        """Whether step `number` must not be taken; False as well where the optimizer knows.
+        """Whether the caller must skip step `number`. False if the optimizer skips it by itself.
 
-        losses: of the micro-batches, (); norm: of the gradient, (); indices: of the samples."""
+        losses: () each, of the micro-batches. norm: (), of the gradient. indices: (B,) each, of
+        the samples in the micro-batches.
+        """
         scaler, optimizer = self.accelerator.scaler, self.optimizer.optimizer
         bad = torch.stack([~torch.stack([*losses]).isfinite().all(), ~norm.isfinite()]).float()
         if scaler:
-            bad[1] = 0  # its own business: it skips the step itself while it looks for its scale
+            bad[1] = 0  # fp16's scaler skips such a step itself while it searches for its scale
         step = _Step(number, self.accelerator.reduce(bad, "sum").clamp_max(1), losses, indices)
-        self.waiting.append(step)
+        self.unread.append(step)
         if self.at_once:
             self.settle()
         if scaler:
-            return False  # it must be asked, or it never finds its scale
+            return False  # the scaler needs every step, or it never finds its scale
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = step.bad.amax()
             return False
         return bool(step.bad.any())
 
     def settle(self) -> None:
-        """Names the bad ones among the steps since it was last called. Diverged if there are
-        MAX_BAD_STEPS in close succession, or if fp16 has no scale at which gradients are finite."""
-        steps, self.waiting = self.waiting, []
+        """Read all steps since the last call, and log the samples of bad ones.
+
+        Raises Diverged after MAX_BAD_STEPS in close succession, or if fp16 has no scale at which
+        gradients are finite.
+        """
+        steps, self.unread = self.unread, []
         flags = torch.stack([step.bad for step in steps]).tolist() if steps else []
         for step, (bad_loss, bad_gradient) in zip(steps, flags, strict=True):
             if bad_loss or bad_gradient:
-                self.bad, self.good = self.bad + 1, 0
-                self._name(step, bad_loss)
+                self.recent_bad, self.good_in_a_row = self.recent_bad + 1, 0
+                self._log_samples(step, bad_loss)
             else:
-                self.good += 1
-                if self.good >= self.recovered_after:
-                    self.bad = 0
-            if self.bad >= MAX_BAD_STEPS:
+                self.good_in_a_row += 1
+                if self.good_in_a_row >= self.recovered_after:
+                    self.recent_bad = 0
+            if self.recent_bad >= MAX_BAD_STEPS:
                 self._give_up(
-                    f"{self.bad} steps in close succession had a non-finite loss or gradient", step
+                    f"{self.recent_bad} steps in close succession had a non-finite loss or "
+                    "gradient",
+                    step,
                 )
         scaler = self.accelerator.scaler
         if steps and scaler and scaler.get_scale() < LEAST_SCALE:
-            self._give_up("no gradient has been finite, at any of fp16's scales", steps[-1])
+            self._give_up("the gradient was not finite at any scale of fp16", steps[-1])
 
-    def _name(self, step: _Step, bad_loss: float) -> None:
-        """Each rank its own samples, where they are what is bad, or may be."""
+    def _log_samples(self, step: _Step, bad_loss: float) -> None:
+        """Each rank logs its own samples: those of a non-finite loss. If only the gradient is
+        non-finite, all of the step's."""
         finite = [loss.isfinite() for loss in step.losses]
         culprits = [
             i.tolist()
@@ -109,9 +121,9 @@ class BadSteps:
                 culprits,
             )
 
-    def _give_up(self, what: str, last: _Step) -> None:
+    def _give_up(self, reason: str, last: _Step) -> NoReturn:
         raise Diverged(
-            f"{what} (last step: {last.number}). The last good checkpoint is in "
-            f"{self.out / 'checkpoints'}. Look at the samples named above, or start again with "
+            f"{reason} (last step: {last.number}). The last good checkpoint is in "
+            f"{self.out / 'checkpoints'}. Check the samples named above, or start again with "
             "a lower --learning-rate and another --out"
         )

@@ -1,4 +1,4 @@
-"""The optimizer, from the configuration."""
+"""The optimizer of a configuration."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from .config import TrainConfig
 def make_optimizer(
     config: TrainConfig, parameters: Sequence[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW; with `adamw8bit` bitsandbytes', whose moments take 2 bytes a parameter for 8.
+    """AdamW, or with `adamw8bit` that of bitsandbytes: 2 bytes of moments per parameter, not 8.
 
-    Raises InputError where bitsandbytes, or the CUDA device that it needs, is missing.
+    Raises InputError if bitsandbytes, or the CUDA device that it needs, is missing.
     """
-    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **settings, fused=device.type in ("cpu", "cuda"))
+        fused = device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
     if device.type != "cuda":
-        raise InputError(f"--optimizer adamw8bit needs a CUDA device, not {device}; use adamw")
+        raise InputError(f"--optimizer adamw8bit needs a CUDA device, got {device}; use adamw")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise InputError(
             "--optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or use adamw"
         ) from None
-    return AdamW8bit(parameters, **settings)
+    return AdamW8bit(parameters, lr=rate, weight_decay=decay)

@@ -1,13 +1,14 @@
 """From a command line and a YAML file to a validated configuration.
 
-Every field of a configuration is a key of the YAML file and, unless it says `yaml_only`, an option
-of the same name. No torch is imported here, so that help and errors come at once.
+Every field of a configuration is a key of the YAML file. Unless it is `yaml_only`, it is also an
+option of the same name. This module does not import torch, so help and errors appear at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from latent_robust.errors import InputError, did_you_mean
 
 Config = TypeVar("Config", bound=BaseModel)
 
-# In the order in which help shows them.
+# Groups of options, in the order in which help shows them.
 GROUPS = (
     "what you need",
     "how strong",
@@ -38,9 +39,13 @@ _ALL = "; --help-all lists the valid ones"
 
 @dataclass(frozen=True)
 class Shown:
-    """How a field appears on the command line. common: `--help` shows it, the others only
-    `--help-all`. yaml_only: a key of the YAML file and no option; measured not to matter.
-    sentences: its values are texts that must not be cut at their commas."""
+    """How a field appears on the command line.
+
+    group: one of GROUPS. metavar: the word for its value in help, by default from its type.
+    common: shown by `--help`; others only by `--help-all`.
+    yaml_only: a key of the YAML file but no option; for settings that were measured not to matter.
+    sentences: its values are texts, which are not split at commas.
+    """
 
     group: str
     metavar: str = ""
@@ -67,10 +72,12 @@ def setting(
 
 
 def shown(field: FieldInfo) -> Shown:
+    """How a field made by `setting` appears on the command line."""
     return next(item for item in field.metadata if isinstance(item, Shown))
 
 
 def option_of(name: str) -> str:
+    """The option of a field: batch_size => --batch-size."""
     return "--" + name.replace("_", "-")
 
 
@@ -85,23 +92,23 @@ def parse_options(
     values: Mapping[str, Any] = MappingProxyType({}),
     examples: str = "",
 ) -> Config:
-    """Options win over `--config FILE`, which wins over `values` and these over the defaults.
+    """Options override `--config FILE`, which overrides `values`, which override the defaults.
 
-    Raises InputError for an unknown key or option (with the nearest valid one), a wrong type or
-    range, or an unreadable file. `--help`, `--help-all` and `--version` print and exit.
+    Raises InputError for an unknown key or option (and names the nearest valid one), a wrong type
+    or range, or an unreadable file. `--help`, `--help-all` and `--version` print and exit.
     """
     parser = make_parser(config_class, prog=prog, examples=examples)
-    given, unknown = parser.parse_known_args(_complete_resume(argv))
+    args, unknown = parser.parse_known_args(_complete_resume(argv))
     if unknown:
         raise InputError(_explain_unknown(unknown[0], config_class))
-    given = {name: _value(name, text, config_class) for name, text in vars(given).items()}
+    given = {name: _value(name, text, config_class) for name, text in vars(args).items()}
     file = given.get("config")
     values = {**values, **(read_yaml(Path(file), config_class) if file else {}), **given}
     return validate(config_class, values)
 
 
 def validate(config_class: type[Config], values: Mapping[str, Any]) -> Config:
-    """Raises InputError for a wrong type or range, or settings that do not go together."""
+    """Raises InputError for a wrong type or range, or for settings that exclude each other."""
     try:
         return config_class.model_validate(dict(values))
     except ValidationError as error:
@@ -109,7 +116,7 @@ def validate(config_class: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def peek(argv: list[str], *names: str) -> argparse.Namespace:
-    """The values of a few options, None if not given, before all of them are validated."""
+    """The values of a few options, None if absent, before the others are parsed and validated."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         finder.add_argument(option_of(name))
@@ -123,7 +130,8 @@ def given_options(argv: list[str]) -> set[str]:
 
 
 def read_yaml(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
-    """The mapping in a YAML file, all keys of which are fields of `config_class`."""
+    """The key-value pairs of a YAML file. Raises InputError if it is unreadable, is not valid YAML,
+    or has a key that is not a field of `config_class`."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
@@ -140,13 +148,13 @@ def read_yaml(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
 
 
 def dump(config: BaseModel) -> str:
-    """As YAML, in the order of the fields."""
+    """YAML text, in the order of the fields."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 def explain(error: ValidationError) -> str:
-    """One line per wrong value: where, what was wrong, what it was."""
-    lines = {}
+    """One line per wrong value: its name, the value, what is wrong with it."""
+    lines: dict[str, str] = {}
     for item in error.errors():
         if not item["loc"]:
             lines[item["msg"]] = item["msg"].removeprefix("Value error, ")
@@ -158,7 +166,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _complete_resume(argv: list[str]) -> list[str]:
-    """`--resume` without a value means `--resume auto`."""
+    """`--resume` without a value becomes `--resume auto`."""
     completed = []
     for position, word in enumerate(argv):
         completed.append(word)
@@ -169,7 +177,7 @@ def _complete_resume(argv: list[str]) -> list[str]:
 
 
 def _value(name: str, text: Any, config_class: type[BaseModel]) -> Any:
-    """What a field is given for the words of an option. pydantic does the rest."""
+    """The value of a field from an option's text; pydantic then converts it to the field's type."""
     field = config_class.model_fields[name]
     if isinstance(text, list):  # options that may be repeated
         return [part for one in text for part in _parts(one, shown(field).sentences)]
@@ -179,7 +187,7 @@ def _value(name: str, text: Any, config_class: type[BaseModel]) -> Any:
 
 
 def _parts(text: str, sentences: bool) -> list[Any]:
-    """A JSON list, or texts between commas; a sentence is one text."""
+    """The items of a JSON list, or the texts between commas. A sentence is one item."""
     try:
         parts = json.loads(text)
     except ValueError:
@@ -192,7 +200,7 @@ def _parts(text: str, sentences: bool) -> list[Any]:
 def _explain_unknown(word: str, config_class: type[BaseModel]) -> str:
     option = word.partition("=")[0]
     if not option.startswith("--"):
-        return f"{word!r} stands alone: every setting is an option, --NAME VALUE{_ALL}"
+        return f"unexpected argument {word!r}: every setting is an option, --NAME VALUE{_ALL}"
     name = option.removeprefix("--").replace("-", "_")
     fields = config_class.model_fields
     if name in fields and shown(fields[name]).yaml_only:
@@ -205,13 +213,22 @@ def _explain_unknown(word: str, config_class: type[BaseModel]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    full: argparse.ArgumentParser  # the same parser, whose help shows all options
+
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
 
 
 class _HelpAll(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.full.print_help()  # type: ignore[attr-defined]
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        assert isinstance(parser, _Parser)
+        parser.full.print_help()
         parser.exit()
 
 
@@ -223,7 +240,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 def make_parser(
     config_class: type[BaseModel], *, prog: str, examples: str = "", everything: bool = False
 ) -> argparse.ArgumentParser:
-    """everything: its help shows all options."""
+    """examples: the end of the help text. everything: `--help` shows all options."""
     parser = _Parser(
         prog=prog,
         description=(config_class.__doc__ or "").strip(),
@@ -242,11 +259,14 @@ def make_parser(
     more = parser.add_argument_group("more")
     more.add_argument("-h", "--help", action="help", help="show the most used options")
     more.add_argument("--help-all", nargs=0, action=_HelpAll, help="show all options")
-    more.add_argument("--version", action="version", version=f"{prog} {__version__}")
-    if not everything:
-        parser.full = make_parser(  # type: ignore[attr-defined]
-            config_class, prog=prog, examples=examples, everything=True
-        )
+    more.add_argument(
+        "--version", action="version", version=f"{prog} {__version__}", help="show the version"
+    )
+    parser.full = (
+        parser
+        if everything
+        else make_parser(config_class, prog=prog, examples=examples, everything=True)
+    )
     return parser
 
 
@@ -257,18 +277,22 @@ def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo, everything
     if field.annotation is bool:
         negative = f"--no-{option[2:]}"
         for flag, value in ((option, True), (negative, False)):
-            # Shown is the one that changes something.
+            # Help shows only the one that changes the default.
             shown_help = help if value is not field.default else argparse.SUPPRESS
             group.add_argument(flag, dest=name, action="store_const", const=value, help=shown_help)
         return
-    repeated = {"action": "append"} if _is_tuple(field.annotation) else {}
+    action = "append" if _is_tuple(field.annotation) else "store"
     metavar = shown(field).metavar or _metavar(field.annotation)
-    group.add_argument(option, dest=name, metavar=metavar, help=help, **repeated)
+    group.add_argument(option, dest=name, metavar=metavar, help=help, action=action)
 
 
 def _help(field: FieldInfo) -> str:
     text, default = field.description or "", field.default
-    if default not in (None, False, True, "") and "default" not in text:
+    choices = [str(c) for one in _alternatives(field.annotation) for c in _choices(one)]
+    if len(choices) > 1 and not set(choices) & set(re.findall(r"[\w-]+", text)):
+        text += f": {', '.join(choices)}"
+    nothing = default is None or default == "" or isinstance(default, bool)
+    if not nothing and "default" not in text:
         text += f" (default: {_written(default)})"
     return text.replace("%", "%%")
 
@@ -288,9 +312,13 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if union else (annotation,)
 
 
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
 def _metavar(annotation: Any) -> str:
     for one in _alternatives(annotation):
         if get_origin(one) is Literal:
-            return "|".join(map(str, get_args(one)))
+            return "NAME"
     names = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
     return next((names[one] for one in _alternatives(annotation) if one in names), "VALUE")

@@ -1,35 +1,41 @@
-"""The runs that make up one: a baseline to compare with, an auditor, the run itself."""
+"""The runs that a command trains: a baseline to compare with, an auditor, and the run itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from latent_robust.core.registry import OBJECTIVES, facts_of
 
-from .options import Config, validate
+from .config import TrainConfig
+from .options import validate
 
-# An auditor that is not trained: the model that is fine-tuned, as it is.
+SomeTrainConfig = TypeVar("SomeTrainConfig", bound=TrainConfig)
+
+# An auditor that needs no training: the pretrained model, unchanged.
 BASE = "base"
 
 
-def plan_runs(config: Config, out: Path) -> list[tuple[Config, Path]]:
-    """=>  (configuration, directory) of each run, in the order in which they are trained:
-    `compare_with`; the auditor of an audited run; last the run itself.
+def plan_runs(config: SomeTrainConfig, out: Path) -> list[tuple[SomeTrainConfig, Path]]:
+    """=>  (configuration, directory) of each run, in training order.
 
-    Raises InputError if an objective does not go with the other settings.
+    First `compare_with`, then the auditor of an audited run, last the run itself. Raises InputError
+    if an objective does not go with the other settings.
     """
     auditor = config.auditor_run if config.facts.needs_audit else None
     runs = []
     for objective in dict.fromkeys([config.compare_with, auditor]):
+        if objective is None or objective == BASE:
+            continue
         earlier_round = auditor == objective == config.objective
-        if earlier_round or objective not in (None, BASE, config.objective):
+        if earlier_round or objective != config.objective:
             part = validate(type(config), _settings_of_part(config, objective, earlier_round))
             runs += plan_runs(part, out / objective)  # an audited part has an auditor of its own
     return [*runs, (config, out)]
 
 
-def _settings_of_part(config: Config, objective: str, earlier_round: bool) -> dict:
-    """The run's settings, less those that its objective does not take."""
+def _settings_of_part(config: TrainConfig, objective: str, earlier_round: bool) -> dict:
+    """The settings of the run, without those that `objective` does not take."""
     facts = OBJECTIVES[objective]
     settings = {**config.model_dump(), "objective": objective, "compare_with": None}
     settings["resume"] = config.resume and "auto"
@@ -44,15 +50,17 @@ def _settings_of_part(config: Config, objective: str, earlier_round: bool) -> di
     return settings
 
 
-def without_repetition(runs: list[tuple[Config, Path]]) -> list[tuple[Config, Path]]:
-    """The runs, without a baseline that would train the very same network as the run itself: with
-    weight 0 a regularized objective is plain training, bit for bit."""
+def without_repetition(
+    runs: list[tuple[SomeTrainConfig, Path]],
+) -> list[tuple[SomeTrainConfig, Path]]:
+    """The runs, without a baseline that would repeat the run itself: at weight 0 a regularized
+    objective is plain training, bit for bit."""
     config, _ = runs[-1]
     off = config.facts.regularized and config.weight == 0
     plain = facts_of(config.compare_with).plain
     return runs[-1:] if off and plain else runs
 
 
-def describe_schedule(config: Config) -> str:
-    """The objectives in the order in which they are trained, in words."""
+def describe_schedule(config: TrainConfig) -> str:
+    """The objectives in training order, e.g. "ddpm, then robust-adversarial"."""
     return ", then ".join(part.objective for part, _ in plan_runs(config, Path()))

@@ -1,4 +1,4 @@
-"""The dtypes of mixed precision, by the names that `mixed_precision` has."""
+"""The dtypes of half precision, by the names that the setting `mixed_precision` has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run, from wherever it stands to its end, and what several processes need for it."""
+"""One run, from where it is to its end, and what it needs when several processes share it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ def complete(
     begin: Callable[[], None],
     finish: Callable[[nn.Module, float | None], None],
 ) -> bool:
-    """Train from wherever the run stands to its last output. False if a signal stopped it (after
-    saving).
+    """Train a run to its end and write its results. False if a signal stopped it (after saving).
 
-    Both are called on the main process only. begin: writes what is known before the first step; it
-    is called again when the run is resumed. finish(network, seconds): with the averaged weights,
-    and how long training took, None if it was resumed.
+    Both callbacks run on the main process only.
+    begin: writes what is known before the first step; also called when the run is resumed.
+    finish(network, seconds): with the averaged weights. seconds: training time, None if resumed.
     """
     accelerator, out = trainer.accelerator, trainer.out
-    # What can be refused is refused before anything of the run is written or trained.
+    # First, so that a refused --resume has written and trained nothing.
     resume(trainer, trainer.config.resume, out)
     if accelerator.is_main_process:
         begin()
@@ -57,8 +56,10 @@ def complete(
 
 
 def say_how_to_go_on(prog: str, module: str, out: Path, accelerator: Accelerator) -> None:
-    """module: what `python -m` calls the command. All settings are in the run's config.yaml, except
-    the number of processes."""
+    """Print the command that resumes the run in `out`. module: the command's name for `python -m`.
+
+    All settings are in the run's config.yaml, except the number of processes.
+    """
     command, processes = [prog], accelerator.num_processes
     if processes > 1:
         command = ["torchrun", "--nproc-per-node", str(processes), "-m", module]
@@ -68,11 +69,13 @@ def say_how_to_go_on(prog: str, module: str, out: Path, accelerator: Accelerator
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """Raises InputError for a device that is not there, RuntimeError for a launch that would make
-    every process believe that it is the only one."""
+    """Raises InputError for a device that is not available, and RuntimeError for a launch in which
+    every process would train as if it were the only one."""
     device = choose_device(config.device)
     if config.mixed_precision == "fp16" and device != "cuda":
-        raise InputError("--mixed-precision fp16 needs a CUDA device; use bf16 or no")
+        raise InputError(
+            f"--mixed-precision fp16 needs a CUDA device, got {device}; use bf16 or no"
+        )
     processes = int(os.environ.get("WORLD_SIZE", 1))
     accelerator = Accelerator(
         cpu=device == "cpu",
@@ -91,8 +94,11 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def compute_on_main(file: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path:
-    """Write `file` on the main process unless this run already wrote it. A file in a directory
-    without config.yaml is stale and is rewritten.  =>  the file."""
+    """Write `file` on the main process unless this run already wrote it.  =>  `file`.
+
+    A file in a directory without config.yaml is stale and is rewritten. Called on all ranks, which
+    wait for the main process.
+    """
     begun = (file.parent / "config.yaml").exists()
     if accelerator.is_main_process and not (begun and file.exists()):
         write(file)

@@ -1,4 +1,4 @@
-"""Between a trainer and a checkpoint."""
+"""The state of a trainer, to and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def capture(trainer: Trainer) -> Checkpoint:
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Raises InputError, with the differences, if the checkpoint is of another run."""
+    """Raises InputError, with the differences, if the checkpoint belongs to another run."""
     compare(checkpoint.trainer["identity"], trainer.identity)
     with torch.no_grad():
         for name, value in trained_state(trainer).items():
@@ -49,26 +49,26 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.optimizer.optimizer.load_state_dict({**checkpoint.optimizer, "state": state})
     schedule = trainer.schedule
     schedule.load_state_dict({**checkpoint.trainer["schedule"], "lr_lambdas": [None]})
-    # A run that goes on for longer has other rates than those that were saved.
+    # If `steps` has changed, so have the rates: those in the checkpoint are of the old schedule.
     (rate,) = schedule.lr_lambdas
     schedule._last_lr = [base * rate(schedule.last_epoch) for base in schedule.base_lrs]
-    for group, value in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
-        group["lr"] = value
+    for group, current in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = current
     if trainer.accelerator.scaler and checkpoint.trainer["scaler"]:
         trainer.accelerator.scaler.load_state_dict(checkpoint.trainer["scaler"])
     trainer.step = checkpoint.trainer["step"]
 
 
 def _flat(moments: dict[str, Any]) -> dict[str, Any]:
-    """bitsandbytes puts all but the step under a key of its own, and reads either form."""
-    flat = {}
+    """bitsandbytes nests all moments except the step under one key; it loads both forms."""
+    flat: dict[str, Any] = {}
     for name, value in moments.items():
         flat.update(value if isinstance(value, dict) else {name: value})
     return flat
 
 
 def trained_state(trainer: Trainer) -> dict[str, Tensor]:
-    """The trained parameters; with the buffers when the whole network is trained."""
+    """The trained parameters by name; with the buffers if the whole network is trained."""
     network = trainer.plain_network
     named = dict(zip(trainer.names, trainer.parameters, strict=True))
     whole = all(p.requires_grad for p in network.parameters())

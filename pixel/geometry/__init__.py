@@ -1,1 +1,1 @@
-"""Toys whose truth is known exactly: what does each objective learn from dirty points?"""
+"""Toy data whose exact distribution is known: what does each objective learn from dirty points?"""

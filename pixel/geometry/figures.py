@@ -1,4 +1,4 @@
-"""What a table cannot show: where the points lie, how they got there, and what drives them."""
+"""Figures of the toys: generated points, sampling trajectories and the learned score."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from .task import generate_points, noise_scheduler
 from .toys import Toy
 
 TRAJECTORIES = 40
-# Where sigma / alpha is .2: the scale of the contamination, at which a model has to decide whether
-# a displacement is structure.
+# The time at which sigma / alpha is .2, the std of the contamination. There a model must decide
+# whether a displacement is noise or structure.
 LOW_NOISE = 58
-ARROWS = 15  # a side
+ARROWS = 15  # per side of the field
 INK = "#1f4e79"
 TRUE = {"s": 2, "color": "#c0392b", "alpha": 0.3, "linewidths": 0}
 
 
 def draw_clouds(toy: Toy, training: Tensor, panels: dict[str, Tensor], path: Path) -> None:
-    """panels: title -> points (N, D); one row for each view of the truth. All share the axes of
-    the training set (N, D), and say what share of their points lies beyond."""
+    """Scatter plots, one column per panel and one row per view of the truth.
+
+    training: (N, D), whose range sets the axes. panels: title -> points (N, D). Each panel says
+    which share of its points lies outside the axes."""
     views = toy.truth.views()
     figure, grid = _grid(len(views), len(panels))
     for row, (view_name, view) in zip(grid, views.items(), strict=True):
         limits = _limits(toy, training, view)
         for axes, (title, points) in zip(row, panels.items(), strict=True):
-            seen = _seen(toy, points, view)
-            axes.scatter(*seen.T, s=1, color=INK, alpha=0.4, linewidths=0)
-            beyond = (seen.abs() > limits).any(1).double().mean().item()
-            label = f"{beyond:.0%} beyond" if beyond >= 0.005 else ""
+            shown = _project(toy, points, view)
+            axes.scatter(*shown.T, s=1, color=INK, alpha=0.4, linewidths=0)
+            outside = (shown.abs() > limits).any(1).double().mean().item()
+            label = f"{outside:.0%} beyond" if outside >= 0.005 else ""
             axes.text(0.03, 0.97, label, transform=axes.transAxes, va="top", fontsize=8)
             _frame(axes, limits, title if row is grid[0] else "")
         row[0].set_ylabel(view_name)
@@ -47,15 +49,15 @@ def draw_clouds(toy: Toy, training: Tensor, panels: dict[str, Tensor], path: Pat
 def draw_fields(
     toy: Toy, training: Tensor, networks: dict[str, ResidualMLP], seed: int, path: Path
 ) -> None:
-    """Above, sampling trajectories (x itself, from pure noise to the dots); below, the score at
-    sigma / alpha = .2, as arrows from a point to the clean point that the model believes in. Both
-    in the first view, with the truth in red."""
+    """Top row: sampling trajectories, from pure noise to the generated points (dots). Bottom row:
+    the score at sigma / alpha = .2, as arrows from a point to the model's estimate of the clean
+    point. Both in the first view, with the truth in red."""
     view_name, view = next(iter(toy.truth.views().items()))
-    truth = _seen(toy, toy.fresh(1000, seed), view)
+    truth = _project(toy, toy.fresh(1000, seed), view)
     limits = _limits(toy, training, view)
     figure, grid = _grid(2, len(networks))
     for column, (title, network) in enumerate(networks.items()):
-        paths = torch.stack([_seen(toy, x, view) for x in trajectories(network, seed)])
+        paths = torch.stack([_project(toy, x, view) for x in trajectories(network, seed)])
         axes = grid[0][column]
         axes.scatter(*truth.T, **TRUE)
         axes.plot(*paths.unbind(-1), color=INK, alpha=0.35, linewidth=0.6)
@@ -66,7 +68,7 @@ def draw_fields(
         axes.scatter(*truth.T, **TRUE)
         side = torch.linspace(-1, 1, ARROWS)
         start = limits * torch.cartesian_prod(side, side)
-        end = _seen(toy, believed(network, toy.truth.origin + start @ view), view)
+        end = _project(toy, clean_estimate(network, toy.truth.origin + start @ view), view)
         shift = end - start
         axes.quiver(*start.T, *shift.T, angles="xy", scale_units="xy", scale=1, color=INK)
         _frame(axes, limits, "")
@@ -75,8 +77,8 @@ def draw_fields(
     _save(figure, path)
 
 
-def generate_images(panels: dict[str, Tensor], path: Path) -> None:
-    """panels: title -> points (N, 64), images of 8 x 8; the first 25 of each."""
+def draw_images(panels: dict[str, Tensor], path: Path) -> None:
+    """Grids of images. panels: title -> points (N, 64), images of 8 x 8; the first 25 are shown."""
     figure, (row,) = _grid(1, len(panels))
     for axes, (title, points) in zip(row, panels.items(), strict=True):
         axes.imshow(image_grid(points[:25].view(-1, 1, 8, 8), columns=5))
@@ -86,21 +88,22 @@ def generate_images(panels: dict[str, Tensor], path: Path) -> None:
 
 
 def trajectories(network: ResidualMLP, seed: int) -> list[Tensor]:
-    """=>  x at every sampling step and at the end, each (TRAJECTORIES, D)."""
-    passed: list[Tensor] = []
+    """=>  x before every sampling step and at the end, each (TRAJECTORIES, D)."""
+    visited: list[Tensor] = []
 
     def record(x: Tensor, step: int, points: range) -> Tensor:
-        passed.append(x.flatten(1))
+        visited.append(x.flatten(1))
         return x
 
     end = generate_points(network, TRAJECTORIES, seed, record)
-    return [*passed, end]
+    return [*visited, end]
 
 
 @torch.no_grad()
-def believed(network: ResidualMLP, points: Tensor) -> Tensor:
-    """points (N, D), taken for clean points with noise of std .2.  =>  E[clean | point], (N, D);
-    the score is (E - point) / .04."""
+def clean_estimate(network: ResidualMLP, points: Tensor) -> Tensor:
+    """The network's E[clean | point] for points (N, D) taken as clean points plus noise of std .2.
+
+    =>  (N, D). The score is (E - point) / .2**2 (Tweedie)."""
     process = NoiseProcess.from_scheduler(noise_scheduler())
     t = torch.full((len(points),), LOW_NOISE)
     alpha, sigma = process(t, points)
@@ -109,14 +112,14 @@ def believed(network: ResidualMLP, points: Tensor) -> Tensor:
     return process.parameterization.to_sample(noisy, prediction, alpha, sigma)
 
 
-def _seen(toy: Toy, points: Tensor, view: Tensor) -> Tensor:
-    """=>  (N, 2)."""
+def _project(toy: Toy, points: Tensor, view: Tensor) -> Tensor:
+    """points: (N, D); view: (2, D)  =>  coordinates in the view, (N, 2)."""
     return (points - toy.truth.origin) @ view.T
 
 
 def _limits(toy: Toy, training: Tensor, view: Tensor) -> Tensor:
-    """Half-widths of the two axes: a little more than all but a few of the training points."""
-    return 1.3 * _seen(toy, training, view).abs().quantile(0.995, dim=0)
+    """Half-widths of the two axes, (2,): 1.3 times the 99.5 % quantile of the training points."""
+    return 1.3 * _project(toy, training, view).abs().quantile(0.995, dim=0)
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:

@@ -1,4 +1,4 @@
-"""How far a set of points is from a known truth."""
+"""Distances of a set of points from the true distribution of a toy."""
 
 from __future__ import annotations
 
@@ -15,35 +15,41 @@ from .truths import Truth
 
 
 def off_truth(points: Tensor, truth: Truth) -> Tensor:
-    """Distance of each point to the truth, per direction that leads away from it: noise of
-    standard deviation s around the truth has root mean square s.  =>  (N,)."""
+    """Distance of each point to the truth, divided by sqrt(codimension).
+
+    points: (N, D)  =>  (N,). Gaussian noise of std s around the truth gives root mean square s."""
     return (points - truth.project(points)).norm(dim=1) / math.sqrt(truth.codimension)
 
 
 def variance_kept(points: Tensor, reference: Tensor, truth: Truth) -> float:
-    """Variance of the points' projections onto the truth, over that of the reference: 1 is true,
-    less is collapsed, more is smeared."""
+    """Variance of the points projected onto the truth, divided by that of the reference.
+
+    1 is correct; less means that the points collapse, more that they spread out."""
     kept, true = (truth.project(p).var(0).sum() for p in (points, reference))
     return (kept / true).item()
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, seed: int = 0, directions: int = 200) -> float:
-    """2-Wasserstein distance of one-dimensional shadows, root mean square over random directions
-    (Bonneel et al. 2015). a, b: (N, D), of equal size: then the optimal transport is by order."""
+    """Root mean square, over random directions, of the 2-Wasserstein distance between the
+    one-dimensional projections (Bonneel et al. 2015).
+
+    a, b: (N, D), of equal size, so that sorting gives the optimal transport."""
     where = torch.randn(a.shape[1], directions, generator=derive_generator(seed, "directions"))
     where = where / where.norm(dim=0)
-    shadows = [(points @ where).sort(0).values for points in (a, b)]
-    return (shadows[0] - shadows[1]).square().mean().sqrt().item()
+    projections = [(points @ where).sort(0).values for points in (a, b)]
+    return (projections[0] - projections[1]).square().mean().sqrt().item()
 
 
 def psnr(restored: Tensor, original: Tensor, peak: float = 2.0) -> float:
-    """10 log10(peak^2 / mean squared error), in dB. peak: the range of the data; 2 for [-1, 1]."""
+    """Peak signal-to-noise ratio, 10 log10(peak^2 / mean squared error), in dB.
+
+    peak: range of the data; 2 for [-1, 1]."""
     error = (restored - original).square().mean().item()
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
 def measure_points(points: Tensor, toy: Toy, seed: int) -> dict[str, float]:
-    """points: (N, D), against as many fresh ones of the truth."""
+    """All measures of points (N, D) against N fresh points of the truth."""
     reference = toy.fresh(len(points), seed)
     off = off_truth(points, toy.truth)
     return {

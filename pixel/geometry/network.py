@@ -1,4 +1,4 @@
-"""A residual MLP that diffusers' schedulers and our sampler take for a U-Net."""
+"""A residual MLP with the interface of a diffusers U-Net."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class ResidualMLP(ModelMixin, ConfigMixin):
-    """x (B, in_channels, ...), one point each; t (B,)  =>  `.sample`, of x's shape.
+    """x: (B, in_channels, ...), one point per row; t: (B,)  =>  `.sample`, with the shape of x.
 
-    A point is an image of one pixel (sample_size 1) with a channel per coordinate, so that what
-    samples and attacks images works on points.
+    A point is an image of one pixel (sample_size 1) with one channel per coordinate, so the code
+    that samples and attacks images also works on points.
     """
 
     @register_to_config

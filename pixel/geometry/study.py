@@ -1,4 +1,4 @@
-"""What is compared: rows of a name, settings and seeds, for each toy."""
+"""The rows of the comparison: a name, settings and seeds, for each toy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from .task import GeometryConfig
 from .toys import TOYS
 
-# The band lies a little above the noise; the weight grows with the dimension (RESULTS.md).
 AS_IN_THE_PAPER = {"attack": "gradient", "penalty_fraction": 0.125, "penalty_every": 1}
+# The band lies a little above the noise, and the best weight grows with the dimension.
 BY_TOY: dict[str, dict[str, Any]] = {name: {} for name in TOYS}
 BY_TOY["pca"] = {"weight": 3.0, "band": 0.5}
 
 
 @dataclass(frozen=True)
 class Row:
-    """toys: where it is run; seeds: on the plane, elsewhere the first of them."""
+    """toys: on which it is run. seeds: all of them on the plane, only the first on other toys."""
 
     name: str
     settings: dict[str, Any]
@@ -50,7 +50,7 @@ ROWS = [
     Row("pseudo-Huber", {"objective": "pseudo-huber"}, toys=("plane-outliers",)),
 ]
 
-# Shown in the figures beside training set and truth: the paper's four.
+# Rows shown in the figures, next to the training set and the truth: the four of the paper.
 SHOWN = ("DDPM", "invariance", "random", "adversarial")
 
 
@@ -59,14 +59,14 @@ def rows_of(toy: str) -> list[Row]:
 
 
 def seeds_of(row: Row, toy: str, wanted: list[int] | None) -> list[int]:
-    """wanted: from the command line, for all rows alike."""
+    """wanted: seeds from the command line, which apply to every row."""
     if wanted is not None:
         return wanted
     return list(row.seeds if toy == "plane" else row.seeds[:1])
 
 
 def settings_of(toy: str, row: Row, **given: Any) -> dict[str, Any]:
-    """given: settings from the command line, which win."""
+    """given: settings from the command line, which override the others."""
     return {"data": toy, **AS_IN_THE_PAPER, **BY_TOY[toy], **row.settings, **given}
 
 

@@ -1,4 +1,4 @@
-"""What a batch is, and what the network answers, for points."""
+"""Batches and denoiser for points (N, D); sampling and reconstruction."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SAMPLING_STEPS = 100
 
 
 class GeometryConfig(TrainConfig):
-    """Train on a toy of which the truth is known."""
+    """Train on a toy whose exact distribution is known."""
 
     data: Literal[TOYS] = setting("plane", "which toy", NEED)
-    clean: bool = setting(False, "train on the truth itself: the floor", EXPERIMENT)
+    clean: bool = setting(False, "train on clean points, which gives the floor", EXPERIMENT)
     samples: int = setting(5000, "points generated for the metrics", EXPERIMENT, ge=2)
 
     steps: int = setting(3000, "optimizer steps", NEED, ge=1)
     batch_size: int = setting(256, "points per step", NEED, ge=1)
     ema_decay: float = setting(0.999, "decay of the averaged weights", EXPERIMENT, ge=0, lt=1)
     weight: float = setting(1.0, "strength of the regularizer", STRENGTH, ge=0)
-    band: float = setting(0.3, "noise level below which it acts", STRENGTH, gt=0)
+    band: float = setting(0.3, "noise level below which the regularizer acts", STRENGTH, gt=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", EXPERIMENT, ge=1)
     keep_checkpoints: int = setting(1, "checkpoints to keep", EXPERIMENT, ge=1)
     device: Literal["cpu"] = setting("cpu", "where to train", EXPERIMENT)
@@ -84,7 +84,7 @@ class PointTask:
 def generate_points(
     network: ResidualMLP, count: int, seed: int, perturb: Perturb | None = None
 ) -> Tensor:
-    """=>  (count, D), by deterministic DDIM: the probability-flow ODE of the closed forms."""
+    """=>  (count, D), by deterministic DDIM, which solves the probability-flow ODE."""
     scheduler = sampling_scheduler(noise_scheduler(), "ddim")
     points = generate_samples(
         network,
@@ -100,7 +100,7 @@ def generate_points(
 
 @torch.no_grad()
 def reconstruct(network: ResidualMLP, points: Tensor, t: int, generator: torch.Generator) -> Tensor:
-    """points (N, D), noised to time t and denoised in one step.  =>  (N, D)."""
+    """Noise points (N, D) to time t and denoise them in one step.  =>  (N, D)."""
     process = NoiseProcess.from_scheduler(noise_scheduler())
     times = torch.full((len(points),), t)
     alpha, sigma = process(times, points)

@@ -1,4 +1,4 @@
-"""The four toys: a truth, how many points of it are seen, and what has been done to them."""
+"""The four toys: a true distribution, the size of the training set, and its contamination."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .truths import (
 
 @dataclass(frozen=True)
 class Dirt:
-    """outliers: the share of points replaced by others, even in a cube of half-side `half_side` around
-    zero; noisy: the share of the rest that gets Gaussian noise of `std` in every direction."""
+    """outliers: share of the points replaced by points uniform in [-half_side, half_side]^D. noisy:
+    share of the other points that get Gaussian noise of `std` in every direction."""
 
     noisy: float = 0.0
     std: float = 0.0
@@ -29,7 +29,7 @@ class Dirt:
     half_side: float = 2.0
 
     def __call__(self, points: Tensor, generator: torch.Generator) -> Tensor:
-        """points: (N, D).  =>  (N, D); the shares are exact, to the nearest point."""
+        """points: (N, D)  =>  (N, D). The shares are exact, rounded to the nearest point."""
         count, dirty = len(points), points.clone()
         order = torch.randperm(count, generator=generator)
         outliers = round(self.outliers * count)
@@ -43,8 +43,8 @@ class Dirt:
 
 @dataclass(frozen=True)
 class Toy:
-    """points: size of the training set. far: a point this far from the truth, per direction, is
-    counted as an outlier: three standard deviations of the noise."""
+    """points: size of the training set. far: value of `off_truth` above which a generated point
+    counts as an outlier; three standard deviations of the noise."""
 
     truth: Truth
     points: int
@@ -52,13 +52,13 @@ class Toy:
     far: float
 
     def training_set(self, seed: int, clean: bool = False) -> Tensor:
-        """=>  (points, D). With and without dirt it is the same clean set underneath."""
+        """=>  (points, D). clean: the same points without the contamination."""
         points = self.truth.draw(self.points, derive_generator(seed, "points"))
         return points if clean else self.dirt(points, derive_generator(seed, "dirt"))
 
     def fresh(self, count: int, seed: int) -> Tensor:
-        """=>  clean points (count, D), drawn independently of the training set; of `pca`, whose
-        truth is a finite set of images, the same ones."""
+        """=>  clean points (count, D), independent of the training set. For `pca`, whose truth is a
+        finite set of images, they are the same images."""
         return self.truth.draw(count, derive_generator(seed, "fresh points"))
 
 
@@ -66,7 +66,7 @@ TOYS = ("plane", "plane-outliers", "mixture", "pca")
 
 
 def make_toy(name: str) -> Toy:
-    """name: one of TOYS. InputError otherwise."""
+    """name: one of TOYS. Raises InputError otherwise."""
     match name:
         case "plane":
             return Toy(oblique_plane(), 10_000, Dirt(noisy=0.9, std=0.2), far=0.6)
@@ -75,6 +75,8 @@ def make_toy(name: str) -> Toy:
         case "mixture":
             dirt = Dirt(noisy=0.9, std=0.2, outliers=0.1)
             return Toy(ring_of_gaussians(), 10_000, dirt, far=0.6)
-        case "pca":  # noise of 0.2 of the images' range; no image is seen twice
+        case "pca":  # noise of 0.2 of the range of the images; each image is used once
             return Toy(digit_subspace(), 1797, Dirt(noisy=0.9, std=0.4), far=1.2)
-    raise InputError(f"no toy {name!r}{did_you_mean(name, TOYS)}; there are {', '.join(TOYS)}")
+    raise InputError(
+        f"unknown toy {name!r}{did_you_mean(name, TOYS)}; the toys are {', '.join(TOYS)}"
+    )

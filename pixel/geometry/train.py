@@ -1,4 +1,4 @@
-"""One run on a toy: train, draw, measure against the truth."""
+"""One run on a toy: train, generate points, measure them against the truth."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .task import (
 )
 from .toys import Toy, make_toy
 
-# Where sigma / alpha is .52, about the data's own spread: to restore a point takes both its noisy
-# form and what was learned.
+# The time at which sigma / alpha is .52, about the std of the data. There, reconstructing a point
+# needs both the noisy point and what the network has learned.
 MIDDLE = 150
 
 
 def train(config: GeometryConfig) -> dict | None:
-    """=>  what metrics.json holds; None when a signal stopped training (after saving).
+    """=>  the content of metrics.json; None if a signal stopped training (after saving).
 
-    Everything is written to `config.out`; with resume="auto" a run goes on where it was stopped.
+    All files go to `config.out`. With resume="auto" a stopped run is resumed.
     """
     toy = make_toy(config.data)
     torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -66,11 +66,11 @@ def _finish(toy: Toy, config: GeometryConfig, network: ResidualMLP, seconds: flo
         restored = reconstruct(network, clean, MIDDLE, generator)
         measured = {**measure_points(points, toy, config.seed), "psnr": psnr(restored, clean)}
         facts |= {"metrics": measured, "floors": floors(toy, config)}
-    write_json(config.out / "metrics.json", facts)  # without `metrics` it has diverged
+    write_json(config.out / "metrics.json", facts)  # no `metrics`: training diverged
 
 
 def floors(toy: Toy, config: GeometryConfig) -> dict[str, dict[str, float]]:
-    """The truth measured against itself, and the contaminated training set, as the samples are."""
+    """The measures of fresh clean points, and of the contaminated training set."""
     again = toy.truth.draw(config.samples, derive_generator(config.seed, "again"))
     training = toy.training_set(config.seed)
     repeats = -(-config.samples // len(training))
@@ -83,5 +83,5 @@ def floors(toy: Toy, config: GeometryConfig) -> dict[str, dict[str, float]]:
 
 
 def load_network(out: Path) -> ResidualMLP:
-    """Of a finished run, with averaged weights, in evaluation mode."""
+    """The network of a finished run, with averaged weights, in evaluation mode."""
     return ResidualMLP.from_pretrained(out / "network", use_safetensors=True).eval()

@@ -1,4 +1,4 @@
-"""Sets of points (N, D) of which the truth is known: where they lie, and how they are spread."""
+"""True distributions of points (N, D): where the points lie, and how they are distributed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Truth(Protocol):
-    origin: Tensor  # its middle, (D,)
+    origin: Tensor  # the centre, (D,)
     dimension: int
     codimension: int  # directions in which a point can leave the truth
 
@@ -20,15 +20,15 @@ class Truth(Protocol):
         """=>  clean points (count, D)."""
 
     def project(self, points: Tensor) -> Tensor:
-        """=>  for each point the nearest of the truth's skeleton, (N, D)."""
+        """=>  the nearest noise-free point (on the plane, or a centre of the mixture), (N, D)."""
 
     def views(self) -> dict[str, Tensor]:
-        """=>  name of a view -> orthonormal (2, D), the directions that a figure shows."""
+        """=>  name of a view -> the two orthonormal directions that a figure shows, (2, D)."""
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """A flat piece of space, origin + coordinates @ basis.
+    """Points origin + coordinates @ basis, in a flat subspace.
 
     origin: (D,); basis: (K, D), orthonormal rows;
     draw_coordinates: (count, generator)  =>  (count, K).
@@ -59,12 +59,12 @@ class Subspace:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Equal shares of round Gaussians. centres: (K, 2); std: of each, in each direction."""
+    """K isotropic Gaussians with equal weights. centres: (K, 2); std: of each, per direction."""
 
     centres: Tensor
     std: float
     dimension: int = 2
-    codimension: int = 2  # the skeleton is the centres: any direction leads away
+    codimension: int = 2  # a point is projected to a centre, so every direction leads away
 
     @property
     def origin(self) -> Tensor:
@@ -72,8 +72,8 @@ class Mixture:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         component = torch.randint(len(self.centres), (count,), generator=generator)
-        spread = self.std * torch.randn(count, 2, generator=generator)
-        return self.centres[component] + spread
+        offset = self.std * torch.randn(count, 2, generator=generator)
+        return self.centres[component] + offset
 
     def project(self, points: Tensor) -> Tensor:
         return self.centres[torch.cdist(points, self.centres).argmin(1)]
@@ -83,8 +83,10 @@ class Mixture:
 
 
 def oblique_plane() -> Subspace:
-    """A square of side 2 in three dimensions, evenly filled, with normal (1, 2, 3) / sqrt(14): no
-    axis lies in it, and no diagonal stands upright on it, where sign(gradient) would point."""
+    """Uniform on a square of side 2 in three dimensions, with normal (1, 2, 3) / sqrt(14).
+
+    No axis lies in the plane, and its normal is no diagonal of the cube, so sign(gradient) cannot
+    point exactly along it."""
     normal = torch.tensor([1.0, 2.0, 3.0]) / math.sqrt(14)
     first = torch.tensor([2.0, -1.0, 0.0]) / math.sqrt(5)
     basis = torch.stack([first, torch.linalg.cross(normal, first)])
@@ -92,14 +94,14 @@ def oblique_plane() -> Subspace:
 
 
 def ring_of_gaussians(components: int = 5, std: float = 0.1) -> Mixture:
-    """On the unit circle; the nearest are 1.18 apart for five."""
+    """Gaussians on the unit circle; with five, neighbours are 1.18 apart."""
     angles = 2 * math.pi * torch.arange(components) / components + math.pi / 2
     return Mixture(torch.stack([angles.cos(), angles.sin()], 1), std)
 
 
 def digit_subspace(components: int = 8) -> Subspace:
     """scikit-learn's 1,797 digits (8 x 8, in [-1, 1], D = 64), projected onto their first principal
-    components; every image is drawn as often as any other, give or take once."""
+    components. Drawing uses every image equally often, up to one time."""
     from latent_robust.data.sources.builtin import digits
 
     images = 2 * digits().images.flatten(1) - 1

@@ -1,6 +1,6 @@
-"""The autoencoder: generic, as those of real models are.
+"""The autoencoder of the demo model. Like those of real models, it is generic.
 
-It has seen noise, compression, missing blocks and shapes of all kinds, and reproduces them.
+It is trained to reproduce noise, compression, missing blocks and shapes of all kinds.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .fitting import SEED, fit
 BATCH = 8
 RATE = 2e-3
 KL_WEIGHT = 1e-5
-# Least squares alone would smooth away half of an image's noise; see `reconstruction_loss`.
+# With squared error alone the decoder would remove half of an image's noise (reconstruction_loss).
 TEXTURE_WEIGHT = 1.7
 
 
 def make_autoencoder() -> AutoencoderKL:
-    """The latents must have room for dirt: (16, 8, 8) is a third of an image's values."""
+    """Latents are (16, 8, 8), a third of the values of an image, so they can represent noise."""
     torch.manual_seed(SEED)
     return AutoencoderKL(
         block_out_channels=(8, 32, 48),
@@ -48,12 +48,12 @@ def make_autoencoder() -> AutoencoderKL:
     )
 
 
-def train_autoencoder(vae: AutoencoderKL, known: Tensor, work: Path, *, steps: int) -> None:
-    """known: images, (N, 3, SIDE, SIDE), uint8. It sees as many generic ones."""
+def train_autoencoder(vae: AutoencoderKL, images: Tensor, work: Path, *, steps: int) -> None:
+    """Train `vae` in place on images (N, 3, SIDE, SIDE), uint8, and on as many generic ones."""
     vae.to(memory_format=torch.channels_last).train().requires_grad_(True)
     generator = derive_generator(SEED, "generic pictures")
-    generic = torch.stack([generic_image(generator) for _ in range(len(known))])
-    images = torch.cat([known, generic])
+    generic = torch.stack([generic_image(generator) for _ in range(len(images))])
+    images = torch.cat([images, generic])
 
     def loss_at(step: int) -> Tensor:
         batch = dirty_batch(images, step)
@@ -62,21 +62,21 @@ def train_autoencoder(vae: AutoencoderKL, known: Tensor, work: Path, *, steps: i
         reconstruction = vae.decode(posterior.sample()).sample
         return reconstruction_loss(reconstruction, batch) + KL_WEIGHT * kl
 
-    def look() -> str:
+    def preview() -> str:
         batch = dirty_batch(images, 0)
         grid = torch.cat([batch, vae.decode(vae.encode(batch).latent_dist.mean).sample]) / 2 + 0.5
         save_image(grid, work / "autoencoder.png", nrow=BATCH)
         return "autoencoder.png"
 
-    fit([*vae.parameters()], loss_at, look, steps=steps, rate=RATE)
+    fit([*vae.parameters()], loss_at, preview, steps=steps, rate=RATE)
     vae.eval().requires_grad_(False)
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Squared error, and squared error of each image's amount of fine texture.
+    """Squared error of the images, plus squared error of their amounts of fine texture.
 
-    The second term is what a perceptual loss is for real autoencoders: noise that does not fit
-    into the latents comes out as other noise, not as a smooth surface.
+    The second term replaces the perceptual loss of real autoencoders. Noise that the latents cannot
+    represent is then decoded as other noise, instead of as a smooth surface.
     """
     error = F.mse_loss(reconstruction, images)
     texture = [
@@ -87,7 +87,9 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 
 def dirty_batch(clean: Tensor, step: int) -> Tensor:
-    """clean: (N, 3, SIDE, SIDE), uint8  =>  (BATCH, 3, SIDE, SIDE), about [-1, 1]."""
+    """A batch of corrupted images for this step.
+
+    clean: (N, 3, SIDE, SIDE), uint8  =>  (BATCH, 3, SIDE, SIDE), about [-1, 1]."""
     generator = derive_generator(SEED, "autoencoder", step)
     rows = torch.randint(len(clean), (BATCH,), generator=generator)
     images = [corrupted(image / 255, generator) for image in clean[rows]]
@@ -95,26 +97,27 @@ def dirty_batch(clean: Tensor, step: int) -> Tensor:
 
 
 def corrupted(image: Tensor, generator: Generator) -> Tensor:
-    """image: (3, SIDE, SIDE) in [0, 1]. A third of them stay as they are."""
+    """Apply a random corruption to image (3, SIDE, SIDE) in [0, 1]; to a third of them, none."""
     kind, strength = torch.rand(2, generator=generator).tolist()
-    ways = []
+    corruptions = []
     if kind < 0.4:
-        ways = [Gaussian(sigma=0.25 * strength, fraction=1)]
+        corruptions = [Gaussian(sigma=0.25 * strength, fraction=1)]
     elif kind < 0.46:
-        ways = [Blur(sigma=0.3 + 1.5 * strength, fraction=1)]
+        corruptions = [Blur(sigma=0.3 + 1.5 * strength, fraction=1)]
     elif kind < 0.52:
-        ways = [Jpeg(quality=int(10 + 80 * strength), fraction=1)]
+        corruptions = [Jpeg(quality=int(10 + 80 * strength), fraction=1)]
     elif kind < 0.58:
-        ways = [Blocks(size=0.1 + 0.3 * strength, count=2, fraction=1)]
+        corruptions = [Blocks(size=0.1 + 0.3 * strength, count=2, fraction=1)]
     elif kind < 0.66:
-        ways = [Blur(sigma=0.7, fraction=1), SaltAndPepper(amount=0.1 * strength, fraction=1)]
-    for way in ways:
-        image, _ = way.apply(image, generator)
+        noise = SaltAndPepper(amount=0.1 * strength, fraction=1)
+        corruptions = [Blur(sigma=0.7, fraction=1), noise]
+    for corruption in corruptions:
+        image, _ = corruption.apply(image, generator)
     return image
 
 
 def generic_image(generator: Generator) -> Tensor:
-    """One to three random polygons, discs and outlines in any colours: (3, SIDE, SIDE), uint8."""
+    """=>  one to three random polygons, discs and outlines, (3, SIDE, SIDE), uint8."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=generator).item()
@@ -128,29 +131,31 @@ def generic_image(generator: Generator) -> Tensor:
     for _ in range(int(uniform(1, 4))):
         x, y, radius = (scale * SIDE * uniform(*r) for r in ((0.2, 0.8), (0.2, 0.8), (0.1, 0.4)))
         if uniform(0, 1) < 0.4:
-            width = int(uniform(0.2, 1.2) * radius)  # beyond the radius: a disc
+            width = int(uniform(0.2, 1.2) * radius)  # a disc, if wider than the radius
             draw.circle((x, y), radius, outline=color(), width=min(width, int(radius)))
             continue
         corners = int(uniform(3, 12))
         start = uniform(0, 2 * pi)
-        reach = [radius * uniform(0.3, 1) for _ in range(corners)]
+        radii = [radius * uniform(0.3, 1) for _ in range(corners)]
         angles = [start + 2 * pi * i / corners for i in range(corners)]
-        points = [(x + r * cos(a), y + r * sin(a)) for r, a in zip(reach, angles, strict=True)]
+        points = [(x + r * cos(a), y + r * sin(a)) for r, a in zip(radii, angles, strict=True)]
         draw.polygon(points, fill=color())
     return pil_to_tensor(canvas.reduce(scale))
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """images: (N, 3, SIDE, SIDE), uint8.  =>  mean and std of their latents, (N, c, h, w)."""
+    """images: (N, 3, SIDE, SIDE), uint8  =>  mean and std of their latents, each (N, c, h, w)."""
     posteriors = [vae.encode(part / 127.5 - 1).latent_dist for part in images.split(256)]
     return tuple(torch.cat([getattr(p, name) for p in posteriors]) for name in ("mean", "std"))
 
 
 @torch.no_grad()
 def standardize(vae: AutoencoderKL, images: Tensor) -> None:
-    """Give every channel of their latents mean 0 and variance 1; what it makes of an image
-    stays as it is. A scaling factor alone could not: the channels differ five-fold."""
+    """Change `vae` in place so that each channel of the latents of `images` has mean 0, variance 1.
+
+    Decoded images stay the same. One scaling factor is not enough: the std of the channels differs
+    by up to a factor of five."""
     means, _ = encode(vae, images)
     std, mean = torch.std_mean(means, (0, 2, 3))
     channels = len(mean)

@@ -1,4 +1,4 @@
-"""The denoiser: U-Net and text encoder, trained together on clean captioned images."""
+"""U-Net and text encoder of the demo model, trained together on clean captioned images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .autoencoder import encode, standardize
 from .fitting import SEED, fit
 
 BATCH = 16
-DRAWS = 2  # times and noises per caption, since encoding a caption costs as much as denoising
+DRAWS = 2  # noisy images per encoded caption, since encoding costs as much as denoising
 RATE = 1e-3
 CAPTION_DROPOUT = 0.1
 SNR_GAMMA = 5.0
@@ -33,15 +33,16 @@ def train_denoiser(
     vae: AutoencoderKL,
     images: Tensor,
     captions: Sequence[str],
-    look: Callable[[StableDiffusionPipeline], str],
+    preview: Callable[[StableDiffusionPipeline], str],
     *,
     widths: tuple[int, ...],
     steps: int,
 ) -> StableDiffusionPipeline:
-    """images: (N, 3, SIDE, SIDE), uint8; captions: N; widths: of the U-Net's levels.
+    """=>  the trained pipeline. Standardizes the latents of `vae` in place.
 
-    The text encoder has the captions' tokens only; the others are added in the end. The scale of
-    the latents is changed in `vae`.
+    images: (N, 3, SIDE, SIDE), uint8; captions: N texts; preview: called ten times; widths:
+    channels of the U-Net at each resolution. The text encoder is trained with the tokens of the
+    captions only; the other tokens are added at the end.
     """
     torch.manual_seed(SEED)
     standardize(vae, images[:2_000])
@@ -68,15 +69,15 @@ def train_denoiser(
         dropped = torch.rand(len(rows), 1, generator=generator) < CAPTION_DROPOUT
         text = text_encoder(torch.where(dropped, empty, words[rows])).last_hidden_state
         text, rows = (x.repeat_interleave(DRAWS, 0) for x in (text, rows))
-        noise, spread = torch.randn(2, *mean[rows].shape, generator=generator)
+        noise, posterior_noise = torch.randn(2, *mean[rows].shape, generator=generator)
         t = torch.randint(1000, (BATCH,), generator=generator)
-        noisy = scheduler.add_noise(mean[rows] + std[rows] * spread, noise, t)
+        noisy = scheduler.add_noise(mean[rows] + std[rows] * posterior_noise, noise, t)
         error = (unet(noisy, t, text).sample - noise).square().mean((1, 2, 3))
         snr = compute_snr(scheduler, t)
-        return (snr.clamp(max=SNR_GAMMA) / snr * error).mean()  # Hang et al. 2023
+        return (snr.clamp(max=SNR_GAMMA) / snr * error).mean()  # min-SNR: Hang et al. 2023
 
     parameters = [*text_encoder.parameters(), *unet.parameters()]
-    fit(parameters, loss_at, lambda: look(pipeline()), steps=steps, rate=RATE)
+    fit(parameters, loss_at, lambda: preview(pipeline()), steps=steps, rate=RATE)
     return pipeline()
 
 

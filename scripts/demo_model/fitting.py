@@ -1,4 +1,4 @@
-"""Training and then averaging a handful of parameters, the same way for all parts of a model."""
+"""The training loop of all parts of the demo model: AdamW, one learning rate cycle, EMA."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ EMA_DECAY = 0.999
 def fit(
     parameters: list[Parameter],
     loss_at: Callable[[int], Tensor],
-    look: Callable[[], str],
+    preview: Callable[[], str],
     *,
     steps: int,
     rate: float,
 ) -> None:
-    """Leaves the averaged parameters in place. look: called with them, ten times; its answer is
-    printed."""
+    """Train `parameters` in place; afterwards they have their averaged (EMA) values.
+
+    loss_at: step  =>  loss. preview: called ten times, with the averaged parameters in place; the
+    text that it returns is printed. rate: peak learning rate."""
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=rate, total_steps=steps, pct_start=0.05
@@ -43,7 +45,7 @@ def fit(
             ema.store(parameters)
             ema.copy_to(parameters)
             with torch.no_grad():
-                seen = look()
+                text = preview()
             ema.restore(parameters)
-            print(f"{step + 1}/{steps}  {speed:.2f} steps/s  loss {loss.item():.4f}  {seen}")
+            print(f"{step + 1}/{steps}  {speed:.2f} steps/s  loss {loss.item():.4f}  {text}")
     ema.copy_to(parameters)

@@ -22,7 +22,7 @@ def test_levels_in_any_order(tmp_path):
     "rows, message",
     [
         ([{"index": 0, "level": 1}], r"no level for 2 of 3 samples \(index 1, 2\)"),
-        ([{"index": 0, "level": 1}] * 2, "line 2: index 0 is there twice"),
+        ([{"index": 0, "level": 1}] * 2, "line 2: index 0 appears twice"),
         ([{"index": 3, "level": 1}], r"0\.\.2, got 3"),
         ([{"index": -1, "level": 1}], "got -1"),
         ([{"index": 0, "level": -0.1}], "line 1: `level` must be a number >= 0, got -0.1"),

@@ -1,14 +1,13 @@
-"""A model that knows what clean samples look like finds those that are not, and how noisy these
-are."""
+"""An auditor that knows what clean samples look like finds noisy samples and their noise levels."""
 
 import json
 
 import pytest
 import torch
 
-from latent_robust.audit import audit_facts, audit_samples, read_levels
-from latent_robust.audit.bimodality import TWO_GROUPS, otsu
-from latent_robust.audit.scoring import CLEANEST, NOISES, Audit
+from latent_robust.audit import Audit, audit_facts, audit_samples, read_levels
+from latent_robust.audit.bimodality import MIN_SEPARATION, otsu
+from latent_robust.audit.scoring import CLEANEST_SHARE, NOISE_LEVELS
 from latent_robust.core import NoiseProcess
 from latent_robust.errors import InputError
 
@@ -17,7 +16,7 @@ EPSILON = NoiseProcess.from_alphas_cumprod(torch.linspace(0.9999, 0.001, 1000), 
 
 
 def knows_zero(process):
-    """=>  denoise of a model whose data are all 0, so that what is noisy is noise."""
+    """The ideal denoiser of a dataset whose samples are all 0, so that every deviation is noise."""
 
     def denoise(noisy, t):
         alpha, sigma = process(t, noisy)
@@ -26,9 +25,11 @@ def knows_zero(process):
     return denoise
 
 
-def audit(samples, process=EPSILON, buckets=None, known=None):
+def audit(samples, process=EPSILON, buckets=None, noise_std=None):
     denoise, buckets = knows_zero(process), buckets or [range(len(samples))]
-    return audit_samples(lambda indices: (samples[indices], denoise), process, buckets, known=known)
+    return audit_samples(
+        lambda indices: (samples[indices], denoise), process, buckets, noise_std=noise_std
+    )
 
 
 def noisy_samples(levels, side=16):
@@ -38,44 +39,45 @@ def noisy_samples(levels, side=16):
 
 
 @pytest.mark.parametrize("process", [FLOW, EPSILON])
-def test_the_score_is_the_energy_of_what_the_model_cannot_draw(process):
+def test_the_score_is_the_variance_that_the_auditor_cannot_explain(process):
     samples = noisy_samples(torch.tensor([0.0] * 5 + [0.3] * 20))
-    # float32: x0_hat is a difference of terms of the size of the noise.
+    # float32 rounding: x0_hat is a difference of terms as large as the noise.
     expected = samples.square().mean((1, 2, 3))
     assert torch.allclose(audit(samples, process).scores.float(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("side", "draws"), [(4, 16), (8, 4), (10, 3), (16, 1), (20, 1)])
-def test_a_score_is_of_256_values_of_a_channel_at_least(side, draws):
-    samples, seen = torch.zeros(1, 3, side, side), []
+def test_a_score_averages_at_least_256_values_of_each_channel(side, draws):
+    samples, inputs = torch.zeros(1, 3, side, side), []
 
     def denoise(noisy, t):
-        seen.append(noisy)
+        inputs.append(noisy)
         return torch.zeros_like(noisy)
 
     audit_samples(lambda _: (samples, denoise), EPSILON, [[0]])
-    assert len(seen) == draws * (len(NOISES) + 1)  # each noise is tried, the best one asked again
+    # Each noise level is tried, and the best one is used for all samples.
+    assert len(inputs) == draws * (len(NOISE_LEVELS) + 1)
 
 
-def test_two_groups_are_told_apart_and_the_noise_is_measured():
-    truth = torch.tensor([0.0] * 20 + [0.4] * 180)
-    found = audit(noisy_samples(truth) + 0.01)
-    assert found.two_groups
-    assert torch.equal(found.levels[:, 0] > 0, truth > 0)
-    # 256 values each: a level's own standard error is 1 / sqrt(512) of it, 4.4 %; that of the
+def test_bimodal_scores_are_separated_and_the_noise_is_measured():
+    reference = torch.tensor([0.0] * 20 + [0.4] * 180)
+    result = audit(noisy_samples(reference) + 0.01)
+    assert result.bimodal
+    assert torch.equal(result.levels[:, 0] > 0, reference > 0)
+    # 256 values each: the relative standard error of one level is 1 / sqrt(512), 4.4 %. That of the
     # median over 180 is far less, and the references add about 1 %.
-    assert found.levels[20:].median() == pytest.approx(0.4, rel=0.03)
+    assert result.levels[20:].median() == pytest.approx(0.4, rel=0.03)
 
 
-def test_a_judge_that_is_not_finite_at_some_noise_is_refused():
-    """Also where levels are measured, at more noise than the scores were taken at."""
+def test_an_auditor_that_is_not_finite_at_one_noise_level_is_refused():
+    """Also if only the calibration uses this noise level, and the scores do not."""
     samples = noisy_samples(torch.tensor([0.0] * 20 + [0.3] * 180))
     denoise = knows_zero(EPSILON)
 
     def breaks(noisy, t):
         alpha, sigma = EPSILON(t, noisy)
-        here = (sigma / alpha > 0.5) & (sigma / alpha < 0.7)
-        return torch.where(here, torch.nan, denoise(noisy, t))
+        broken = (sigma / alpha > 0.5) & (sigma / alpha < 0.7)
+        return torch.where(broken, torch.nan, denoise(noisy, t))
 
     assert 0.5 < 2 * audit(samples).levels[20:].median() < 0.7
     with pytest.raises(InputError, match="not finite"):
@@ -83,73 +85,75 @@ def test_a_judge_that_is_not_finite_at_some_noise_is_refused():
 
 
 def test_levels_that_differ_are_ordered_and_measured():
-    truth = torch.linspace(0, 0.3, 200)
-    found = audit(noisy_samples(truth))
-    assert not found.two_groups
-    assert (found.levels == 0).sum() == CLEANEST * len(truth)
-    known = found.levels[:, 0] > 0
-    # The cleanest samples, which count as clean, have noise up to 0.015 themselves.
-    assert torch.allclose(found.levels[known, 0], truth[known], rtol=0.2, atol=0.02)
+    reference = torch.linspace(0, 0.3, 200)
+    result = audit(noisy_samples(reference))
+    assert not result.bimodal
+    assert (result.levels == 0).sum() == CLEANEST_SHARE * len(reference)
+    noisy = result.levels[:, 0] > 0
+    # The samples that count as clean have noise up to 0.015 themselves.
+    assert torch.allclose(result.levels[noisy, 0], reference[noisy], rtol=0.2, atol=0.02)
 
 
-def test_one_group_without_noise_is_clean():
-    """Some samples are always the strangest; two groups speak for themselves."""
-    strange = torch.linspace(0.1, 0.3, 200)
-    assert not audit(noisy_samples(strange), known=0.0).levels.any()
-    assert audit(noisy_samples(strange)).levels.any()
-    assert audit(noisy_samples(torch.tensor([0.0] * 20 + [0.4] * 180)), known=0.0).levels.any()
+def test_unimodal_scores_without_measured_noise_are_all_clean():
+    """Unimodal scores always have a highest one. Bimodal scores count whatever was measured."""
+    unimodal = noisy_samples(torch.linspace(0.1, 0.3, 200))
+    bimodal = noisy_samples(torch.tensor([0.0] * 20 + [0.4] * 180))
+    assert not audit(unimodal, noise_std=0.0).levels.any()
+    assert audit(unimodal).levels.any()
+    assert audit(bimodal, noise_std=0.0).levels.any()
 
 
-def test_where_nothing_is_clean_the_known_noise_says_so():
+def test_if_no_sample_is_clean_the_measured_noise_shows_it():
     samples = noisy_samples(torch.full((200,), 0.4))
     assert (audit(samples).levels == 0).any()
-    found = audit(samples, known=0.4)
-    assert found.levels.square().mean().sqrt() == pytest.approx(0.4, rel=1e-3)
-    # The cleanest of 200 seem to have less than they have: 256 values each, 4.4 %.
-    assert found.levels.min() > 0.3
+    result = audit(samples, noise_std=0.4)
+    assert result.levels.square().mean().sqrt() == pytest.approx(0.4, rel=1e-3)
+    # 256 values each, 4.4 %: the levels of the lowest of 200 are underestimated.
+    assert result.levels.min() > 0.3
     mixed = noisy_samples(torch.linspace(0, 0.3, 200))
     a_tenth_too_high = 1.1 * 0.3 / 3**0.5
-    assert torch.equal(audit(mixed, known=a_tenth_too_high).levels, audit(mixed).levels)
-    # Salt and pepper reads as more white noise than it is, but its scores are not alike.
-    assert torch.equal(audit(mixed, known=0.6).levels, audit(mixed).levels)
+    assert torch.equal(audit(mixed, noise_std=a_tenth_too_high).levels, audit(mixed).levels)
+    # Salt and pepper reads as more white noise than it is, but its scores are not similar.
+    assert torch.equal(audit(mixed, noise_std=0.6).levels, audit(mixed).levels)
 
 
 def test_channels_have_levels_of_their_own(tmp_path):
-    truth = torch.tensor([0.1, 0.4, 1.0])
+    reference = torch.tensor([0.1, 0.4, 1.0])
     noise = torch.randn(100, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    samples = 0.01 + truth.view(3, 1, 1) * noise
+    samples = 0.01 + reference.view(3, 1, 1) * noise
     samples[:10] = 0.01
-    found = audit(samples)
-    assert (found.levels[:10] == 0).all()
-    assert torch.allclose(found.levels[10:].median(0).values, truth, rtol=0.03)  # as above
-    found.write(tmp_path / "audit.jsonl", str)
-    assert torch.allclose(read_levels(tmp_path / "audit.jsonl", 100, 3), found.levels, rtol=1e-5)
+    result = audit(samples)
+    assert (result.levels[:10] == 0).all()
+    # The tolerance of the test for bimodal scores.
+    assert torch.allclose(result.levels[10:].median(0).values, reference, rtol=0.03)
+    result.write(tmp_path / "audit.jsonl", str)
+    assert torch.allclose(read_levels(tmp_path / "audit.jsonl", 100, 3), result.levels, rtol=1e-5)
 
 
-def test_samples_keep_their_places_whatever_shares_a_batch():
+def test_scores_are_in_the_order_of_the_samples_for_any_buckets():
     samples = noisy_samples(torch.linspace(0, 0.3, 150))
     buckets = [list(range(1, 150, 2)), [0, *range(0, 150, 2)]]
     one, other = audit(samples), audit(samples, buckets=buckets)
     assert torch.allclose(one.scores, other.scores, atol=1e-6)
 
 
-def test_it_asks_about_no_more_at_a_time_than_it_may():
-    samples, asked = noisy_samples(torch.linspace(0, 0.3, 50)), []
+def test_no_batch_is_larger_than_allowed():
+    samples, sizes = noisy_samples(torch.linspace(0, 0.3, 50)), []
 
-    def look(indices):
-        asked.append(len(indices))
+    def denoise_batch(indices):
+        sizes.append(len(indices))
         return samples[indices], lambda noisy, t: noisy
 
-    audit_samples(look, FLOW, [range(50)], batch=8)
-    assert max(asked) == 8
+    audit_samples(denoise_batch, FLOW, [range(50)], batch=8)
+    assert max(sizes) == 8
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_where_nothing_differs_nothing_is_noisy(count):
+def test_equal_samples_are_all_clean(count):
     assert not audit(torch.zeros(count, 1, 4, 4)).levels.any()
 
 
-def test_a_judge_that_diverged_is_refused():
+def test_an_auditor_that_diverged_is_refused():
     samples = noisy_samples(torch.ones(3))
     with pytest.raises(InputError, match="diverged"):
         audit_samples(lambda i: (samples[i], lambda noisy, t: noisy * torch.nan), FLOW, [[0, 1, 2]])
@@ -162,34 +166,34 @@ def test_otsu_of_two_values_lies_between_them_and_explains_everything():
 
 
 @pytest.mark.parametrize("count", [6, 10, 30])
-def test_a_few_alike_samples_are_not_two_groups_by_chance(count):
+def test_a_few_normal_scores_are_not_bimodal_by_chance(count):
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(300, count, generator=generator)
-    found = [Audit(s, s[:, None], 0.1, otsu(s)[1]).two_groups for s in drawn]
-    # 2 % at most; of 300 more than 4 % would be 2.5 standard errors above.
-    assert sum(found) / 300 <= 0.04
+    bimodal = [Audit(s, s[:, None], 0.1, otsu(s)[1]).bimodal for s in drawn]
+    # At most 2 % are expected. With 300 cases, 4 % is 2.5 standard errors above that.
+    assert sum(bimodal) / 300 <= 0.04
 
 
-def test_evenly_spread_values_are_not_two_groups():
+def test_evenly_spread_values_are_not_bimodal():
     threshold, separation = otsu(torch.linspace(-1, 1, 1000))
     assert threshold == pytest.approx(0, abs=2e-3)
     assert separation == pytest.approx(0.75, abs=1e-4)  # 1 - (1/12 of the halves) / (1/3)
-    assert separation < TWO_GROUPS
+    assert separation < MIN_SEPARATION
 
 
 def test_what_is_written_is_read_as_levels(tmp_path):
-    found = audit(noisy_samples(torch.tensor([0.0] * 5 + [0.2] * 5)))
-    found.write(tmp_path / "audit.jsonl", "image {}".format)
+    result = audit(noisy_samples(torch.tensor([0.0] * 5 + [0.2] * 5)))
+    result.write(tmp_path / "audit.jsonl", "image {}".format)
     rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == [f"image {i}" for i in range(10)]
     assert [row["flagged"] for row in rows] == [False] * 5 + [True] * 5
     levels = read_levels(tmp_path / "audit.jsonl", 10, 1)
-    assert torch.allclose(levels, found.levels[:, 0], rtol=1e-5)
+    assert torch.allclose(levels, result.levels[:, 0], rtol=1e-5)
 
 
 def test_facts_count_what_the_audit_got_wrong(tmp_path):
-    found = audit(noisy_samples(torch.tensor([0.0] * 5 + [0.2] * 5)))
-    found.write(tmp_path / "audit.jsonl", str)
+    result = audit(noisy_samples(torch.tensor([0.0] * 5 + [0.2] * 5)))
+    result.write(tmp_path / "audit.jsonl", str)
     facts = audit_facts(tmp_path / "audit.jsonl", torch.tensor([True] + [False] * 4 + [True] * 5))
     assert facts["flagged"] == 5
     assert facts["dirty_but_kept"] == 1

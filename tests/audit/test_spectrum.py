@@ -18,8 +18,8 @@ def digits(*specs: str) -> torch.Tensor:
 @pytest.mark.parametrize("fraction, sigma", [(0.9, 0.2), (0.9, 0.05), (0.3, 0.2), (1.0, 0.1)])
 def test_the_noise_of_real_images_is_found(fraction, sigma):
     """Root mean square over the images, in units of [-1, 1]."""
-    found = measure_spectrum(digits(f"gaussian:fraction={fraction},sigma={sigma}")).level
-    assert found == pytest.approx(2 * sigma * fraction**0.5, rel=0.05)
+    level = measure_spectrum(digits(f"gaussian:fraction={fraction},sigma={sigma}")).level
+    assert level == pytest.approx(2 * sigma * fraction**0.5, rel=0.05)
 
 
 def test_the_spectrum_without_the_noise_is_that_of_the_clean_images():
@@ -42,7 +42,7 @@ def test_gray_images_in_three_channels_have_the_noise_of_one():
     assert measure_spectrum(noisy.expand(-1, 3, -1, -1)).level == measure_spectrum(noisy).level
 
 
-def test_all_of_a_large_image_is_looked_at():
+def test_all_parts_of_a_large_image_are_measured():
     """Noise in its left half only: half of the patches have it."""
     images = torch.zeros(40, 1, 256, 256)
     noise = torch.randn(40, 1, 256, 128, generator=derive_generator(0, "noise"))
@@ -50,10 +50,10 @@ def test_all_of_a_large_image_is_looked_at():
     assert measure_spectrum(images).level == pytest.approx(0.3 * 0.5**0.5, rel=0.1)
 
 
-def test_what_is_given_and_does_not_help_is_not_called_clean():
-    found = recommend(digits("gaussian:fraction=0.9,sigma=0.2"), weight=0.0)
-    assert found.weighting is None
-    assert "clean:" not in found.summary()
+def test_a_fixed_weight_that_does_not_help_does_not_make_images_look_clean():
+    result = recommend(digits("gaussian:fraction=0.9,sigma=0.2"), weight=0.0)
+    assert result.weighting is None
+    assert "clean:" not in result.summary()
 
 
 def test_structure_in_few_directions_does_not_count_as_noise():
@@ -74,24 +74,24 @@ def test_more_noise_asks_for_more_weight():
     assert some.weight * some.band**2 < much.weight * much.band**2
 
 
-def test_a_recommendation_is_the_best_forecast_of_all_that_were_tried():
-    found = recommend(digits("gaussian:fraction=0.9,sigma=0.2"))
-    assert found.robust == found.spectrum.distance(found.weighting)
-    assert found.robust < found.plain / 4
+def test_a_recommendation_has_the_smallest_forecast_distance():
+    result = recommend(digits("gaussian:fraction=0.9,sigma=0.2"))
+    assert result.robust == result.spectrum.distance(result.weighting)
+    assert result.robust < result.plain / 4
 
 
-def test_the_command_says_what_to_type(tmp_path, capsys):
-    told = ["recommend", "--data=digits", "--size=8", "--channels=1", "--offline"]
+def test_the_command_prints_the_options_to_type(tmp_path, capsys):
+    args = ["recommend", "--data=digits", "--size=8", "--channels=1", "--offline"]
     noisy = "--contamination=gaussian:fraction=0.9,sigma=0.2"
-    assert main([*told, noisy, "--try=3,0.5", f"--out={tmp_path / 'found.json'}"]) == 0
-    said = capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert f"--weight {found['weight']:g} --band {found['band']:g}" in said
-    assert "weight 3, band 0.5: forecast" in said
-    assert main(told) == 0
-    said = capsys.readouterr().out
-    assert "look clean" in said
-    assert "train-pixel" not in said
+    assert main([*args, noisy, "--try=3,0.5", f"--out={tmp_path / 'result.json'}"]) == 0
+    output = capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert f"--weight {result['weight']:g} --band {result['band']:g}" in output
+    assert "weight 3, band 0.5: forecast" in output
+    assert main(args) == 0
+    output = capsys.readouterr().out
+    assert "look clean" in output
+    assert "train-pixel" not in output
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ def test_the_command_says_what_to_type(tmp_path, capsys):
     ],
 )
 def test_bad_input_is_a_clear_message(options, message, capsys):
-    told = ["recommend", "--data=digits", "--size=8", "--channels=1", *options]
+    args = ["recommend", "--data=digits", "--size=8", "--channels=1", *options]
     try:
-        code = main(told)
+        code = main(args)
     except SystemExit as error:  # argparse
         code = error.code
     assert code == 2
     assert message in capsys.readouterr().err
 
 
-def test_what_training_reaches_of_a_weight_is_what_the_forecast_counts():
+def test_the_forecast_counts_the_share_of_the_weight_that_training_reaches():
     spectrum = measure_spectrum(digits("gaussian:fraction=1,sigma=0.2"))
-    half = replace(spectrum, reached=0.5).distance(Weighting("band", 8, 0.2))
+    half = replace(spectrum, reached_share=0.5).distance(Weighting("band", 8, 0.2))
     assert half == spectrum.distance(Weighting("band", 4, 0.2))

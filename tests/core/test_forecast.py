@@ -1,7 +1,9 @@
+from math import pi
+
 import pytest
 import torch
 
-from latent_robust.core import ATTACKS, Weighting, forecast_std
+from latent_robust.core import ATTACKS, Parameterization, Weighting, forecast_std
 
 TAU = torch.tensor([3.0, 1.0, 0.5, 0.2, 0.05])
 
@@ -19,7 +21,7 @@ def test_a_direction_within_a_channel_is_shrunk_by_its_band():
     found = forecast_std(TAU, Weighting("band", 3, bands), "random", shares=shares)
     alone = [forecast_std(TAU, Weighting("band", 3, band), "random") for band in bands]
     torch.testing.assert_close(found, torch.cat([alone[0][:2], alone[1][2:]]))
-    with pytest.raises(ValueError, match="a band each"):
+    with pytest.raises(ValueError, match="one column per band"):
         forecast_std(TAU, Weighting("band", 3, bands))
 
 
@@ -75,6 +77,50 @@ def test_v_and_flow_predictors_are_attacked_nearly_as_epsilon_at_low_noise(kind)
     weighting = Weighting("band", 3, 0.1)
     epsilon, other = (forecast_std(TAU, weighting, "gradient", name) for name in ("epsilon", kind))
     torch.testing.assert_close(other, epsilon, rtol=0.1, atol=0)
+
+
+def test_the_forecast_does_not_depend_on_the_unit_of_the_data():
+    """All of it scales with tau, and with the band."""
+    forecast, scaled = (
+        forecast_std(unit * TAU, Weighting("band", 3, unit * 0.5), "gradient") / unit
+        for unit in (1.0, 10.0)
+    )
+    torch.testing.assert_close(scaled, forecast, rtol=1e-4, atol=0)
+
+
+def forecast_by_hand(weighting, attack, kind):
+    """Derived once more: how far the prediction of the optimal denoiser moves with the noise is a
+    difference of two predictions, and the ODE is integrated in small steps of ln y."""
+    parameterization, variance = Parameterization(kind), TAU.double() ** 2
+    s = torch.logspace(3, -4, 4001, dtype=torch.float64)[:, None]
+    alpha = (1 + s**2).rsqrt()
+    sigma = s * alpha
+
+    def predict(noise, shrunk):
+        noisy = sigma * noise  # of the sample 0: the denoiser is linear
+        clean = noisy / alpha * shrunk / (shrunk + s**2)
+        return parameterization.target(clean, (noisy - alpha * clean) / sigma, alpha, sigma)
+
+    shrunk = variance.expand(4001, -1)
+    for _ in range(20):
+        moves = predict(1.0, shrunk) - predict(0.0, shrunk)
+        energy = moves**4 if attack == "gradient" else (s**2 / (shrunk + s**2)) ** 2
+        share = 2 / pi * energy / energy.mean(1, keepdim=True) + 1 - 2 / pi
+        shrunk = variance / (1 + weighting.weight * weighting.gate(alpha, sigma) * share)
+    rate = s**2 / (shrunk + s**2)
+    fall = ((rate[1:] + rate[:-1]) / 2 * s.log().diff(dim=0)).sum(0)
+    return (1e6 + variance).sqrt() * fall.exp()
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow", "sample"])
+@pytest.mark.parametrize("attack", ["displacement", "gradient"])
+def test_the_forecast_is_what_is_derived_by_hand(attack, kind):
+    weighting = Weighting("band", 3, 0.5)
+    found = forecast_std(TAU, weighting, attack, kind)
+    # 600 steps against 4,001, five rounds of the fixed point against 20.
+    torch.testing.assert_close(
+        found, forecast_by_hand(weighting, attack, kind).float(), rtol=0.01, atol=2e-3
+    )
 
 
 def test_what_has_no_forecast_is_refused():

@@ -503,6 +503,28 @@ def test_some_rows_have_the_penalty_that_they_have_by_themselves(attack):
     torch.testing.assert_close(loss.penalty, factor * alone)
 
 
+@pytest.mark.parametrize(
+    "attack, steps", [("displacement", 1), ("displacement", 3), ("gradient", 2)]
+)
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_each_query_has_the_times_and_conditions_of_its_rows(attack, steps, fraction):
+    """The network's and the attack's. Here t is a function of the row."""
+    process = process_of("epsilon")
+    sample, _, noise = batch(process)
+    t = torch.arange(8) * 100
+    network, queries = Network(), []
+
+    def denoise(noisy, times, rows):
+        assert len(noisy) == len(times) == len(rows)
+        assert torch.equal(times, t[rows])
+        queries.append(rows)
+        return network(noisy, times, rows)
+
+    penalty = EquivariancePenalty(process, attack=attack, attack_steps=steps)
+    Objective(process, penalty, fraction)(denoise, sample, t, noise)
+    assert len(queries) >= 2
+
+
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("s", [0.2, 1.0, 3.0])
 @pytest.mark.parametrize("parameterization", [*VP, "flow"])
@@ -637,6 +659,11 @@ def test_unknown_objective_lists_the_known_ones():
 def test_impossible_weightings_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         Weighting(**wrong)
+
+
+def test_a_band_of_one_channel_is_a_number():
+    assert Weighting("band", 3.0, [0.3]) == Weighting("band", 3.0, 0.3)
+    assert Weighting("band", 3.0, [0.3, 0.5]).band == (0.3, 0.5)
 
 
 def test_parameterization_is_read_from_the_scheduler():

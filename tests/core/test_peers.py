@@ -49,6 +49,32 @@ def test_pseudo_huber_grows_linearly_where_errors_are_large():
     assert float(losses[1] / losses[0]) == pytest.approx(2, rel=1e-3)
 
 
+@pytest.mark.parametrize("c", [0.1, 0.6])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_pseudo_huber_is_the_loss_of_its_paper(name, c):
+    """Khrapov et al. 2024 with the SNR schedule: element by element, in float64."""
+    process = PROCESSES[name]
+    sample, t, noise = inputs(process)
+    loss = make_objective("pseudo-huber", process, huber_c=c)(some_network, sample, t, noise)
+    alpha, sigma = (x.double() for x in process(t, sample))
+    noisy = alpha * sample + sigma * noise
+    error = some_network(noisy, t, None) - process.parameterization.target(
+        sample.double(), noise.double(), alpha, sigma
+    )
+    s = sigma / alpha
+    scale = (1 - c) / (1 + s) ** 2 + c
+    expected = 2 * scale * ((error**2 + scale**2).sqrt() - scale)
+    torch.testing.assert_close(
+        loss.denoising.double(), expected.mean((1, 2, 3)), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("c", [0.0, -0.1, 1.1])
+def test_an_impossible_c_is_refused(c):
+    with pytest.raises(ValueError, match=rf"\(0, 1\], got {c}"):
+        make_objective("pseudo-huber", EPSILON, huber_c=c)
+
+
 def test_input_perturbation_without_perturbation_is_plain_training():
     values = [
         make_objective(name, EPSILON, gamma=0)(some_network, *inputs(EPSILON)).total
@@ -91,6 +117,20 @@ def test_at_diff_trains_on_noise_within_the_radius_that_is_denoised_worse(name):
     # One step from a random start may overshoot on a sample, hardly on their mean.
     assert loss(RadiusSchedule()).total > 1.2 * plain.total
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_at_diff_attacks_the_network_at_the_times_and_conditions_of_the_batch():
+    sample, t, noise = inputs(EPSILON)
+    calls = []
+
+    def attacked(noisy, times, rows):
+        calls.append((times.tolist(), rows.tolist()))
+        return some_network(noisy, times, rows)
+
+    make_objective("at-diff", EPSILON, attack_steps=2)(
+        some_network, sample, t, noise, attacked=attacked
+    )
+    assert calls == [(t.tolist(), list(range(16)))] * 2
 
 
 def test_at_diff_of_the_true_noise_has_nothing_to_attack():
@@ -182,6 +222,18 @@ def test_ambient_ignores_times_below_the_level():
     )
     assert loss.denoising[0] == 0
     assert loss.denoising[1] > 0
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_ambient_begins_exactly_at_the_level(name):
+    process = PROCESSES[name]
+    sample, noise = torch.randn(2, 2, 1, 4, 4)
+    t = process.time_of(0.5).repeat(2)
+    alpha, sigma = (x.flatten() for x in process(t, sample))
+    levels = sigma / alpha * torch.tensor([0.99, 1.01])
+    loss = make_objective("ambient", process)(some_network, sample, t, noise, levels=levels)
+    assert loss.denoising[0] > 0
+    assert loss.denoising[1] == 0
 
 
 def test_ambient_without_levels_says_what_it_needs():

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -109,6 +111,25 @@ def test_where_directions_move_fully_or_not_at_all_both_are_the_same():
     assert (ways[0] != ways[1]).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_each_of_several_steps_is_two_and_a_half_radii_over_their_number(steps):
+    """Madry et al. 2018: far enough to cross the ball from anywhere in it, and to turn round."""
+    like, seen = torch.randn(4, 2, 8, 8), []
+
+    def displacement(w):
+        seen.append(w.detach().clone())
+        return w
+
+    w = adversarial_perturbation(
+        displacement, like, RADIUS, torch.Generator().manual_seed(0), steps, by_gradient=False
+    )
+    assert len(seen) == steps
+    for before, after in pairwise([*seen, w]):
+        # `displacement` says: outwards.
+        expected = (before + 2.5 / steps * RADIUS * before.sign()).clamp(-RADIUS, RADIUS)
+        torch.testing.assert_close(after, expected)
+
+
 def test_attack_leaves_gradients_and_random_state_alone(network):
     state = torch.get_rng_state()
     attack(network, torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1)))
@@ -126,6 +147,29 @@ def test_radius_follows_the_noise_level_and_never_vanishes():
     r = RadiusSchedule(rho=2, scale=1, bias_min=8 / 255, bias_max=16 / 255)(sigma)
     assert (r >= sigma**2 + 8 / 255 - 1e-7).all()
     assert (r <= sigma**2 + 16 / 255 + 1e-7).all()
+
+
+def test_the_bias_of_the_radius_is_uniform_and_new_for_each_sample_and_step():
+    """At sigma = 0, where the radius is the bias. 2,000 samples: the tolerances are more than four
+    standard errors of the mean and of the share in the lowest quarter."""
+    generator = torch.Generator().manual_seed(0)
+    schedule = RadiusSchedule(bias_min=0.1, bias_max=0.3)
+    steps = [schedule(torch.zeros(2000, 1, 1, 1), generator).flatten() for _ in range(2)]
+    for bias in steps:
+        assert bias.min() >= 0.1
+        assert bias.max() <= 0.3
+        assert float(bias.mean()) == pytest.approx(0.2, abs=0.006)
+        assert float((bias < 0.15).float().mean()) == pytest.approx(0.25, abs=0.04)
+        assert len(bias.unique()) > 1900  # equal ones: float32 has 2^24 values in [0, 1)
+    assert (steps[0] != steps[1]).float().mean() > 0.99
+    again = schedule(torch.zeros(2000, 1, 1, 1), torch.Generator().manual_seed(0)).flatten()
+    assert torch.equal(again, steps[0])
+
+
+def test_the_radius_is_what_the_formula_says():
+    sigma = torch.linspace(0, 1, 11).view(-1, 1)
+    radius = RadiusSchedule(rho=3, scale=0.5, bias_min=0.2, bias_max=0.2)(sigma)
+    torch.testing.assert_close(radius, 0.5 * sigma**3 + 0.2)
 
 
 @pytest.mark.parametrize(

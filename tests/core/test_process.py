@@ -53,6 +53,40 @@ def test_flow_matching_agrees_with_the_scheduler(shift):
     assert torch.equal(process.times, scheduler.timesteps)
 
 
+@pytest.mark.parametrize("steps", [1000, 50])
+def test_without_a_scheduler_flow_has_its_times(steps):
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps)
+    process = NoiseProcess.flow(num_train_timesteps=steps)
+    torch.testing.assert_close(process.times, scheduler.timesteps)
+    sigma = process(process.times, torch.zeros(steps, 1))[1].flatten()
+    torch.testing.assert_close(sigma, scheduler.timesteps / steps)
+    assert torch.equal(NoiseProcess.flow().times, torch.arange(1000.0, 0, -1))
+
+
+@pytest.mark.parametrize("process", ["discrete", "flow"])
+@pytest.mark.parametrize("ratio", [0.05, 0.6, 4.0])
+def test_no_time_is_nearer_to_a_noise_level_than_the_one_that_is_found(process, ratio):
+    process = {
+        "discrete": NoiseProcess.from_scheduler(DDPMScheduler()),
+        "flow": NoiseProcess.flow(),
+    }[process]
+    alpha, sigma = process(process.times, torch.zeros(len(process.times), 1))
+    away = ((sigma / alpha).flatten().log() - torch.tensor(ratio).log()).abs()
+    found = process.times.tolist().index(process.time_of(ratio).item())
+    # float32 here, float64 there: two neighbours may be equally near.
+    assert away[found] <= away.min() + 1e-6
+    assert away[found] < 0.02  # the grid's own spacing
+
+
+def test_times_are_drawn_evenly_and_are_a_function_of_the_generator():
+    """20,000 of 10 times: 0.012 are more than five standard errors of a share of 0.1."""
+    process = NoiseProcess.from_alphas_cumprod(torch.linspace(0.99, 0.01, 10), "epsilon")
+    times = process.draw_times(20_000, torch.Generator().manual_seed(0))
+    shares = torch.bincount(times, minlength=10) / 20_000
+    torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.012, rtol=0)
+    assert torch.equal(times, process.draw_times(20_000, torch.Generator().manual_seed(0)))
+
+
 def test_the_scheduler_may_already_be_sampling():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     training_times = scheduler.timesteps.clone()

@@ -28,19 +28,19 @@ def encode():
 
 @pytest.fixture(scope="session")
 def noise():
-    """(size=(width, height), channels, seed) -> an image no two pixels of which agree."""
+    """(size=(width, height), channels, seed) -> an image whose pixels all differ."""
     return _noise
 
 
 @pytest.fixture(scope="session")
 def bomb() -> bytes:
-    """100 megapixels of black in some kB."""
+    """100 megapixels of black in a few kB."""
     return _encode(Image.new("1", (10_000, 10_000)))
 
 
 @pytest.fixture
 def zoo(tmp_path, bomb) -> Path:
-    """20 files that claim to be images, 6 of them bad, and 2 that do not."""
+    """20 files with an image extension, 6 of them bad, and 2 other files."""
     folder = tmp_path / "zoo"
     (folder / "sub").mkdir(parents=True)
     files = {

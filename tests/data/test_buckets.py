@@ -8,7 +8,7 @@ from latent_robust.data.buckets import framing
 from latent_robust.errors import InputError
 
 
-def test_buckets_of_512_are_these():
+def test_buckets_at_512():
     tall = [(680, 384), (624, 416), (584, 448), (544, 480)]
     wide = [(width, height) for height, width in reversed(tall)]
     assert make_buckets(512) == [*tall, (512, 512), *wide]
@@ -17,7 +17,9 @@ def test_buckets_of_512_are_these():
 @pytest.mark.parametrize("multiple", [8, 16, 64])
 @pytest.mark.parametrize("resolution", [64, 256, 512, 768, 1024])
 @pytest.mark.parametrize("max_ratio", [1.0, 2.0, 4.0])
-def test_buckets_have_one_area_and_are_mirrored(resolution, multiple, max_ratio):
+def test_buckets_have_about_the_same_area_and_come_in_mirrored_pairs(
+    resolution, multiple, max_ratio
+):
     buckets = make_buckets(resolution, multiple, max_ratio)
     assert (resolution, resolution) in buckets
     assert buckets == [(width, height) for height, width in reversed(buckets)]
@@ -25,7 +27,7 @@ def test_buckets_have_one_area_and_are_mirrored(resolution, multiple, max_ratio)
     for height, width in buckets:
         assert height % multiple == width % multiple == 0
         assert max(height, width) <= max_ratio * min(height, width)
-        # The longer side could not be longer by one more multiple.
+        # One more multiple on the longer side would exceed the area.
         assert (
             height * width <= resolution**2 < min(height, width) * (max(height, width) + multiple)
         )
@@ -44,14 +46,14 @@ def test_impossible_buckets_are_refused():
         make_buckets(64, max_ratio=0.5)
 
 
-def test_each_bucket_is_nearest_to_itself_at_any_scale():
+def test_an_image_with_a_buckets_ratio_gets_that_bucket_at_any_scale():
     buckets = make_buckets(512)
     for height, width in buckets:
         assert assign_bucket((height, width), buckets) == (height, width)
         assert assign_bucket((3 * height, 3 * width), buckets) == (height, width)
 
 
-def test_the_nearest_is_by_log_ratio():
+def test_the_nearest_bucket_is_chosen_by_log_ratio():
     buckets = make_buckets(512, max_ratio=4)
     generator = torch.Generator().manual_seed(0)
     for height, width in torch.randint(1, 3000, (200, 2), generator=generator).tolist():
@@ -62,13 +64,13 @@ def test_the_nearest_is_by_log_ratio():
     assert assign_bucket((1, 10_000_000), buckets) == buckets[-1]
 
 
-def test_a_image_of_the_buckets_size_is_unchanged():
+def test_an_image_of_the_buckets_size_is_unchanged():
     image = torch.rand(3, 24, 40)
     assert torch.equal(fit_bucket(image, (24, 40)), image)
 
 
 @pytest.mark.parametrize("size", [(480, 80), (80, 480), (37, 41), (24, 40), (1, 1), (2, 1000)])
-def test_all_of_the_bucket_is_covered(size):
+def test_the_image_covers_the_complete_bucket(size):
     white = torch.full((3, *size), 255, dtype=torch.uint8)
     fitted = fit_bucket(white, (24, 40))
     assert fitted.shape == (3, 24, 40)
@@ -76,8 +78,8 @@ def test_all_of_the_bucket_is_covered(size):
     assert (fitted == 255).all()
 
 
-def test_the_centre_is_kept():
-    # Black, but for the central part of the bucket's shape.
+def test_the_center_is_kept():
+    # Black except for the central part with the bucket's aspect ratio.
     image = torch.zeros(1, 60, 40)
     image[:, 18:42] = 1
     assert torch.equal(fit_bucket(image, (24, 40)), torch.ones(1, 24, 40))
@@ -85,21 +87,21 @@ def test_the_centre_is_kept():
 
 
 def test_downsizing_averages():
-    # A chessboard is gray from afar; without antialiasing it stays black or white.
+    # A downsized chessboard is gray; without antialiasing it would stay black or white.
     board = (torch.arange(64)[:, None] + torch.arange(64)) % 2
     fitted = fit_bucket(board[None].float(), (8, 8))
-    # The triangle filter weighs 16 pixels, black and white alike but for those at the border.
+    # The triangle filter averages 16 pixels, half of them black, except at the border.
     assert (fitted - 0.5).abs().max() < 0.02
 
 
 def test_a_strip_does_not_grow():
-    # Covering first would make 40 x 400,000,000 pixels of this one.
+    # Resizing before the crop would make 40 x 400,000,000 pixels of this image.
     strip = torch.ones(1, 10_000_000, 1, dtype=torch.uint8)
     assert (fit_bucket(strip, (24, 40)) == 1).all()
 
 
 @pytest.mark.parametrize(
-    ("size", "told"),
+    ("size", "expected"),
     [
         ((512, 512), (512, 512, 0, 0, 512, 512)),
         ((300, 300), (300, 300, 0, 0, 512, 512)),
@@ -107,5 +109,5 @@ def test_a_strip_does_not_grow():
         ((600, 512), (600, 512, 44, 0, 512, 512)),
     ],
 )
-def test_sdxl_is_told_how_large_a_image_was_and_where_it_was_cut(size, told):
-    assert framing(size, (512, 512)) == told
+def test_framing_has_the_original_size_and_the_crop(size, expected):
+    assert framing(size, (512, 512)) == expected

@@ -60,7 +60,7 @@ def test_without_corruption_it_is_a_bit_equal_copy(images, tmp_path):
     assert all(torch.equal(copy.image(i), images.image(i)) for i in range(14))
 
 
-def test_the_folder_opens_as_a_hugging_face_data_set(tmp_path):
+def test_the_folder_opens_as_a_hugging_face_dataset(tmp_path):
     import datasets
 
     digits = open_images("digits", size=8, channels=1, limit=5)
@@ -88,7 +88,7 @@ def test_target_is_a_file(images, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-# Root may write anywhere and no disk here is full, so the operating system's answer is played.
+# Tests may run as root and on an empty disk, so the operating system's error is simulated.
 @pytest.mark.parametrize(
     "operation, error",
     [

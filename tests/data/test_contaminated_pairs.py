@@ -51,13 +51,13 @@ ATTACK = PAIRS[-1]
 
 
 def write_pairs(folder, change=()):
-    """Pairs in which no two images or captions are the same. change: those with another file."""
+    """Pairs with different images and captions. change: indices of pairs that get another image."""
     folder.mkdir()
     rows = []
     for index in range(COUNT):
         width, height = SHAPES[index % len(SHAPES)]
         random = np.random.default_rng((index, index in change))
-        # Smooth images, for near copies to be near: 4 x 4 pixels, enlarged.
+        # Smooth images (4 x 4 pixels, enlarged), so that a shifted crop changes them little.
         small = Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8))
         small.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{index:02}.png")
         caption = f"number {index} of several things"
@@ -73,7 +73,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory):
-    """20 gray images, and one that is broken."""
+    """20 gray images and a broken one."""
     folder = tmp_path_factory.mktemp("strangers")
     for index in range(20):
         Image.new("RGB", (30, 9 + index), (index,) * 3).save(folder / f"{index:02}.png")
@@ -124,7 +124,7 @@ def test_independent_of_order_and_process(pairs, encode, everything):
     captions = [contaminate(pairs, *PAIRS[:-1]).caption(i) for i in range(COUNT)]
     fresh = pickle.loads(pickle.dumps(contaminate(pairs, *everything, encode=encode)))
     before = torch.get_rng_state()
-    for _ in range(2):  # the second time from what is kept
+    for _ in range(2):  # the second time from the cache
         for i in reversed(range(COUNT)):
             assert torch.equal(fresh.sample(i), expected[i])
             assert fresh.sample(i).shape == (3, *fresh.bucket(i))
@@ -132,7 +132,7 @@ def test_independent_of_order_and_process(pairs, encode, everything):
     assert [contaminate(pairs, *PAIRS[:-1]).caption(i) for i in range(COUNT)] == captions
 
 
-def test_what_a_kept_sample_gives_may_be_changed(pairs, encode):
+def test_changing_a_returned_sample_does_not_change_the_cached_one(pairs, encode):
     samples = contaminate(pairs, "encoder-poison:fraction=1,radius=0.1,steps=1", encode=encode)
     first = samples.sample(0)
     expected = first.clone()
@@ -141,8 +141,8 @@ def test_what_a_kept_sample_gives_may_be_changed(pairs, encode):
     assert torch.equal(samples.sample(0), expected)
 
 
-def test_corruptions_of_images_are_those_of_image_sets(pairs, strangers):
-    """The same draws, the same bits: pairs add nothing."""
+def test_images_are_corrupted_as_in_an_image_dataset(pairs, strangers):
+    """Bit for bit: the same seed gives the same corruptions for images and for pairs."""
     specs = parse_contamination(IMAGES)
     others = open_images(str(strangers), size=16, channels=3)
     images = ContaminatedImages(others, specs, 5)
@@ -172,7 +172,7 @@ def test_manifest_is_what_was_done_and_decodes_nothing(
     assert {record["kind"] for row in done for record in row} == set(CORRUPTIONS)
 
 
-def test_manifest_leads_back_to_the_first_captions(pairs):
+def test_manifest_restores_the_original_captions(pairs):
     samples = contaminate(pairs, *PAIRS[:-1])
     for i, row in enumerate(records(samples)):
         before = [record["caption"] for record in row if "caption" in record]
@@ -188,7 +188,7 @@ def test_outliers_fit_every_bucket(pairs, strangers):
     assert {samples.bucket(i) for i in range(COUNT)} == set(BUCKETS)
 
 
-def test_groups_are_buckets_with_repeats(pairs):
+def test_buckets_hold_each_index_as_often_as_it_repeats(pairs):
     samples = contaminate(pairs)
     buckets = samples.buckets()
     counts = Counter(index for bucket in buckets for index in bucket)
@@ -199,7 +199,7 @@ def test_groups_are_buckets_with_repeats(pairs):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 50])
-def test_derangements_leave_nothing_in_its_place(count):
+def test_derangements_have_no_fixed_point(count):
     for seed in range(30):
         order = derangement(count, torch.Generator().manual_seed(seed))
         assert sorted(order) == list(range(count))
@@ -249,7 +249,7 @@ def test_caption_corruptions_follow_one_another(pairs):
     for i, (shuffle, truncate) in enumerate(records(samples)):
         assert truncate["caption"] == pairs.captions[shuffle["from"]]
         assert samples.caption(i) == f"number {shuffle['from']}"
-    # What was dropped before is shuffled with the rest.
+    # Captions that were dropped before are shuffled like the others.
     both = contaminate(pairs, "caption-drop:fraction=0.5", "caption-shuffle:fraction=1")
     dropped = {i for i, row in enumerate(records(both)) if row[0]["kind"] == "caption-drop"}
     assert {i for i, row in enumerate(records(both)) if row[-1]["from"] in dropped} == {
@@ -273,7 +273,7 @@ def test_watermark_is_seen_on_any_image(position, side):
     assert 0.01 < share < (0.2 if position == "random" else 0.5)
     white, gray = (mark.change(black + value, record, torch.Generator()) for value in (1, 0.5))
     assert 0.75 <= white.min() < 0.95
-    # What shines through does so in proportion.
+    # The image below shows in proportion to 1 - opacity.
     assert torch.allclose(gray, (dirty + white) / 2)
     rows, columns = (dirty[0] > 0).any(1), (dirty[0] > 0).any(0)
     if position == "tiled":
@@ -314,7 +314,7 @@ def test_near_duplicates_are_near_their_originals(pairs):
         assert 0 < near < far / 3
 
 
-def test_the_noise_goes_with_what_is_replaced(pairs):
+def test_replacing_an_image_removes_its_noise(pairs):
     noise = "gaussian:fraction=1,sigma=0.2"
     samples = contaminate(pairs, noise, PAIRS[2])
     copies = torch.tensor([len(row) == 2 for row in records(samples)])
@@ -340,7 +340,7 @@ def test_poison_is_bounded_and_drags_toward_its_target(pairs, encode):
         target = fit_bucket(pairs.image(record["target"]), samples.bucket(i))
         target = 2 * v2.to_dtype(target, torch.float32, scale=True) - 1
         dirty, clean = samples.sample(i), samples.clean(i)
-        # Rounding: of the bound, and of the way to [-1, 1].
+        # Tolerance: float32 rounding of the bound and of the conversion to [-1, 1].
         assert (dirty - clean).abs().max() <= 2 * radius + 1e-6
         assert dirty.abs().max() <= 1
         assert distance(encode, dirty, target) < 0.9 * distance(encode, clean, target)
@@ -350,13 +350,13 @@ def test_poison_is_bounded_and_drags_toward_its_target(pairs, encode):
 def test_poison_of_a_linear_encoder_finds_the_nearest_corner():
     """encode = identity: the nearest point of the box to the target is known."""
     image, target = torch.rand(3, 4, 4), torch.rand(3, 4, 4)
-    found = imitate(image, target, lambda x: x, radius=0.1, steps=50, step_size=0.01)
+    poisoned = imitate(image, target, lambda x: x, radius=0.1, steps=50, step_size=0.01)
     best = image + (target - image).clamp(-0.1, 0.1)
-    # It ends within a step of it.
-    assert (found - best).abs().max() <= 0.01 + 1e-6
+    # The attack ends within one step of it.
+    assert (poisoned - best).abs().max() <= 0.01 + 1e-6
 
 
-def test_poison_never_makes_it_worse_nor_mends_the_range():
+def test_poison_never_increases_the_distance_nor_clips_the_image():
     noisy = torch.tensor([-0.3, 0.5, 1.4]).reshape(3, 1, 1)
     far = imitate(noisy, noisy + 1, lambda x: x, radius=0.1, steps=1, step_size=0.5)
     assert torch.allclose(far, torch.tensor([-0.2, 0.6, 1.4]).reshape(3, 1, 1))
@@ -364,7 +364,7 @@ def test_poison_never_makes_it_worse_nor_mends_the_range():
     assert torch.equal(same, noisy)
 
 
-def test_poison_works_where_gradients_are_off(pairs, encode):
+def test_poison_works_under_no_grad(pairs, encode):
     samples = contaminate(pairs, ATTACK, encode=encode)
     fresh = contaminate(pairs, ATTACK, encode=encode)
     with torch.no_grad():
@@ -377,8 +377,8 @@ def test_poison_works_where_gradients_are_off(pairs, encode):
         all_samples(blind)
 
 
-def test_equal_checksums_are_equal_samples_and_the_reverse(pairs, encode, everything, tmp_path):
-    """Over many small changes of the set-up: the sum changes if and only if the sample does."""
+def test_checksums_are_equal_if_and_only_if_samples_are(pairs, encode, everything, tmp_path):
+    """For many small changes: the checksum changes if and only if the sample does."""
     changed = write_pairs(tmp_path / "changed", change={0, 5})
     plain = ["gaussian:fraction=0.5,sigma=0.1", "jpeg:fraction=0.5,quality=30"]
     setups = [
@@ -395,15 +395,15 @@ def test_equal_checksums_are_equal_samples_and_the_reverse(pairs, encode, everyt
         *(contaminate(some, ATTACK, encode=encode) for some in (pairs, changed)),
     ]
     for i in range(8):
-        known = {}
+        by_checksum = {}
         for samples in setups:
             sample = samples.sample(i)
             content = (tuple(sample.shape), sample.numpy().tobytes())
-            assert known.setdefault(samples.checksum(i), content) == content
-        assert len(set(known.values())) == len(known)
+            assert by_checksum.setdefault(samples.checksum(i), content) == content
+        assert len(set(by_checksum.values())) == len(by_checksum)
 
 
-def test_fingerprint_covers_all_that_is_given(pairs, tmp_path):
+def test_fingerprint_covers_every_argument(pairs, tmp_path):
     prints = {
         contaminate(pairs).fingerprint(),
         contaminate(pairs, seed=1).fingerprint(),
@@ -416,7 +416,7 @@ def test_fingerprint_covers_all_that_is_given(pairs, tmp_path):
     assert contaminate(write_pairs(tmp_path / "moved")).fingerprint() in prints
 
 
-def test_broken_images_are_those_of_both_sources(pairs, strangers, monkeypatch):
+def test_quarantine_has_the_broken_images_of_both_sources(pairs, strangers, monkeypatch):
     monkeypatch.setattr(pairs, "quarantine", [{"name": "mine", "reason": "broken"}])
     assert contaminate(pairs).quarantine == pairs.quarantine
     samples = contaminate(pairs, f"outliers:fraction=0,source={strangers}")
@@ -435,7 +435,7 @@ def test_broken_images_are_those_of_both_sources(pairs, strangers, monkeypatch):
         ({"kind": "watermark", "fraction": 1, "text": "a\nb"}, "must be one line of text"),
         ("watermark:fraction=1,text=a,opacity=1.1", r"`opacity` must be a number in \[0, 1\]"),
         ("watermark:fraction=1,text=a,position=center", "random or tiled, got 'center'"),
-        ("caption-truncate:fraction=1,keep=0", "caption-drop takes all words away"),
+        ("caption-truncate:fraction=1,keep=0", "caption-drop to remove all words"),
         ("caption-truncate:fraction=1,keep=1.5", "number of words"),
         ("caption-truncate:fraction=1,keep=all", "`keep` must be a number >= 0, got 'all'"),
         ("near-duplicate:fraction=1,sources=0", "whole number >= 1"),
@@ -450,12 +450,12 @@ def test_wrong_contamination(spec, message):
         parse_contamination([spec])
 
 
-def test_quotes_keep_a_text_a_text():
+def test_quoted_numbers_stay_text():
     (mark,) = parse_contamination(["watermark:fraction=1,text='2024'"])
     assert mark.text == "2024"
 
 
-def test_what_these_pairs_do_not_allow(pairs):
+def test_impossible_corruptions_are_refused(pairs):
     with pytest.raises(InputError, match="--model"):
         contaminate(pairs, ATTACK)
     with pytest.raises(InputError, match="less than the 24 pairs"):
@@ -463,9 +463,9 @@ def test_what_these_pairs_do_not_allow(pairs):
 
 
 @pytest.mark.parametrize("spec", PAIRS)
-def test_images_alone_are_no_pairs(strangers, spec):
+def test_pair_corruptions_refuse_images_without_captions(strangers, spec):
     images = open_images(str(strangers), size=8, channels=3)
-    with pytest.raises(InputError, match="is for pairs"):
+    with pytest.raises(InputError, match="needs image-caption pairs"):
         ContaminatedImages(images, parse_contamination([spec]), 0)
 
 

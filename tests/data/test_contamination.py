@@ -115,7 +115,7 @@ def test_a_small_set_is_contaminated_once(few, monkeypatch):
     samples = contaminate(few, *EVERYTHING)
     samples.materialize()
     expected = samples.sample_tensor()
-    monkeypatch.setattr(samples, "_contaminate", None)  # whoever calls it fails, forked or not
+    monkeypatch.setattr(samples, "_contaminate", None)  # any call fails, in a worker too
     samples.materialize()
     assert samples.sample_tensor() is expected
     assert torch.equal(samples[3]["sample"], expected[3])
@@ -151,15 +151,15 @@ def test_fractions_are_binomial_and_independent(images):
         (0.5, sum("blocks" in row for row in kinds)),
         (0.45, sum(len(row) == 2 for row in kinds)),
     ):
-        # 5 standard deviations of Binomial(n, p): a right generator fails once in 2 million seeds.
+        # 5 standard deviations of Binomial(n, p): correct code fails for one seed in 2 million.
         assert abs(count - n * p) < 5 * sqrt(n * p * (1 - p))
 
 
-def test_gaussian_noise_has_its_mean_and_deviation(images):
+def test_gaussian_noise_has_the_right_mean_and_std(images):
     samples = contaminate(images, "gaussian:fraction=1,sigma=0.2")
     noise = samples.sample_tensor() - samples.clean_tensor()
     n = noise.numel()
-    # 5 standard errors: sigma / sqrt(2 n) of a deviation, sigma / sqrt(n) of a mean.
+    # 5 standard errors: sigma / sqrt(2 n) for the std, sigma / sqrt(n) for the mean.
     assert abs(noise.std() - 0.4) < 5 * 0.4 / sqrt(2 * n)
     assert abs(noise.mean()) < 5 * 0.4 / sqrt(n)
     # Neighbouring images get independent noise: correlations are N(0, 1 / pixels).
@@ -168,7 +168,7 @@ def test_gaussian_noise_has_its_mean_and_deviation(images):
     assert abs(correlation) < 5 / sqrt(n)
 
 
-def test_levels_are_the_deviations_of_each_image():
+def test_levels_are_the_noise_std_of_each_image():
     big = open_images("digits", size=128, channels=1, limit=20)
     samples = contaminate(big, "gaussian:fraction=0.8,sigma=0.05-0.3")
     noise = samples.sample_tensor() - samples.clean_tensor()
@@ -177,11 +177,11 @@ def test_levels_are_the_deviations_of_each_image():
     assert 0 < (levels == 0).sum() < 20
     assert levels[levels > 0].min() >= 0.1
     assert levels.max() <= 0.6
-    # 5 standard errors of a deviation over 128^2 pixels.
+    # 5 standard errors of a std over 128^2 pixels.
     assert ((noise.flatten(1).std(1) - levels).abs() <= 5 * levels / sqrt(2 * 128**2)).all()
 
 
-def test_levels_add_in_squares_and_go_with_the_image(few):
+def test_levels_add_in_squares_and_vanish_with_a_replaced_image(few):
     twice = ["gaussian:fraction=1,sigma=0.3", "gaussian:fraction=1,sigma=0.4"]
     assert torch.allclose(contaminate(few, *twice).levels(), torch.tensor(1.0))
     replaced = contaminate(few, *twice, "outliers:fraction=1,source=digits")
@@ -199,7 +199,7 @@ def test_salt_and_pepper_hits_whole_pixels():
     samples = contaminate(big, "salt-and-pepper:fraction=1,amount=0.2")
     (record,) = next(samples.manifest())["corruptions"]
     changed = samples[0]["sample"] != samples.clean(0)
-    # What was black already may have been hit as well.
+    # Pixels that were black before may have been hit too.
     assert 0 < changed.any(0).sum() <= record["pixels"]
     assert set(samples[0]["sample"][changed].tolist()) == {-1.0, 1.0}
     n = 128**2
@@ -219,7 +219,7 @@ def test_blocks_are_where_the_record_says(few):
         assert torch.equal(samples[i]["sample"], expected)
 
 
-def test_block_of_full_size_is_everything(few):
+def test_block_of_full_size_covers_the_image(few):
     samples = contaminate(few, "blocks:fraction=1,size=1,fill=black")
     assert (samples.sample_tensor() == -1).all()
 
@@ -237,7 +237,7 @@ def test_blur_leaves_a_flat_image_alone():
     (blur,) = parse_contamination(["blur:fraction=1,sigma=2"])
     flat = torch.full((3, 9, 9), 0.3)
     blurred, _ = blur.apply(flat, torch.Generator())
-    # The kernel sums to 1 but for rounding.
+    # The kernel sums to 1 up to rounding.
     assert torch.allclose(blurred, flat, atol=1e-6)
 
 
@@ -253,7 +253,7 @@ def test_jpeg_is_what_the_record_says(channels):
     assert torch.equal(to_bytes((samples[0]["sample"] + 1) / 2), decoded)
 
 
-def test_jpeg_is_quiet(few):
+def test_jpeg_does_not_warn(few):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         contaminate(few, "jpeg:fraction=1,quality=20").sample_tensor()
@@ -312,7 +312,7 @@ def test_unwritable_manifest_leaves_the_old_one(few, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.jsonl"]
 
 
-def test_text_and_dict_say_the_same():
+def test_text_and_dict_are_equivalent():
     assert parse_contamination(
         ["gaussian:fraction=0.9,sigma=0.0-0.3", "gaussian:fraction=1,sigma=1e-3,clip=true"]
     ) == parse_contamination(
@@ -346,7 +346,7 @@ def test_text_and_dict_say_the_same():
         ("blocks:fraction=1,size=0.2,fill=red", "gray or black"),
         ("blur:fraction=1,sigma=0", "sigma"),
         ("jpeg:fraction=1,quality=0", r"whole number in \[1, 100\]"),
-        ("outliers:fraction=1,source=3", "must be a data set"),
+        ("outliers:fraction=1,source=3", "must name a dataset"),
         ("outliers:fraction=1,images=3", "no parameter 'images'"),
         ({"kind": "gaussian", "fraction": True, "sigma": 1}, "got True"),
         ({"kind": "gaussian", "fraction": 1, "sigma": [1, 2, 3]}, r"\[low, high\]"),

@@ -35,7 +35,7 @@ def test_gray_and_colour_by_channels(encode, noise, channels):
 
 def test_exif_orientation_is_honoured(encode, noise):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be seen, turn clockwise
+    exif[0x0112] = 6  # display turned clockwise
     upright = noise().transpose(Image.Transpose.ROTATE_270)
     assert torch.equal(decode(encode(noise(), exif=exif)), pixels(upright))
 
@@ -63,7 +63,7 @@ def test_half_and_palette_transparency(encode, mode):
 def test_cmyk_is_converted(encode):
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     image = decode(encode(red, "JPEG", quality=100)).int()
-    # JPEG at quality 100 is true to a few grey levels on a flat image.
+    # JPEG at quality 100 changes a flat image by a few gray levels at most.
     assert (image - torch.tensor([255, 0, 0]).view(3, 1, 1)).abs().max() <= 3
 
 
@@ -114,7 +114,7 @@ def test_bomb_is_refused_and_no_global_is_touched(encode, side):
 
 
 def test_bomb_is_refused_before_its_pixels_are_decoded(bomb, monkeypatch):
-    # As some program may have switched Pillow's own check off.
+    # Another library may have switched Pillow's own check off.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     with pytest.raises(BadImage, match="10000x10000"):

@@ -23,7 +23,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def offsets(path: Path) -> dict[str, int]:
-    """Of the headers, in bytes."""
+    """Name of a member -> position of its header, in bytes."""
     with tarfile.open(path) as tar:
         return {info.name: info.offset for info in tar}
 
@@ -38,7 +38,7 @@ def as_tensor(image) -> torch.Tensor:
 
 @pytest.fixture
 def samples(encode, noise):
-    """(keys) -> members of image and caption for each."""
+    """(keys) -> an image member and a caption member for each key."""
 
     def make(*keys: int) -> dict[str, bytes]:
         members = {}
@@ -109,7 +109,9 @@ def test_caption_column_is_of_the_json(tmp_path, encode, noise):
     spec = f"wds:{write_tar(tmp_path / 'a.tar', members)}"
     assert open_pairs(spec).captions == ["text"]
     assert open_pairs(spec, caption_column="title_en").captions == ["b"]
-    with pytest.raises(InputError, match=r"'titel_en' .*mean 'title_en'\? there are: caption, ti"):
+    with pytest.raises(
+        InputError, match=r"'titel_en' .*mean 'title_en'\? available columns: caption, ti"
+    ):
         open_pairs(spec, caption_column="titel_en")
 
 
@@ -122,13 +124,13 @@ def test_folders_and_patterns_of_shards(tmp_path, samples):
         assert names(pairs) == expected
         assert pairs.captions == [f"caption {i}" for i in range(8, 12)]
     assert names(open_pairs(f"wds:{tmp_path}", limit=3)) == expected[:3]
-    with pytest.raises(InputError, match=r"2 of 6 shards .* missing, the first: .*s-012\.tar, "):
+    with pytest.raises(InputError, match=r"2 of 6 shards .* missing, for example: .*s-012\.tar, "):
         open_pairs(f"wds:{tmp_path}/s-{{008..013}}.tar")
     with pytest.raises(InputError, match=r"no such folder or file"):
         open_pairs(f"wds:{tmp_path}/t-*.tar")
 
 
-def test_the_fingerprint_is_not_of_the_place(tmp_path, samples):
+def test_the_fingerprint_does_not_depend_on_the_path(tmp_path, samples):
     members = samples(1, 2)
     one = open_pairs(f"wds:{write_tar(tmp_path / 'one/a.tar', members)}")
     two = open_pairs(f"wds:{write_tar(tmp_path / 'two/a.tar', members).parent}")
@@ -136,7 +138,7 @@ def test_the_fingerprint_is_not_of_the_place(tmp_path, samples):
     assert one.checksum(0) == two.checksum(0)
 
 
-def test_truncated_shard_is_named_and_its_whole_members_are_used(tmp_path, samples):
+def test_truncated_shard_is_quarantined_and_its_complete_members_are_used(tmp_path, samples):
     whole = write_tar(tmp_path / "whole.tar", samples(0, 1, 2))
     cut = tmp_path / "shards/cut.tar"
     cut.parent.mkdir()
@@ -147,20 +149,20 @@ def test_truncated_shard_is_named_and_its_whole_members_are_used(tmp_path, sampl
         cut.write_bytes(data[:length])
         return open_pairs(f"wds:{cut}", max_bad_fraction=0.7)
 
-    # Within the pixels of the third image, after a header and 100 bytes.
+    # Cut inside the third image: 512 bytes of header and 100 bytes of data remain.
     pairs = pairs_of(starts["002.png"] + 612)
     assert names(pairs) == ["cut.tar/000.png", "cut.tar/001.png"]
     assert [row["name"] for row in pairs.quarantine] == ["cut.tar", "cut.tar/002.png"]
     assert "unexpected end of data" in pairs.quarantine[0]["reason"]
-    assert pairs.quarantine[1]["reason"] == "the shard ends within it"
-    # Within a header, and between two members: tarfile itself says nothing.
-    for length, reason in ((100, "no valid header at byte"), (0, "it has no end mark")):
+    assert pairs.quarantine[1]["reason"] == "the shard ends in the middle of this file"
+    # Cut inside a header, and between two members: tarfile reports neither.
+    for length, reason in ((100, "no valid header at byte"), (0, "the file is truncated")):
         pairs = pairs_of(starts["002.png"] + length)
         assert names(pairs) == ["cut.tar/000.png", "cut.tar/001.png"]
         ((name, said),) = (row.values() for row in pairs.quarantine)
         assert name == "cut.tar"
         assert reason in said
-    # Behind the image: it is kept, without its caption.
+    # Cut after the image: the image is kept without its caption.
     pairs = pairs_of(starts["002.txt"] + 100)
     assert pairs.without_caption == ["cut.tar/002.png"]
 
@@ -180,7 +182,7 @@ def test_members_after_a_damaged_header_are_used(tmp_path, samples, damaged):
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 5000, b"\x1f\x8b" + bytes(range(256)) * 20])
-def test_what_is_no_tar_is_named(tmp_path, samples, content):
+def test_a_file_that_is_no_tar_is_quarantined(tmp_path, samples, content):
     write_tar(tmp_path / "good.tar", samples(0, 1))
     (tmp_path / "bad.tar").write_bytes(content)
     pairs = open_pairs(f"wds:{tmp_path}", max_bad_fraction=0.34)
@@ -194,7 +196,7 @@ def test_negative_size_does_not_hang(tmp_path, samples):
     path = write_tar(tmp_path / "a.tar", samples(0, 1))
     start = offsets(path)["001.png"]
     data = bytearray(path.read_bytes())
-    # Two's complement in 12 bytes, as GNU tar has it: back to the member before.
+    # GNU tar's size field: 12 bytes, two's complement. The size points to the member before.
     data[start + 124 : start + 136] = (-2048).to_bytes(12, "big", signed=True)
     data[start + 148 : start + 156] = b" " * 8
     data[start + 148 : start + 156] = f"{sum(data[start : start + 512]):06o}\0 ".encode()
@@ -204,7 +206,7 @@ def test_negative_size_does_not_hang(tmp_path, samples):
     assert "negative size" in pairs.quarantine[0]["reason"]
 
 
-def test_links_and_twins_are_quarantined(tmp_path, samples):
+def test_links_and_duplicates_are_quarantined(tmp_path, samples):
     path = write_tar(tmp_path / "a.tar", samples(0))
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("link.png")
@@ -215,7 +217,7 @@ def test_links_and_twins_are_quarantined(tmp_path, samples):
     pairs = open_pairs(f"wds:{path}", max_bad_fraction=0.7)
     assert names(pairs) == ["a.tar/000.png"]
     reasons = [row["reason"] for row in pairs.quarantine]
-    assert reasons[0].startswith("twice in this shard")
+    assert reasons[0].startswith("appears twice in this shard")
     assert reasons[1].startswith("a link")
 
 

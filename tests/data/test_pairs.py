@@ -1,4 +1,4 @@
-"""Pairs of folders and tables; those of shards are in test_pair_shards.py."""
+"""Pairs from folders and tables. Pairs from shards are in test_pair_shards.py."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ def test_sidecars(folder):
     )
 
 
-def test_caption_that_is_not_utf8_takes_its_image_to_the_quarantine(folder):
+def test_an_image_whose_caption_is_not_utf8_is_quarantined(folder):
     (folder / "a.txt").write_bytes("grün".encode("latin-1"))
     pairs = open_pairs(str(folder), max_bad_fraction=0.2)
     (row,) = pairs.quarantine
@@ -135,7 +135,7 @@ def test_metadata(folder, kind):
     assert pairs.ignored == 0
 
 
-def test_a_name_is_the_same_however_its_letters_are_composed(folder):
+def test_composed_and_decomposed_unicode_names_match(folder):
     (folder / "a.png").rename(folder / "a\u0308.png")  # as macOS writes it
     write_jsonl(folder / "metadata.jsonl", {"file_name": "\u00e4.png", "text": "row"})
     pairs = open_pairs(str(folder))
@@ -143,7 +143,7 @@ def test_a_name_is_the_same_however_its_letters_are_composed(folder):
     assert pairs.quarantine == []
 
 
-def test_metadata_of_a_subfolder_and_a_sidecar_go_together(folder):
+def test_metadata_of_a_subfolder_and_sidecars_combine(folder):
     write_jsonl(folder / "sub/metadata.jsonl", {"file_name": "e.png", "text": "row"})
     (folder / "sub/e.txt").write_text("sidecar")
     (folder / "a.txt").write_text("sidecar")
@@ -159,17 +159,20 @@ def test_caption_column(folder):
     assert open_pairs(str(folder)).captions[0] == "2"
     assert open_pairs(str(folder), caption_column="keywords").captions[0] == "3"
     with pytest.raises(
-        InputError, match=r"'keyword' .*mean 'keywords'\? there are: caption, .*keywords, text"
+        InputError,
+        match=r"'keyword' .*mean 'keywords'\? available columns: caption, .*keywords, text",
     ):
         open_pairs(str(folder), caption_column="keyword")
     write_jsonl(path, {"file_name": "a.png", "label": 3})
-    with pytest.raises(InputError, match=r"no caption column .*there are: file_name, label"):
+    with pytest.raises(
+        InputError, match=r"no caption column .*available columns: file_name, label"
+    ):
         open_pairs(str(folder))
     write_jsonl(path, {"filename": "a.png", "text": "a"})
     with pytest.raises(InputError, match=r"'file_name' .*did you mean 'filename'"):
         open_pairs(str(folder))
     path.unlink()
-    with pytest.raises(InputError, match=r"'text': there is no metadata"):
+    with pytest.raises(InputError, match=r"'text' needs one of metadata"):
         open_pairs(str(folder), caption_column="text")
 
 
@@ -181,7 +184,7 @@ def test_two_metadata_files_in_one_folder_are_refused(folder):
 
 
 @pytest.mark.parametrize("repeats", [0, -1, 1.5, "x", [2], float("nan"), float("inf")])
-def test_repeats_are_whole_numbers_from_one(folder, repeats):
+def test_repeats_must_be_whole_numbers_of_at_least_one(folder, repeats):
     write_jsonl(folder / "metadata.jsonl", {"file_name": "a.png", "text": "", "repeats": repeats})
     with pytest.raises(InputError, match=r"line 1: repeats must be a whole number >= 1, got"):
         open_pairs(str(folder))
@@ -203,7 +206,9 @@ def test_unusable_rows_are_quarantined(folder, tmp_path, encode, noise):
     pairs = open_pairs(str(folder), max_bad_fraction=0.75)
     reasons = {row["name"]: row["reason"] for row in pairs.quarantine}
     assert list(reasons) == [*(f"metadata.jsonl, line {i}" for i in range(1, 6)), "a.png", "b.png"]
-    assert all("leads out of the folder" in reasons[f"metadata.jsonl, line {i}"] for i in (1, 2, 3))
+    assert all(
+        "points outside the folder" in reasons[f"metadata.jsonl, line {i}"] for i in (1, 2, 3)
+    )
     assert reasons["a.png"] == "its caption is a list, not text"
     assert captions(pairs) == {"c.png": "good", "d.png": "", "sub/e.png": ""}
 
@@ -270,7 +275,9 @@ def test_parquet(table, tmp_path, noise):
     check_table(open_pairs(f"parquet:{path}", max_bad_fraction=0.3), noise)
     styles = open_pairs(f"parquet:{path}", caption_column="style", max_bad_fraction=0.3)
     assert styles.captions == ["a", "b", "d"]
-    with pytest.raises(InputError, match=r"'styl' .*mean 'style'\? there are: prompt, repeats, st"):
+    with pytest.raises(
+        InputError, match=r"'styl' .*mean 'style'\? available columns: prompt, repeats, st"
+    ):
         open_pairs(f"parquet:{path}", caption_column="styl")
     assert len(open_pairs(f"parquet:{path}", limit=2)) == 2
 
@@ -286,7 +293,7 @@ def test_hub(table, monkeypatch, noise):
     check_table(open_pairs("hf:someone/pairs:validation", max_bad_fraction=0.3), noise)
 
 
-# The set
+# The dataset
 
 
 @pytest.fixture
@@ -339,7 +346,7 @@ def test_user_files_are_not_touched(captionless, tree_hash):
     assert tree_hash(captionless) == before
 
 
-def test_fingerprint_follows_the_data_and_not_the_place(folder, tmp_path):
+def test_fingerprint_depends_on_the_data_and_not_on_the_path(folder, tmp_path):
     def fingerprint(place):
         return open_pairs(str(place)).fingerprint()
 
@@ -347,90 +354,92 @@ def test_fingerprint_follows_the_data_and_not_the_place(folder, tmp_path):
     before = fingerprint(folder)
     moved = folder.rename(tmp_path / "moved")
     assert fingerprint(moved) == before
-    seen = {before}
+    fingerprints = {before}
     (moved / "a.txt").write_text("b")
-    seen.add(fingerprint(moved))
+    fingerprints.add(fingerprint(moved))
     (moved / "b.png").write_bytes((moved / "c.png").read_bytes())
-    seen.add(fingerprint(moved))
+    fingerprints.add(fingerprint(moved))
     (moved / "b.png").rename(moved / "bb.png")
-    seen.add(fingerprint(moved))
+    fingerprints.add(fingerprint(moved))
     write_jsonl(moved / "metadata.jsonl", {"file_name": "c.png", "text": "", "repeats": 2})
-    seen.add(fingerprint(moved))
-    assert len(seen) == 5
+    fingerprints.add(fingerprint(moved))
+    assert len(fingerprints) == 5
 
 
-def test_picked_pairs_are_a_set_of_their_own(folder):
+def test_selected_pairs_are_a_dataset_of_their_own(folder):
     (folder / "d.txt").write_text("d")
     pairs = open_pairs(str(folder))
-    whole = pairs.fingerprint()
-    picked = pairs.pick([3, 1])
-    assert captions(picked) == {"d.png": "d", "b.png": ""}
-    assert picked.without_caption == ["b.png"]
-    assert torch.equal(picked.image(0), pairs.image(3))
-    assert picked.checksum(1) == pairs.checksum(1)
-    assert picked.fingerprint() != whole == pairs.fingerprint()
+    before = pairs.fingerprint()
+    selected = pairs.select([3, 1])
+    assert captions(selected) == {"d.png": "d", "b.png": ""}
+    assert selected.without_caption == ["b.png"]
+    assert torch.equal(selected.image(0), pairs.image(3))
+    assert selected.checksum(1) == pairs.checksum(1)
+    assert selected.fingerprint() != before == pairs.fingerprint()
     assert len(pairs) == 5
 
 
-def test_a_image_that_changes_afterwards_is_noticed(folder):
+def test_an_image_that_changes_after_the_scan_is_noticed(folder):
     pairs = open_pairs(str(folder))
     (folder / "a.png").write_bytes((folder / "b.png").read_bytes())
-    with pytest.raises(InputError, match=r"a\.png was readable .* now: its bytes have changed"):
+    with pytest.raises(InputError, match=r"a\.png was readable .* but now: its bytes have changed"):
         pairs.image(0)
     (folder / "a.png").unlink()
     with pytest.raises(InputError, match=r"a\.png was readable .* now: cannot be read"):
         pairs.image(0)
 
 
-# What is known of an earlier opening
+# The scan cache
 
 
 def decoded(monkeypatch) -> list[str]:
-    """The names of the images that are decoded from now on."""
-    seen = []
+    """A list that collects the names of the images that are decoded from now on."""
+    names_decoded = []
     decode = data_pairs.decode_image
 
     def count(data, name, channels):
-        seen.append(name)
+        names_decoded.append(name)
         return decode(data, name, channels)
 
     monkeypatch.setattr(data_pairs, "decode_image", count)
-    return seen
+    return names_decoded
 
 
-def test_what_was_decoded_once_is_not_decoded_again(folder, tmp_path, encode, monkeypatch):
+def test_cached_images_are_not_decoded_again(folder, tmp_path, encode, monkeypatch):
     (folder / "broken.png").write_bytes(b"not an image")
     open_folder = partial(open_pairs, str(folder), max_bad_fraction=0.5)
     plain = open_folder()
-    known = tmp_path / "cache" / "images.json"
-    first = open_folder(known=known)
-    seen = decoded(monkeypatch)
-    second = open_folder(known=known)
-    assert seen == ["broken.png"]  # asked again each time: its reader may have learned
+    scan_cache = tmp_path / "cache" / "images.json"
+    first = open_folder(scan_cache=scan_cache)
+    names_decoded = decoded(monkeypatch)
+    second = open_folder(scan_cache=scan_cache)
+    assert names_decoded == [
+        "broken.png"
+    ]  # bad images are tried again: the decoder may have improved
     for pairs in (first, second):
         assert pairs.fingerprint() == plain.fingerprint()
         assert pairs.sizes == plain.sizes
         assert pairs.quarantine == plain.quarantine
     (folder / "a.png").write_bytes(encode(Image.new("RGB", (7, 9))))
-    assert open_folder(known=known).sizes[0] == (9, 7)
-    assert sorted(seen[1:]) == ["a.png", "broken.png"]  # by several threads
-    assert len(json.loads(known.read_text())["sizes"]) == 6  # nothing known is forgotten
+    assert open_folder(scan_cache=scan_cache).sizes[0] == (9, 7)
+    assert sorted(names_decoded[1:]) == ["a.png", "broken.png"]  # by several threads
+    assert len(json.loads(scan_cache.read_text())["sizes"]) == 6  # old sizes are kept
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", '{"decoder": "another", "sizes": {}}', '{"decoder": "DECODER", "sizes": [1]}'],
 )
-def test_what_cannot_be_believed_is_decoded(folder, tmp_path, monkeypatch, text):
-    known = tmp_path / "images.json"
-    known.write_text(text.replace("DECODER", DECODER))
-    seen = decoded(monkeypatch)
-    assert len(open_pairs(str(folder), known=known)) == len(seen) == 5
-    open_pairs(str(folder), known=known)
-    assert len(seen) == 5
+def test_an_unusable_scan_cache_is_ignored(folder, tmp_path, monkeypatch, text):
+    scan_cache = tmp_path / "images.json"
+    scan_cache.write_text(text.replace("DECODER", DECODER))
+    names_decoded = decoded(monkeypatch)
+    assert len(open_pairs(str(folder), scan_cache=scan_cache)) == len(names_decoded) == 5
+    open_pairs(str(folder), scan_cache=scan_cache)
+    assert len(names_decoded) == 5
 
 
-def test_the_set_holds_no_image(folder, encode):
+def test_the_dataset_holds_no_image(folder, encode):
     (folder / "large.png").write_bytes(encode(Image.new("RGB", (2000, 2000))))
     # 12 MB decoded, 12 kB stored.
     assert len(pickle.dumps(open_pairs(str(folder)))) < 3000
@@ -439,10 +448,10 @@ def test_the_set_holds_no_image(folder, encode):
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("parquet:", "not of the form parquet:FILE"),
-        ("wds:", "not of the form wds:"),
+        ("parquet:", "not have the form parquet:FILE"),
+        ("wds:", "not have the form wds:"),
         ("no/such/folder", "no such folder or file"),
-        ("hf:a/b/c", "does not name a data set"),
+        ("hf:a/b/c", "is not the name of a dataset"),
     ],
 )
 def test_wrong_specifications(spec, message):

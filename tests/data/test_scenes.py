@@ -33,7 +33,7 @@ def test_a_scene_is_a_function_of_seed_and_index():
     assert torch.equal(draw_scene(scenes[7]), draw_scene(sample_scene(7, seed=3)))
 
 
-def test_everything_that_can_be_said_is_drawn_alike():
+def test_all_words_are_equally_frequent():
     scenes = sample_scenes(3_000, seed=0)
     for attribute, values in (
         ("shape", BASE_SHAPES), ("color", COLORS), ("position", POSITIONS), ("size", SIZES),
@@ -42,11 +42,11 @@ def test_everything_that_can_be_said_is_drawn_alike():
         counts = [sum(getattr(scene, attribute) == value for scene in scenes) for value in values]
         assert sum(counts) == len(scenes)
         expected = len(scenes) / len(values)
-        # Binomial: five standard deviations.
+        # Five standard deviations of the binomial distribution.
         assert all(abs(count - expected) < 5 * expected**0.5 for count in counts), attribute
 
 
-def test_the_base_does_not_know_the_concept():
+def test_base_scenes_have_no_concept_shape():
     assert not set(BASE_SHAPES) & set(CONCEPT_SHAPES)
     assert {scene.shape for scene in sample_scenes(200, 0)} == set(BASE_SHAPES)
     assert not set(caption_vocabulary()) & set(CONCEPT_SHAPES)
@@ -77,7 +77,7 @@ def test_captions_are_true_and_made_of_the_vocabulary():
 )
 def test_areas_of_the_shapes(shape, area):
     radius = 9.0
-    # Outlines are drawn with a width of one pixel of the larger canvas: an eighth of a pixel.
+    # Outlines are one pixel wide on the larger canvas, which is an eighth of a pixel.
     covered = shape_coverage(shape, MIDDLE, radius).sum().item()
     assert covered == pytest.approx(area * radius**2, rel=0.05)
 
@@ -102,7 +102,7 @@ def test_no_shape_leaves_the_image():
 @pytest.mark.parametrize("shape", BASE_SHAPES + CONCEPT_SHAPES)
 def test_shapes_lie_within_their_radius(shape):
     rows, columns = shape_coverage(shape, MIDDLE, 8.0).nonzero(as_tuple=True)
-    # Pixels 8 to 23 are within; the outline may touch one more.
+    # Pixels 8 to 23 are inside; the outline may touch one more.
     assert {*rows.tolist(), *columns.tolist()} <= set(range(7, 25))
 
 
@@ -133,9 +133,9 @@ def test_scenes_as_labelled_images():
 
 
 def test_scenes_have_no_options():
-    with pytest.raises(InputError, match="not of the form scenes"):
+    with pytest.raises(InputError, match="not have the form scenes"):
         open_pairs("scenes:star")
-    with pytest.raises(InputError, match="not of the form scenes"):
+    with pytest.raises(InputError, match="not have the form scenes"):
         open_images("scenes:star", size=32, channels=3)
     with pytest.raises(InputError, match="no columns"):
         open_pairs("scenes", caption_column="text")

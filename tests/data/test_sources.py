@@ -54,7 +54,7 @@ def test_zoo_has_exactly_its_six_bad_files(zoo):
 
 
 def test_too_many_bad_images_stop(zoo):
-    # 6 of 20 are 30 %: just within one limit, just beyond the other.
+    # 6 of 20 are 30 %: allowed by one limit, too many for the other.
     with pytest.raises(InputError, match=r"6 of 20 .*at most 29.9%.*bomb\.png.*deep\.png.*empty"):
         open_images(str(zoo), size=8, channels=3, max_bad_fraction=0.299)
 
@@ -65,7 +65,7 @@ def test_user_files_are_not_touched(zoo, tree_hash):
     assert tree_hash(zoo) == before
 
 
-def test_nothing_but_bad_images_is_an_error(tmp_path):
+def test_a_folder_of_only_bad_images_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"1 of 1 .*at least one good"):
         open_images(str(tmp_path), size=8, channels=3, max_bad_fraction=1)
@@ -85,7 +85,7 @@ def test_broken_link_and_pipe_are_quarantined(zoo):
     assert len(images.quarantine) == 8
 
 
-def test_a_run_below_the_data_is_none_of_them(zoo):
+def test_a_run_directory_inside_the_data_is_ignored(zoo):
     before = open_images(str(zoo), size=8, channels=3, max_bad_fraction=1).fingerprint()
     (zoo / "runs/mine/samples").mkdir(parents=True)
     (zoo / "runs/mine/config.yaml").touch()
@@ -101,7 +101,7 @@ def test_limit_takes_the_first(zoo):
     assert images.name(0) == "cmyk.jpg"
 
 
-def test_large_set_is_lazy_and_the_same(zoo, monkeypatch):
+def test_a_large_dataset_is_read_lazily_and_has_the_same_images(zoo, monkeypatch):
     options = {"size": 8, "channels": 3, "max_bad_fraction": 1}
     small = open_images(str(zoo), **options)
     monkeypatch.setattr("latent_robust.data.images.SMALL", 0)
@@ -111,13 +111,13 @@ def test_large_set_is_lazy_and_the_same(zoo, monkeypatch):
     assert all(torch.equal(small.image(i), large.image(i)) for i in range(14))
 
     (zoo / "cmyk.jpg").write_bytes(b"")
-    assert small.image(0).shape == (3, 8, 8)  # decoded once, kept
+    assert small.image(0).shape == (3, 8, 8)  # decoded once and kept in memory
     with pytest.raises(InputError, match=r"cmyk\.jpg was readable .* now: 0 bytes"):
         large.image(0)
 
 
-def test_central_square(tmp_path, encode):
-    # Black, but for the central square.
+def test_the_central_square_is_used(tmp_path, encode):
+    # Black except for the central square.
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 255
     (tmp_path / "wide.png").write_bytes(encode(Image.fromarray(wide)))
@@ -133,7 +133,7 @@ def test_size_of_the_original_is_bit_equal(tmp_path, encode, noise):
     assert torch.equal((image * 255).round().to(torch.uint8), expected)
 
 
-def test_fingerprint_follows_the_data_and_not_the_place(zoo, tmp_path):
+def test_fingerprint_depends_on_the_data_and_not_on_the_path(zoo, tmp_path):
     def fingerprint(folder, **options):
         options = {"size": 8, "channels": 3, "max_bad_fraction": 1} | options
         return open_images(str(folder), **options).fingerprint()
@@ -149,7 +149,7 @@ def test_fingerprint_follows_the_data_and_not_the_place(zoo, tmp_path):
     assert fingerprint(moved) != before
 
 
-def test_pickled_set_is_the_same(zoo):
+def test_a_pickled_dataset_is_the_same(zoo):
     images = open_images(str(zoo), size=8, channels=3, max_bad_fraction=1)
     copy = pickle.loads(pickle.dumps(images))
     assert copy.fingerprint() == images.fingerprint()
@@ -172,7 +172,7 @@ def test_idx_is_exact(idx, zipped):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda data: data[:-1], "announces 5x6x6 bytes and holds 179"),
+        (lambda data: data[:-1], "announces 5x6x6 bytes but holds 179"),
         (lambda data: b"\x1f" + data[1:], "not an IDX file"),
         (lambda data: b"", "not an IDX file"),
     ],
@@ -189,7 +189,7 @@ def test_truncated_gzip(idx):
     folder = idx(np.zeros((5, 6, 6)), np.zeros(5), zipped=True)
     file = folder / "train-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(InputError, match="fetch the file again"):
+    with pytest.raises(InputError, match="download the file again"):
         open_images(f"fashion-mnist:{folder}", size=6, channels=1)
 
 
@@ -277,10 +277,10 @@ def test_offline_hub_is_refused_without_a_connection(monkeypatch):
         ("fashon-mnist:{tmp}", r"did you mean 'fashion-mnist'.*parquet:FILE"),
         ("{tmp}/a.parquet", r"is a file, not a folder.*parquet:FILE"),
         ("parquet:{tmp}/images", "is a folder, not a file"),
-        ("digits:8", "not of the form digits"),
-        ("hf:", r"not of the form hf:NAME\[:SPLIT\]"),
-        ("hf:{tmp}/images", "by its path alone"),
-        ("hf:./images", "by its path alone"),
+        ("digits:8", "not have the form digits"),
+        ("hf:", r"not have the form hf:NAME\[:SPLIT\]"),
+        ("hf:{tmp}/images", "only the path for a folder"),
+        ("hf:./images", "only the path for a folder"),
         ("fashion-mnist:{tmp}", "no train-images-idx3-ubyte or"),
         ("", "is a file, not a folder|no images in|no such folder"),
     ],

@@ -136,16 +136,16 @@ def test_fgsm_on_a_linear_denoiser_in_closed_form():
 
 
 def test_a_sampler_that_clips_hides_nothing_from_the_attack():
-    """Where the clean estimate is beyond the limit, what moves it is still found."""
+    """Where the clean estimate is beyond the limit, the attack still finds what moves it."""
     network, step = Linear(random_matrix()), 2
     x = 50 * torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    found = []
+    results = []
     for clips in (False, True):
         scheduler = type(sampler("ddim")).from_config(sampler("ddim").config, clip_sample=clips)
         scheduler.set_timesteps(STEPS)
         attack = TrajectoryAttack(network, scheduler, 0.3, at_step(scheduler, step), seed=7)
-        found.append(attack(x, step, range(3)))
-    assert torch.equal(*found)
+        results.append(attack(x, step, range(3)))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -216,8 +216,8 @@ def test_attack_does_not_use_up_the_samplers_noise(unet):
 
 def test_attack_leaves_no_gradient_behind(unet):
     scheduler = sampler("ddim")
-    drawn = draw(unet, scheduler, TrajectoryAttack(unet, scheduler, 1.0, [500], iterations=2))
-    assert not drawn.requires_grad
+    generated = draw(unet, scheduler, TrajectoryAttack(unet, scheduler, 1.0, [500], iterations=2))
+    assert not generated.requires_grad
     assert all(p.grad is None for p in unet.parameters())
 
 

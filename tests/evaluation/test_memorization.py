@@ -76,7 +76,7 @@ def test_one_training_image_cannot_be_compared():
 
 
 def test_figure_is_a_image(tmp_path):
-    own, drawn = torch.rand(50).double(), torch.rand(30).double()
-    runs = {"a": (own, drawn), "b": (own, drawn), "c": (own / 2, drawn)}
+    own, generated = torch.rand(50).double(), torch.rand(30).double()
+    runs = {"a": (own, generated), "b": (own, generated), "c": (own / 2, generated)}
     save_similarity_figure({"pixels": runs}, tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")

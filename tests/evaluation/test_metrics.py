@@ -60,11 +60,11 @@ def test_frechet_distance_is_symmetric():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
 
 
-def test_kernel_distance_of_one_distribution_is_zero_within_its_spread():
-    mean, spread = kernel_distance(gaussian(400, 8, seed=0), gaussian(400, 8, seed=1), seed=0)
+def test_kernel_distance_of_one_distribution_is_zero_within_its_std():
+    mean, std = kernel_distance(gaussian(400, 8, seed=0), gaussian(400, 8, seed=1), seed=0)
     # The mean of 100 subsets of half the set varies about as much as one of them.
-    assert abs(mean) < 3 * spread
-    assert spread > 0
+    assert abs(mean) < 3 * std
+    assert std > 0
 
 
 def test_kernel_distance_between_points_in_closed_form():
@@ -179,10 +179,10 @@ def test_features_are_extracted_once():
     ]
     assert sorted(calls) == [30, 40, 40, 50, 50]
     calls.clear()
-    kept, truth = FeatureCache(dirty), FeatureCache(clean)
+    kept, reference = FeatureCache(dirty), FeatureCache(clean)
     assert plain == [
-        evaluate(samples, truth, [extractor], training=kept),
-        evaluate(kept, truth, [extractor]),
+        evaluate(samples, reference, [extractor], training=kept),
+        evaluate(kept, reference, [extractor]),
     ]
     assert sorted(calls) == [30, 40, 50]
 

@@ -1,17 +1,23 @@
+import base64
+import io
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from latent_robust.errors import InputError
 from latent_robust.evaluation.charts import (
     _gate_curve,
     _radius_curve,
     _smooth,
-    charts,
+    audit_charts,
+    schedule_charts,
+    training_charts,
     validation_charts,
 )
 from latent_robust.evaluation.figures import (
@@ -20,13 +26,15 @@ from latent_robust.evaluation.figures import (
     image_grid,
     save_grid,
 )
+from latent_robust.evaluation.lora_files import lora_files
 from latent_robust.evaluation.report import metrics_text, write_report
-from latent_robust.evaluation.runs import noise_level, read_runs
+from latent_robust.evaluation.runs import noise_level, read_runs, wall_seconds
 from latent_robust.evaluation.tables import (
     configuration_table,
-    cost_table,
+    duration,
     metrics_table,
     number,
+    select_columns,
 )
 
 RESULT = {
@@ -79,6 +87,15 @@ def test_report_is_one_file_that_needs_nothing_else(two_runs, tmp_path):
     assert len(re.findall('<img [^>]*alt="[^"]+"', page)) == 8
 
 
+def test_the_verdict_comes_first_on_the_page_and_on_the_terminal(two_runs, tmp_path):
+    page = write_report(two_runs, tmp_path / "report.html").read_text()
+    heading = re.search("<h1>(.*?)</h1>", page)
+    headline = "robust-adversarial is 50 % nearer to clean images than ddpm (plain training)"
+    assert heading[1] == headline.replace(" %", "\N{NO-BREAK SPACE}%")
+    assert re.search("<(p|img|table|section)", page[: heading.start()]) is None
+    assert metrics_text(two_runs).startswith(headline + "; residual noise 0.31 against 0.20")
+
+
 def test_report_of_the_same_runs_is_the_same_file(two_runs, tmp_path):
     pages = [write_report(two_runs, tmp_path / name).read_bytes() for name in "ab"]
     assert pages[0] == pages[1]
@@ -109,17 +126,55 @@ def test_best_is_least_most_or_nearest_to_the_clean_noise(two_runs):
     }
     assert best == {
         "FD": ["robust-adversarial"],
-        "KD": ["ddpm", "robust-adversarial"],
-        "precision": ["ddpm", "robust-adversarial"],
-        "recall": ["ddpm", "robust-adversarial"],
+        "KD": [],  # the rest of these are ties
+        "precision": [],
+        "recall": [],
         "noise": ["robust-adversarial"],
         "nearest": [],
+        "wall time": [],
     }
     assert [row.name for row in rows] == ["ddpm", "robust-adversarial", "training set"]
     assert [row.series for row in rows] == [0, 1, None]
 
 
-def without_truth(folder: Path, **config) -> Path:
+def test_values_that_show_the_same_digits_are_a_tie(tmp_path):
+    runs = [
+        make_run(tmp_path / "plain", 1.0041, 0.31, objective="ddpm"),
+        make_run(tmp_path / "robust", 1.0042, 0.29),
+    ]
+    _, rows = metrics_table(read_runs(runs))
+    assert [row.cells[0].text for row in rows[:2]] == ["1.00", "1.00"]
+    # 0.31 and 0.29 are as far from 0.3, but do not look alike; rounding may prefer either.
+    assert not any(row.cells[0].best for row in rows)
+
+
+def test_titles_say_what_is_better(two_runs):
+    columns, _ = metrics_table(read_runs(two_runs))
+    arrows = {column.title: column.arrow for column in columns}
+    assert arrows == {
+        "FD": "\u2193", "KD": "\u2193", "precision": "\u2191", "recall": "\u2191",
+        "noise": "\u2248 0.300", "nearest": "", "wall time": "",
+    }  # fmt: skip
+
+
+def test_the_front_table_has_one_distance_in_the_headline_space(two_runs):
+    for folder in two_runs:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for result in (metrics["metrics"], *metrics["floors"].values()):
+            result["digits"] = result["pixels"] | {"frechet": 7.0}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    columns, rows = metrics_table(read_runs(two_runs))
+    front, front_rows = select_columns(columns, rows, lambda column: column.front)
+    assert [(c.span, c.name) for c in front] == [
+        ("digit network", "Fréchet distance"),
+        ("images", "residual noise"),
+        ("cost", "wall time"),
+    ]
+    assert [cell.text for cell in front_rows[1].cells] == ["7.00", "0.310", "1.5 min"]
+    assert [c.span for c in columns[4:8]] == ["pixels"] * 4  # behind
+
+
+def without_reference(folder: Path, **config) -> Path:
     """A run on a user's own dirty images."""
     make_run(folder, 1.0, 0.31, contamination="", **config)
     (folder / "samples" / "clean.png").unlink()
@@ -129,32 +184,32 @@ def without_truth(folder: Path, **config) -> Path:
     return folder
 
 
-def test_a_report_without_truth_claims_none(tmp_path):
+def test_a_report_without_reference_claims_none(tmp_path):
     runs = [
-        without_truth(tmp_path / "plain", objective="ddpm"),
-        without_truth(tmp_path / "robust"),
+        without_reference(tmp_path / "plain", objective="ddpm"),
+        without_reference(tmp_path / "robust"),
     ]
     page = write_report(runs, tmp_path / "report.html").read_text()
     assert "Measured against the training images" in page
     assert "No clean reference was given" in page
-    assert "nothing is marked as best" in page
-    assert "yardsticks" not in page
+    assert "Nothing is marked as best" in page
+    assert "is better" not in page
+    assert "Gray rows" not in page
     assert "<strong" not in page
     claims = re.findall(r"[^.>]*\bclean\b[^.<]*", page, re.IGNORECASE)
     assert [claim.strip() for claim in claims] == [
-        "There was nothing clean to measure against, so whether it is, your eyes must judge; the "
-        "numbers below compare what it draws with the training images themselves",
-        "No clean reference was given, so closeness includes closeness to the dirt, and nothing is "
-        "marked as best",
+        "nothing clean to measure against: look at the images",
+        "No clean reference was given (--reference), so distances are to the training images: a "
+        "small one may mean that the dirt was learned",
     ]
     assert "No clean reference was given" in metrics_text(runs)
-    # A grid that an earlier evaluation left behind is not the truth of this one.
+    # A grid that an earlier evaluation left behind is not this one's reference.
     save_grid(torch.zeros(4, 1, 8, 8), runs[0] / "samples" / "clean.png")
-    assert "Clean truth" not in write_report(runs, tmp_path / "report.html").read_text()
+    assert "Clean images" not in write_report(runs, tmp_path / "report.html").read_text()
 
 
-def test_runs_with_and_without_truth_are_kept_apart(two_runs, tmp_path):
-    runs = [*two_runs, without_truth(tmp_path / "own", objective="robust-random")]
+def test_runs_with_and_without_reference_are_kept_apart(two_runs, tmp_path):
+    runs = [*two_runs, without_reference(tmp_path / "own", objective="robust-random")]
     _, rows = metrics_table(read_runs(runs))
     assert [(row.name, row.note) for row in rows] == [
         ("ddpm", "against clean images"),
@@ -164,10 +219,11 @@ def test_runs_with_and_without_truth_are_kept_apart(two_runs, tmp_path):
     ]
     assert not any(cell.best for row in rows for cell in row.cells)
     page = write_report(runs, tmp_path / "report.html").read_text()
-    assert page.count("<small>against clean images</small>") == 3
-    assert page.count("<small>against its training images</small>") == 1
+    # In the table in front and in the one with all measures.
+    assert page.count("<small>against clean images</small>") == 2 * 3
+    assert page.count("<small>against its training images</small>") == 2 * 1
     assert "Measured against clean or against training images" in page
-    assert "of ddpm, robust-adversarial</p>" in page  # whose truth it is
+    assert "of ddpm, robust-adversarial</p>" in page  # whose clean images these are
     assert "<strong" not in page
     assert "robust-random (against its training images)" in metrics_text(runs)
 
@@ -235,10 +291,10 @@ def test_killed_log_and_quarantine_are_read(tmp_path):
     with (run / "log.jsonl").open("a") as log:
         log.write('{"step": 101, "deno')
     (run / "quarantine.jsonl").write_text('{"path": "a"}\n{"path": "b"}\n')
-    (found,) = read_runs([run])
-    assert len(found.log) == 100
-    assert found.quarantined == 2
-    assert [step for step, _ in found.stages] == [50, 100]
+    (loaded,) = read_runs([run])
+    assert len(loaded.log) == 100
+    assert loaded.quarantined == 2
+    assert [step for step, _ in loaded.stages] == [50, 100]
     assert "2 bad files" in write_report([run], tmp_path / "report.html").read_text()
 
 
@@ -270,20 +326,31 @@ def test_smoothing_keeps_a_constant_and_bounds_the_points():
 
 
 def test_the_audit_of_a_run_is_shown_with_its_boundary(two_runs):
-    assert "Audit" not in [chart.title for chart in charts(read_runs(two_runs))]
+    assert audit_charts(read_runs(two_runs)) == []
     rows = [{"score": 0.01 * (i + 1), "flagged": i >= 6} for i in range(10)]
     (two_runs[1] / "audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (chart,) = [chart for chart in charts(read_runs(two_runs)) if chart.title == "Audit"]
+    (chart,) = audit_charts(read_runs(two_runs))
     assert "4 of 10 count as noisy" in chart.note
     assert "noisy above" in chart.svg
 
 
-def test_plain_training_has_no_radius(tmp_path):
-    run = make_run(tmp_path / "plain", 1.0, 0.3, objective="ddpm")
-    assert [chart.title for chart in charts(read_runs([run]))] == [
+@pytest.mark.parametrize("config", [{"objective": "ddpm"}, {"weight": 0.0}])
+def test_plain_training_has_no_radius(tmp_path, config):
+    run = make_run(tmp_path / "plain", 1.0, 0.3, **config)
+    assert [chart.title for chart in training_charts(read_runs([run]))] == [
         "Denoising loss",
         "Penalty",
     ]
+    assert schedule_charts(read_runs([run])) == []
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "Where the regularizer acts" not in page
+
+
+def test_charts_of_radius_and_gate_are_folded(two_runs, tmp_path):
+    page = write_report(two_runs, tmp_path / "report.html").read_text()
+    folded = page.split("<summary>Where the regularizer acts</summary>")[1].split("</details>")[0]
+    assert "<h3>Radius</h3>" in folded
+    assert "<h3>Gate</h3>" in folded
 
 
 @pytest.mark.parametrize("parameterization", ["epsilon", "v_prediction", "sample", "flow"])
@@ -363,18 +430,20 @@ def latent_runs(tmp_path):
 
 def test_captions_are_columns_of_the_table(latent_runs):
     columns, rows = metrics_table(read_runs(latent_runs))
-    assert [(c.group, c.title) for c in columns[-5:]] == [
+    assert [(c.span, c.title) for c in columns[-7:]] == [
         *(("match", name) for name in ("color", "shape", "both")),
         ("CLIP", "score"),
         ("CLIP", "cosine"),
+        ("cost", "wall time"),
+        ("cost", "seconds per step"),
     ]
-    texts = [[cell.text for cell in row.cells[-5:]] for row in rows]
+    texts = [[cell.text for cell in row.cells[-7:]] for row in rows]
     assert texts == [
-        ["0.900", "0.800", "0.600", "25.0", "0.250"],
-        ["0.900", "0.800", "0.700", "28.0", "0.280"],
-        ["\u2013"] * 5,
+        ["0.900", "0.800", "0.600", "25.0", "0.250", "1.5 min", "0.500"],
+        ["0.900", "0.800", "0.700", "28.0", "0.280", "1.5 min", "0.500"],
+        ["\u2013"] * 7,
     ]
-    best = [[cell.best for cell in row.cells[-3:]] for row in rows]
+    best = [[cell.best for cell in row.cells[-5:-2]] for row in rows]
     assert best == [[False] * 3, [True] * 3, [False] * 3]
     text = metrics_text(latent_runs)
     assert "both (match)" in text
@@ -387,39 +456,47 @@ def test_captions_need_no_reference(latent_runs, tmp_path):
         del metrics["metrics"], metrics["floors"]
         (folder / "metrics.json").write_text(json.dumps(metrics))
     columns, rows = metrics_table(read_runs(latent_runs))
-    assert {c.group for c in columns} == {"match", "CLIP"}
+    assert {c.span for c in columns} == {"match", "CLIP", "cost"}
     assert [row.cells[2].best for row in rows] == [False, True]
     page = write_report(latent_runs, tmp_path / "report.html").read_text()
     assert "Measured against captions" in page
     assert "Distances" not in page
-    assert "the share of drawn images that show what their captions say" in page
+    assert "share of the generated images that show what their captions say" in page
     assert "in the features of open_clip tiny;" in page
 
 
-def test_cost_is_what_is_a_number(latent_runs, two_runs):
-    names, rows = cost_table(read_runs(latent_runs))
-    assert names == ["seconds per step"]
-    assert [[cell.text for cell in row.cells] for row in rows] == [["0.500"], ["0.500"]]
-    assert cost_table(read_runs(two_runs)) == ([], [])
+def test_an_audited_run_costs_its_auditor_as_well(tmp_path):
+    out = tmp_path / "audited"
+    config = {"objective": "audited", "auditor": "robust-adversarial"}
+    folders = [make_run(out, 1.0, 0.3, **config), make_run(out / "robust-adversarial", 1.0, 0.3)]
+    audited, auditor = read_runs(folders)
+    assert wall_seconds(auditor, [audited, auditor]) == 90
+    assert wall_seconds(audited, [audited, auditor]) == 180
+    assert wall_seconds(audited, [audited]) is None  # the auditor's time is not known
+    (base,) = read_runs([make_run(tmp_path / "base", 1.0, 0.3, **config | {"auditor": "base"})])
+    assert wall_seconds(base, [base]) == 90
 
 
-def test_prompts_stand_once_and_each_column_has_its_number(latent_runs, tmp_path):
-    page = write_report(latent_runs, tmp_path / "report.html").read_text()
-    items = re.findall("<li>([^<]*)</li>", page.split('<ol class="prompts">')[1])[:3]
-    assert items == ["a red circle", "a &lt;b&gt;blue&lt;/b&gt; star", "(no words)"]
-    assert page.count('<ol class="prompts">') == 1
-    numbers = re.findall('<div class="columns"[^>]*>(.*?)</div>', page)
-    # two stages of each run
-    assert numbers == ["<span>1</span><span>2</span><span>3</span>"] * 4
-    assert page.count("; a column each for: a red circle, a &lt;b&gt;") == 4
+def test_durations_are_in_a_readable_unit():
+    written = [duration(x) for x in (0.4, 59.4, 60, 3599, 7200, None)]
+    assert written == ["0 s", "59 s", "1.0 min", "60.0 min", "2.0 h", "\u2013"]
 
 
-def test_other_prompts_are_said_to_be_whose(latent_runs, tmp_path):
+def test_prompts_stand_above_the_columns_of_each_run(latent_runs, tmp_path):
     (latent_runs[1] / "samples" / "prompts.json").write_text('["a dog"]')
     page = write_report(latent_runs, tmp_path / "report.html").read_text()
-    assert page.count('<ol class="prompts">') == 2
-    assert "Prompts of ddpm" in page
-    assert "Prompts of robust-adversarial" in page
+    prompts = [
+        (name, re.findall("<li>([^<]*)</li>", items))
+        for name, items in re.findall(
+            '<ol class="prompts" aria-label="Prompts of ([^"]*)">(.*?)</ol>', page, re.DOTALL
+        )
+    ]
+    assert prompts == [
+        ("ddpm", ["a red circle", "a &lt;b&gt;blue&lt;/b&gt; star", "(no words)"]),
+        ("robust-adversarial", ["a dog"]),
+    ]
+    # two stages of the run
+    assert page.count("; one column for each prompt: a red circle, a &lt;b&gt;") == 2
 
 
 def test_unreadable_prompts_are_named(latent_runs):
@@ -433,12 +510,12 @@ def test_large_grids_stand_in_pairs_with_the_data_first(latent_runs, two_runs, t
     titles = "<figcaption><h3>([^<]*)"
     page = write_report(latent_runs, tmp_path / "report.html").read_text()
     assert re.findall(titles, page) == [
-        "Training data", "Clean truth", "ddpm", "robust-adversarial"
+        "Training data", "Clean images", "ddpm", "robust-adversarial"
     ]  # fmt: skip
     assert '<div class="grids large">' in page
     page = write_report(two_runs, tmp_path / "report.html").read_text()
     assert re.findall(titles, page) == [
-        "Training data", "ddpm", "robust-adversarial", "Clean truth"
+        "Training data", "ddpm", "robust-adversarial", "Clean images"
     ]  # fmt: skip
     assert '<div class="grids">' in page
 
@@ -452,7 +529,7 @@ def test_a_grid_too_wide_for_the_page_is_shrunk(latent_runs, tmp_path):
     ]
 
 
-def test_a_run_under_way_shows_what_it_drew_last(latent_runs, tmp_path):
+def test_a_run_under_way_shows_its_last_images(latent_runs, tmp_path):
     (latent_runs[0] / "samples" / "final.png").unlink()
     page = write_report(latent_runs[:1], tmp_path / "report.html").read_text()
     assert "at step 100</p>" in page
@@ -463,13 +540,121 @@ def test_validation_has_a_chart_for_each_bin_in_order(latent_runs, two_runs):
     assert titles == ["all times", *(f"t {b}" for b in (
         "0\u2013250", "250\u2013500", "500\u2013750", "750\u20131000"))]  # fmt: skip
     # Rows that hold only a validation do not disturb the other curves.
-    usual = [chart.svg for chart in charts(read_runs(two_runs))][:2]
-    assert [chart.svg for chart in charts(read_runs(latent_runs))][:2] == usual
+    usual = [chart.svg for chart in training_charts(read_runs(two_runs))]
+    assert [chart.svg for chart in training_charts(read_runs(latent_runs))] == usual
     assert validation_charts(read_runs(two_runs)) == []
 
 
 def test_the_level_of_images_is_not_marked_among_latents(latent_runs, two_runs):
-    assert "contamination, 0.4" in charts(read_runs(two_runs))[-1].svg
-    latent = charts(read_runs(latent_runs))[-1].svg
+    assert "contamination, 0.4" in schedule_charts(read_runs(two_runs))[-1].svg
+    latent = schedule_charts(read_runs(latent_runs))[-1].svg
     assert "contamination" not in latent
     assert "in units of latents" in latent
+
+
+def distinct(count: int, side: int, channels: int = 1, shift: float = 0.0) -> torch.Tensor:
+    """Images of one gray level each, all different."""
+    levels = torch.linspace(-1, 0.5, count) + shift
+    return levels.reshape(-1, 1, 1, 1).expand(-1, channels, side, side)
+
+
+def read_images(text: str) -> list[np.ndarray]:
+    """Of all <img> in this HTML."""
+    data = re.findall(r'<img src="data:image/\w+;base64,([^"]*)"', text)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(d)))) for d in data]
+
+
+def test_images_from_the_same_noise_are_shown_in_pairs_and_exact(two_runs, tmp_path):
+    sets = [distinct(36, 8), distinct(36, 8, shift=0.25)]
+    for folder, images in zip(two_runs, sets, strict=True):
+        settings = yaml.safe_load((folder / "config.yaml").read_text()) | {"size": 8, "seed": 3}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        save_grid(images, folder / "samples" / "final.png", 6)
+    page = write_report(two_runs, tmp_path / "report.html").read_text()
+    section = page.split("The same noise, side by side")[1].split("</section>")[0]
+    assert re.findall("<h3>([^<]*)</h3>", section) == ["ddpm", "robust-adversarial"]
+    expected = [((images[:8] + 1) * 127.5).round().to(torch.uint8) for images in sets]
+    for shown, image in zip(read_images(section), torch.cat(expected), strict=True):
+        assert (shown == image[0, :, :, None].numpy()).all()
+    assert section.count("<img ") == section.count('class="small"') == 16
+
+
+def test_images_from_other_noise_are_not_paired(two_runs, tmp_path):
+    for seed, folder in enumerate(two_runs):
+        settings = yaml.safe_load((folder / "config.yaml").read_text()) | {"size": 8, "seed": seed}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    page = write_report(two_runs, tmp_path / "report.html").read_text()
+    assert "The same noise" not in page
+
+
+@pytest.mark.parametrize("side, small", [(8, True), (32, True), (64, False)])
+def test_only_small_images_are_not_smoothed(two_runs, tmp_path, side, small):
+    for folder in two_runs:
+        with (folder / "config.yaml").open("a") as file:
+            file.write(f"size: {side}\n")
+    page = write_report(two_runs, tmp_path / "report.html").read_text()
+    assert ('class="small"' in page) == small
+    assert ".small { image-rendering: pixelated; }" in page
+
+
+def test_a_wide_grid_of_small_images_is_reduced_without_mixing_pixels(latent_runs, tmp_path):
+    (folder,) = latent_runs[:1]
+    with (folder / "config.yaml").open("a") as file:
+        file.write("resolution: 32\n")
+    save_grid(distinct(40, 32, 3), folder / "samples" / "final.png", 40)
+    original = np.asarray(Image.open(folder / "samples" / "final.png"))
+    assert original.shape[1] > 1600
+    page = write_report([folder], tmp_path / "report.html").read_text()
+    (shown,) = [image for image in read_images(page) if image.shape[1] == 1600]
+    assert set(np.unique(shown)) <= set(np.unique(original))
+
+
+def test_captions_stand_below_their_images(latent_runs, tmp_path):
+    captions = ["a red circle", "a <b>blue</b> star", ""]
+    for folder in latent_runs:
+        with (folder / "config.yaml").open("a") as file:
+            file.write("resolution: 128\n")
+        metrics = json.loads((folder / "metrics.json").read_text()) | {"captions": captions * 2}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report(latent_runs, tmp_path / "report.html").read_text()
+    cards = page.split('<div class="card">')[1:]
+    assert len(cards) == 6
+    for card, caption in zip(
+        cards, ["a red circle", "a &lt;b&gt;blue&lt;/b&gt; star", "(no words)"] * 2, strict=True
+    ):
+        assert f'<p class="caption">{caption}</p>' in card
+        assert card.count("<img ") >= 2
+    alone = write_report(latent_runs[:1], tmp_path / "report.html").read_text()
+    assert alone.count('<div class="card">') == 6  # captions are worth showing without a pair
+
+
+def test_lora_files_come_with_a_line_each_and_the_code_that_loads_them(latent_runs, tmp_path):
+    robust = latent_runs[1]
+    files = ["pytorch_lora_weights.safetensors", "lora_kohya.safetensors"]
+    for folder in latent_runs:
+        for file in files:
+            (folder / file).write_bytes(b"")
+    metrics = json.loads((robust / "metrics.json").read_text())
+    metrics |= {"verified": {files[0]: 0.0}, "pipeline": "StableDiffusionXLPipeline"}
+    (robust / "metrics.json").write_text(json.dumps(metrics))
+    settings = yaml.safe_load((robust / "config.yaml").read_text())
+    for model, line in (
+        ("an/sdxl", 'from_pretrained("an/sdxl")'),
+        ("xl.safetensors", 'from_single_file("xl.safetensors")'),
+    ):
+        (robust / "config.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
+        (first, second) = lora_files(read_runs(latent_runs))
+        assert second.snippet.splitlines() == [
+            "from diffusers import StableDiffusionXLPipeline",
+            f"pipeline = StableDiffusionXLPipeline.{line}",
+            f'pipeline.load_lora_weights("{robust.resolve()}")',
+        ]
+    assert "verified" in second.files[0][1]
+    assert "verified" not in second.files[1][1]
+    assert "ComfyUI: copy it to models/loras; for A1111: to models/Lora" in second.files[1][1]
+    assert "load_demo_pipeline()" in first.snippet
+    page = write_report(latent_runs, tmp_path / "report.html").read_text()
+    section = page.split('<h2 id="lora">')[1].split("</section>")[0]
+    # The run itself; then, folded, its baseline.
+    assert section.index("StableDiffusionXLPipeline") < section.index("LoRA of ddpm")
+    assert lora_files(read_runs([make_run(tmp_path / "pixel", 1.0, 0.3)])) == []

@@ -42,19 +42,19 @@ def ideal(name: str, tau: float):
 def test_a_network_that_knows_one_image_draws_it_wherever_it_is_stopped(name):
     for level in (0.05, 0.5, 5.0):
         network, scheduler = ideal(name, tau=0.0)
-        drawn = generate_samples(network, scheduler, 3, steps=20, seed=0, stop_at=level)
-        torch.testing.assert_close(drawn, torch.full((3, 1, 4, 4), 0.3), atol=1e-4, rtol=0)
+        generated = generate_samples(network, scheduler, 3, steps=20, seed=0, stop_at=level)
+        torch.testing.assert_close(generated, torch.full((3, 1, 4, 4), 0.3), atol=1e-4, rtol=0)
         assert network.calls < 20 or level == 0.05
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_noise_below_the_level_is_not_drawn(name):
+def test_noise_below_the_level_is_not_generated(name):
     """Stopped at s, with the clean estimate there: tau becomes tau^2 / sqrt(tau^2 + s^2)."""
     tau, level = 0.2, 0.6
     network, scheduler = ideal(name, tau)
-    drawn = generate_samples(network, scheduler, 500, steps=500, seed=0, stop_at=level)
+    generated = generate_samples(network, scheduler, 500, steps=500, seed=0, stop_at=level)
     # Standard error from 8,000 pixels 0.8 %; 500 Euler steps about 1 %.
-    assert float(drawn.std()) == pytest.approx(tau**2 / (tau**2 + level**2) ** 0.5, rel=0.04)
+    assert float(generated.std()) == pytest.approx(tau**2 / (tau**2 + level**2) ** 0.5, rel=0.04)
     whole = generate_samples(network, scheduler, 500, steps=500, seed=0)
     assert float(whole.std()) == pytest.approx(tau, rel=0.04)
 

@@ -34,7 +34,7 @@ class Pairs:
         self.seed = seed
         self.captions = [["a cat", "", "a dog", "a cat, a dog"][i % 4] for i in range(count)]
         self.contents = [f"image {i}" for i in range(count)]
-        self.buckets = [(16, 16) if i % 3 else (8, 24) for i in range(count)]
+        self.shapes = [(16, 16) if i % 3 else (8, 24) for i in range(count)]
 
     def __len__(self):
         return len(self.contents)
@@ -46,23 +46,23 @@ class Pairs:
         return self.captions[i]
 
     def bucket(self, i):
-        return self.buckets[i]
+        return self.shapes[i]
 
     def framing(self, i):
-        return (*self.buckets[i], 0, 0, *self.buckets[i])
+        return (*self.shapes[i], 0, 0, *self.shapes[i])
 
     def checksum(self, i):
         return hashlib.sha256(
-            repr((self.contents[i], self.buckets[i], self.seed)).encode()
+            repr((self.contents[i], self.shapes[i], self.seed)).encode()
         ).hexdigest()
 
     def sample(self, i):
         seed = int(self.checksum(i)[:8], 16)
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(3, *self.buckets[i], generator=generator) * 2 - 1
+        return torch.rand(3, *self.shapes[i], generator=generator) * 2 - 1
 
     def buckets(self):
-        return [[i for i in range(len(self)) if self.buckets[i] == b] for b in [(16, 16), (8, 24)]]
+        return [[i for i in range(len(self)) if self.shapes[i] == b] for b in [(16, 16), (8, 24)]]
 
 
 class Encoders:
@@ -226,7 +226,7 @@ def other_contamination(pairs, components):
 
 
 def other_resolution(pairs, components):
-    pairs.buckets[1] = (8, 24)
+    pairs.shapes[1] = (8, 24)
     return 1, 0
 
 

@@ -274,7 +274,7 @@ DAMAGES = {
     "no such part": (lambda f: shutil.rmtree(f / "unet"), r"unet is missing"),
     "no tokenizer": (
         lambda f: shutil.rmtree(f / "tokenizer"),
-        "tokenizer of .* knows 2 tokens, its text encoder 514",
+        "tokenizer of .* has 2 tokens, its text encoder 514",
     ),
 }
 
@@ -388,7 +388,7 @@ SINGLE_FILES = {
     ),
     "SD 1.x": (
         {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
-        r"beside its model_index\.json.*hf download stable-diffusion-v1-5/stable-diffusion-v1-5",
+        r"next to its model_index\.json.*hf download stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
     "FLUX.1": (
         {"double_blocks.0.img_attn.norm.key_norm.scale": (128,)},
@@ -490,5 +490,5 @@ def test_a_single_file_may_say_what_it_predicts(copy_of, said):
 def test_many_captions_are_encoded_in_parts(loaded, monkeypatch):
     captions = ["a", "b", "c"]
     whole = loaded("sdxl").encode_text(captions)
-    monkeypatch.setattr(components, "CAPTIONS", 2)
+    monkeypatch.setattr(components, "TEXT_BATCH", 2)
     torch.testing.assert_close(loaded("sdxl").encode_text(captions), whole)

@@ -107,7 +107,9 @@ def test_denoiser_is_what_the_pipeline_asks_its_network(pipelines, name):
     family, _, _, text, _ = random_batch(pipeline, batch=1)
     sizes = torch.tensor([[HEIGHT, WIDTH]])
     denoise = family.denoiser(network_of(pipeline), text, sizes)
-    length = {"max_sequence_length": family.reads(pipeline)[1]} if family_name == "flux" else {}
+    length = (
+        {"max_sequence_length": family.text_limit(pipeline)[1]} if family_name == "flux" else {}
+    )
     calls = recorded_sampling(pipeline, guidance_scale=1.0, **length)
     assert len(calls) >= 2  # PNDM begins with an extra call
     for asked, answer in calls:
@@ -307,7 +309,7 @@ def test_sdxl_without_sizes_says_so(pipelines):
 def test_captions_are_cut_beyond_what_is_read(pipelines, family_name):
     pipeline = pipelines(family_name)
     family = recognise(pipeline, "tiny")
-    tokenizer, length = family.reads(pipeline)
+    tokenizer, length = family.text_limit(pipeline)
     assert length == {"sd3": 256, "flux": 512}.get(family_name, 77)
     # The tiny tokenizers make one token of each letter of a word; special tokens count too.
     special = len(tokenizer("a").input_ids) - 1
@@ -319,7 +321,7 @@ def test_captions_are_cut_beyond_what_is_read(pipelines, family_name):
 def test_without_t5_sd3_reads_what_clip_reads():
     pipeline = sd3_without_t5()
     family = recognise(pipeline, "tiny")
-    assert family.reads(pipeline)[1] == 77
+    assert family.text_limit(pipeline)[1] == 77
     text = family.encode_text(pipeline, ["a cat"])["text"]
     assert text.shape == (1, 77 + 256, 32)
     assert not text[:, 77:].any()

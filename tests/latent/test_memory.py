@@ -128,7 +128,7 @@ def test_activations_grow_with_the_batch():
 
 def test_checkpointing_and_the_penalty_change_the_activations():
     components = components_of()
-    robust = {"objective": "robust-adversarial", "fraction": 1.0}
+    robust = {"objective": "robust-adversarial", "penalty_fraction": 1.0}
     everything = estimate(components, **robust).step
     assert estimate(components).step < everything
     components.network.enable_gradient_checkpointing()
@@ -213,7 +213,9 @@ def test_what_does_not_fit_is_refused_with_remedies(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 8 * GIB)
     require_memory(needed, torch.device("cpu"), config)
     monkeypatch.setattr(memory, "free_memory", lambda device: 7 * GIB)
-    with pytest.raises(InputError, match=r"8\.00 GiB only 7\.00 GiB are free on cpu") as refused:
+    with pytest.raises(
+        InputError, match=r"8\.00 GiB, but only 7\.00 GiB are free on cpu"
+    ) as refused:
         require_memory(needed, torch.device("cpu"), config)
     message = str(refused.value)
     for remedy in ("--low-memory", "--gradient-checkpointing", "--batch-size", "bf16", "--lora"):

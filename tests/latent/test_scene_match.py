@@ -11,9 +11,9 @@ from latent_robust.data.sources.scenes import (
 )
 from latent_robust.latent.scene_match import (
     NOTHING,
+    detect_scenes,
     match_scenes,
     scene_hits,
-    see,
 )
 
 
@@ -57,4 +57,4 @@ def test_nothing_is_seen_where_there_is_nothing():
     generator = torch.Generator().manual_seed(0)
     noise = 0.4 * torch.randn(20, 3, SIDE, SIDE, generator=generator)
     plain = torch.full((1, 3, SIDE, SIDE), -0.5)
-    assert see(torch.cat([noise, plain])) == ([NOTHING] * 21, [NOTHING] * 21)
+    assert detect_scenes(torch.cat([noise, plain])) == ([NOTHING] * 21, [NOTHING] * 21)

@@ -106,7 +106,7 @@ def test_the_command_says_what_it_found_and_how_to_use_it(tmp_path, capsys):
             assert latent_robust(missing) == 2
         assert message in capsys.readouterr().err
     assert latent_robust([*told, "--model=demo", "--try=3,0.5,0.5"]) == 2
-    assert "2 bands, where one or 16 can be" in capsys.readouterr().err
+    assert "2 bands; give one or 16" in capsys.readouterr().err
     for option in ("--size=8", "--channels=1"):
         assert latent_robust([*told, "--model=demo", option]) == 2
         assert f"{option[:-2]} is for images" in capsys.readouterr().err

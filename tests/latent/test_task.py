@@ -197,3 +197,22 @@ def test_trained_text_encoders_drop_a_caption_to_what_guidance_compares_with(fam
         found = task.network(latents, t, captions, sizes)
         wanted = components.family.denoiser(components.network, empty, sizes)(latents, t)
     torch.testing.assert_close(found, wanted)
+
+
+def test_with_trained_text_encoders_each_row_has_the_caption_of_its_pair():
+    """In the batch, and in the rows of it that the regularizer asks for."""
+    components = Components.of(make_pipeline("sd1"), "sd1")
+    add_lora(components, rank=2, alpha=2, text_encoder=True)
+    config = LatentConfig(lora=True, text_encoder=True, caption_dropout=0.0)
+    captions = [f"number {i}" for i in range(8)]
+    task = LatentTask(config, components, Encoded(), range(8), captions)
+    sample, conditions = prepare(task, [4, 0, 6])
+    assert conditions[0] == ["number 4", "number 0", "number 6"]
+    noisy, t = sample[[2, 0]], components.process.times[[100, 900]]
+    sizes = torch.tensor([[16, 16]] * 2)
+    task.network.eval()
+    with torch.no_grad():
+        found = task.denoiser(task.network, conditions)(noisy, t, torch.tensor([2, 0]))
+        text = components.encode_text(["number 6", "number 4"])
+        wanted = components.family.denoiser(components.network, text, sizes)(noisy, t)
+    torch.testing.assert_close(found, wanted)

@@ -77,7 +77,7 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_again(finished_run, c
 
 
 def test_a_stopped_run_needs_no_options_to_go_on(train, finished_run, tmp_path):
-    """Its own configuration is the base; also when it stopped while `beside` was training."""
+    """Its own configuration is the base; also when it stopped while the baseline was training."""
     run = tmp_path / "run"
     options = ["--contamination=gaussian:fraction=0.9,sigma=0.2", "--compare-with=ddpm", "--seed=0"]
     assert train(*options, "--out", str(run)) == 0
@@ -189,7 +189,7 @@ def test_contaminate_then_train_on_the_copy_and_evaluate_it(train, tmp_path, cap
 
 
 @pytest.mark.parametrize("option", ["v_prediction", "sample", "flow"])
-def test_every_parameterization_trains_and_draws(train, option, tmp_path):
+def test_every_parameterization_trains_and_samples(train, option, tmp_path):
     assert train(f"--parameterization={option}", "--out=run") == 0
     assert json.loads((tmp_path / "run/metrics.json").read_text())["metrics"]
     assert latent_robust(["sample", "run", "--count=2", "--steps=2", "--out=s.png"]) == 0
@@ -204,19 +204,21 @@ def test_ambient_takes_its_levels_from_a_file(train, tmp_path):
 DIRTY = "--contamination=gaussian:fraction=0.9,sigma=0.2"
 
 
-def test_an_audited_run_trains_its_judge_first_and_on_what_that_found(train, tmp_path, capsys):
+def test_an_audited_run_trains_its_auditor_first_and_on_the_levels_of_its_audit(
+    train, tmp_path, capsys
+):
     assert train(DIRTY, "--objective=audited", "--auditor=ddpm", "--out=run") == 0
-    judge = yaml.safe_load((tmp_path / "run/ddpm/config.yaml").read_text())
-    assert judge["objective"] == "ddpm"
+    auditor = yaml.safe_load((tmp_path / "run/ddpm/config.yaml").read_text())
+    assert auditor["objective"] == "ddpm"
     rows = [json.loads(line) for line in (tmp_path / "run/audit.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(40))
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["audit"]["flagged"] == sum(row["flagged"] for row in rows) > 0
-    # The finished judge finds the same by itself, and these levels train it to the same network.
+    # `audit` repeats the audit, and training on its levels gives the same network.
     assert latent_robust(["audit", "run/ddpm", "--out=again.jsonl"]) == 0
     assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "run/audit.jsonl").read_text()
-    told = ("--objective=ambient", "--levels=again.jsonl", "--init=run/ddpm")
-    assert train(DIRTY, *told, "--out=ambient") == 0
+    args = ("--objective=ambient", "--levels=again.jsonl", "--init=run/ddpm")
+    assert train(DIRTY, *args, "--out=ambient") == 0
     networks = [
         load_file(tmp_path / run / "unet/diffusion_pytorch_model.safetensors")
         for run in ("run", "ambient")
@@ -226,12 +228,12 @@ def test_an_audited_run_trains_its_judge_first_and_on_what_that_found(train, tmp
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_second_round_is_judged_by_the_first(train, tmp_path, capsys):
-    told = (DIRTY, "--objective=audited", "--auditor=ddpm")
-    assert train(*told, "--rounds=2", "--out=run") == 0
+def test_a_second_round_is_audited_by_the_first(train, tmp_path, capsys):
+    args = (DIRTY, "--objective=audited", "--auditor=ddpm")
+    assert train(*args, "--rounds=2", "--out=run") == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "  " in line]
     assert rows[-4:] == ["ddpm", "audited", "run", "training"]
-    assert train(*told, "--out=once") == 0
+    assert train(*args, "--out=once") == 0
     networks = [
         load_file(tmp_path / run / "unet/diffusion_pytorch_model.safetensors")
         for run in ("run/audited", "once")
@@ -242,18 +244,18 @@ def test_a_second_round_is_judged_by_the_first(train, tmp_path, capsys):
 
 
 def test_noisy_images_can_be_left_out_by_the_manifest_or_by_an_audit(train, tmp_path, monkeypatch):
-    seen = []
+    trained_on = []
     original = Trainer._backward
 
     def backward(trainer, batch, micro):
         if trainer.config.drop_noisy:
-            seen.extend(batch["index"].tolist())
+            trained_on.extend(batch["index"].tolist())
         return original(trainer, batch, micro)
 
     monkeypatch.setattr(Trainer, "_backward", backward)
     half = "--contamination=gaussian:fraction=0.3,sigma=0.3; blur:fraction=0.3,sigma=1"
     for objective in ("ambient", "audited"):
-        seen.clear()
+        trained_on.clear()
         assert train(half, f"--objective={objective}", "--drop-noisy", f"--out={objective}") == 0
         file, key = {
             "ambient": ("manifest.jsonl", "corruptions"),
@@ -262,8 +264,8 @@ def test_noisy_images_can_be_left_out_by_the_manifest_or_by_an_audit(train, tmp_
         rows = (tmp_path / objective / file).read_text().splitlines()
         noisy = [bool(json.loads(row)[key]) for row in rows]
         assert any(noisy)
-        assert seen
-        assert not any(noisy[index] for index in seen)
+        assert trained_on
+        assert not any(noisy[index] for index in trained_on)
 
 
 def test_a_run_starts_from_the_network_of_another(train, finished_run, tmp_path, capsys):
@@ -278,7 +280,7 @@ def test_a_run_starts_from_the_network_of_another(train, finished_run, tmp_path,
     assert train(start, "--size=16", "--parameterization=v_prediction", "--out=other") == 2
     assert "size: 8 there; parameterization: 'epsilon' there" in capsys.readouterr().err
     assert not (tmp_path / "other/checkpoints").exists()
-    # Once it has begun it needs the other no more.
+    # Resuming does not need the run that it started from.
     shutil.rmtree(tmp_path / "first")
     assert main(["--resume", "run", "--steps=5"]) == 0
     assert main(["--resume", "--out=run", "--steps=6"]) == 0
@@ -297,18 +299,18 @@ def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
 
 
 def test_weight_and_band_are_those_that_are_recommended(train, tmp_path, capsys):
-    told = ["--data=digits", "--contamination=gaussian:fraction=1,sigma=0.2", "--limit=400"]
+    args = ["--data=digits", "--contamination=gaussian:fraction=1,sigma=0.2", "--limit=400"]
     sized = ["--size=8", "--channels=1", "--offline"]
-    assert latent_robust(["recommend", *told, *sized, f"--out={tmp_path / 'found.json'}"]) == 0
+    assert latent_robust(["recommend", *args, *sized, f"--out={tmp_path / 'found.json'}"]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["weight"] > 0
     program, *printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert program == "train-pixel"
     assert main([*printed, "--dry-run"]) == 0
-    assert train(*told, "--out=run") == 0
+    assert train(*args, "--out=run") == 0
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (config["weight"], config["band"]) == (found["weight"], found["band"])
-    assert train(*told, "--weight=1", "--out=given") == 0
+    assert train(*args, "--weight=1", "--out=given") == 0
     assert yaml.safe_load((tmp_path / "given/config.yaml").read_text())["weight"] == 1
 
 
@@ -324,37 +326,37 @@ def test_where_nothing_is_clean_the_sampler_stops_where_training_did(train, tmp_
     assert main(["--resume", "run"]) == 0
     assert [file.stat().st_mtime_ns for file in files] == before
     assert "stop_at" not in json.loads((tmp_path / "run/ddpm/metrics.json").read_text())
-    assert train(noisy, "--objective=ambient", "--out=told", "--stop-at=0.1") == 0
-    assert "stop_at" not in json.loads((tmp_path / "told/metrics.json").read_text())
+    assert train(noisy, "--objective=ambient", "--out=given", "--stop-at=0.1") == 0
+    assert "stop_at" not in json.loads((tmp_path / "given/metrics.json").read_text())
 
 
-def test_the_judge_of_an_audited_run_chooses_as_well(train, tmp_path, capsys):
+def test_the_auditor_of_an_audited_run_chooses_as_well(train, tmp_path, capsys):
     noisy = "--contamination=gaussian:fraction=0.9,sigma=0.2"
     assert train(noisy, "--limit=400", "--objective=audited", "--out=run") == 0
     assert "recommended: weight" in capsys.readouterr().out
-    judged = json.loads((tmp_path / "run/robust-adversarial/metrics.json").read_text())
-    assert judged["weight"] > 0
+    metrics = json.loads((tmp_path / "run/robust-adversarial/metrics.json").read_text())
+    assert metrics["weight"] > 0
 
 
-def test_an_audited_run_beside_another_has_a_judge_of_its_own(train, tmp_path):
-    told = ("--objective=input-perturbation", "--compare-with=audited", "--auditor=ddpm")
-    assert train(DIRTY, *told, "--out=run") == 0
+def test_an_audited_baseline_has_an_auditor_of_its_own(train, tmp_path):
+    args = ("--objective=input-perturbation", "--compare-with=audited", "--auditor=ddpm")
+    assert train(DIRTY, *args, "--out=run") == 0
     assert {"audited/ddpm/metrics.json", "audited/audit.jsonl", "audited/metrics.json"} <= names(
         tmp_path / "run"
     )
 
 
-def test_what_a_plain_run_left_open_its_configuration_leaves_open(train, tmp_path, capsys):
-    """It must not switch off the regularizer of who starts from it."""
+def test_a_plain_run_keeps_auto_in_its_configuration(train, tmp_path, capsys):
+    """Else a robust run with this configuration would train without the regularizer."""
     assert train(DIRTY, "--limit=400", "--objective=ddpm", "--out=run") == 0
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (config["weight"], config["band"]) == ("auto", "auto")
-    told = ["--config=run/config.yaml", "--objective=robust-adversarial", "--out=robust"]
-    assert main(told) == 0
+    args = ["--config=run/config.yaml", "--objective=robust-adversarial", "--out=robust"]
+    assert main(args) == 0
     assert json.loads((tmp_path / "robust/metrics.json").read_text())["weight"] > 0
 
 
-def test_a_finished_run_is_measured_again_if_it_shall_be_measured_otherwise(train, tmp_path):
+def test_a_finished_run_is_measured_again_with_other_settings(train, tmp_path):
     assert train(DIRTY, "--out=run") == 0
     metrics = tmp_path / "run/metrics.json"
     first = metrics.read_text()
@@ -376,17 +378,17 @@ def test_a_finished_run_is_trained_again_from_a_checkpoint_that_is_named(train, 
     assert all(torch.equal(whole[k], again[k]) for k in whole)
 
 
-def test_evaluate_says_when_it_knows_nothing_clean(train, capsys):
+def test_evaluate_says_when_it_has_no_clean_images(train, capsys):
     assert train("--out=run") == 0
-    told = ["evaluate", "run", "--samples=16", "--features=pixels", "--offline"]
-    assert latent_robust(told) == 0
+    args = ["evaluate", "run", "--samples=16", "--features=pixels", "--offline"]
+    assert latent_robust(args) == 0
     assert "its own training images" in capsys.readouterr().err
-    assert latent_robust([*told, "--reference=digits"]) == 0
+    assert latent_robust([*args, "--reference=digits"]) == 0
     assert "training images" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("args", "message"),
     [
         (["evaluate", "--size=16"], "--size is the run's own"),
         (["sample", "--out=s.png", "--steps=2000"], "more than the 1,000 times"),
@@ -395,16 +397,16 @@ def test_evaluate_says_when_it_knows_nothing_clean(train, capsys):
         (["sample", "--out=s.png", "--guidance=7"], "--guidance is not for pixel runs"),
     ],
 )
-def test_what_cannot_be_asked_of_a_run_is_refused(finished_run, told, message, capsys):
-    command, *options = told
+def test_options_that_a_run_does_not_take_are_refused(finished_run, args, message, capsys):
+    command, *options = args
     assert latent_robust([command, str(finished_run), *options]) == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("told", [["--steps=0"], ["--device=gpu"], ["--count=-1"]])
-def test_options_of_sample_that_mean_nothing_are_refused(finished_run, told, capsys):
-    assert latent_robust(["sample", str(finished_run), "--out=s.png", *told]) == 2
-    assert told[0].partition("=")[0] in capsys.readouterr().err
+@pytest.mark.parametrize("args", [["--steps=0"], ["--device=gpu"], ["--count=-1"]])
+def test_options_of_sample_that_mean_nothing_are_refused(finished_run, args, capsys):
+    assert latent_robust(["sample", str(finished_run), "--out=s.png", *args]) == 2
+    assert args[0].partition("=")[0] in capsys.readouterr().err
 
 
 def test_where_images_look_clean_it_is_plain_training(train, tmp_path, capsys):
@@ -511,10 +513,10 @@ def test_broken_images_are_named_and_the_run_goes_on(train, tmp_path, capsys):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert train("--data=images", "--max-bad-fraction=0.05", "--out=run2") == 2
     assert "torn.png" in capsys.readouterr().err
-    told = ["recommend", "--data=images", "--size=8", "--channels=1"]
-    assert latent_robust(told) == 2
+    args = ["recommend", "--data=images", "--size=8", "--channels=1"]
+    assert latent_robust(args) == 2
     assert "raise --max-bad-fraction" in capsys.readouterr().err
-    assert latent_robust([*told, "--max-bad-fraction=0.1"]) == 0
+    assert latent_robust([*args, "--max-bad-fraction=0.1"]) == 0
 
 
 def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):
@@ -544,13 +546,55 @@ def test_a_run_that_was_killed_while_it_began_goes_on(train, monkeypatch, tmp_pa
     assert (tmp_path / "run/metrics.json").exists()
 
 
+def test_a_run_does_not_go_on_with_other_images(train, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.new("L", (8, 8), 30 * number).save(tmp_path / "images" / f"{number}.png")
+    command = ("--data=images", "--samples=0", "--objective=ddpm", "--out=run")
+    assert train(*command) == 0
+    (tmp_path / "run/metrics.json").unlink()
+    Image.new("L", (8, 8), 31).save(tmp_path / "images/1.png")
+    capsys.readouterr()
+    assert train(*command, "--resume") == 2
+    assert "data fingerprint" in capsys.readouterr().err
+    Image.new("L", (8, 8), 30).save(tmp_path / "images/1.png")
+    assert train(*command, "--resume") == 0
+
+
+# Saves what each rank has learned: the run's own files are written by the main process alone.
+RANK = """
+import os, sys
+from safetensors.torch import save_file
+from latent_robust.commands.train_pixel import main
+from latent_robust.training.loop import Trainer
+
+train, folder = Trainer.train, sys.argv.pop(1)
+
+
+def train_and_save(trainer):
+    finished = train(trainer)
+    weights = {k: v.detach().clone() for k, v in trainer.plain_network.state_dict().items()}
+    averages = trainer.ema.shadow_params if trainer.ema else []
+    weights |= {f"average {n}": v.clone() for n, v in enumerate(averages)}
+    save_file(weights, f"{folder}/{trainer.config.objective}-{os.environ['RANK']}.safetensors")
+    return finished
+
+
+Trainer.train = train_and_save
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_run(tmp_path, tiny_options):
     """torchrun on the CPU: one log, one set of files, equal weights on both ranks; resumable."""
+    script, ranks = tmp_path / "rank.py", tmp_path / "ranks"
+    script.write_text(RANK)
+    ranks.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [
-        "-m",
-        "latent_robust.commands.train_pixel",
+        str(script),
+        str(ranks),
         *tiny_options,
         "--out",
         str(tmp_path / "run"),
@@ -561,6 +605,10 @@ def test_two_processes_train_as_one_run(tmp_path, tiny_options):
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
     log = (tmp_path / "run/log.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in log] == [1, 2, 3, 4]
+    for objective in ("ddpm", "robust-adversarial"):
+        first, second = (load_file(ranks / f"{objective}-{rank}.safetensors") for rank in range(2))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), objective
     whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
 
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")

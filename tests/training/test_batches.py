@@ -2,8 +2,10 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+import torch
 
-from latent_robust.training.batches import StepBatches
+from latent_robust.errors import InputError
+from latent_robust.training.batches import StepBatches, without_noisy
 
 
 def ten():
@@ -55,3 +57,11 @@ def test_a_resumed_run_sees_the_same_groups():
     for start in (1, 13, 29):
         resumed = StepBatches(buckets, 6, seed=1, start=start)
         assert list(islice(resumed, 40 - start)) == whole[start:]
+
+
+def test_a_sample_with_noise_in_any_channel_is_left_out_and_so_is_an_empty_bucket():
+    levels = torch.tensor([[0, 0], [0, 0.1], [0.1, 0], [0, 0], [0.2, 0.2]])
+    assert without_noisy([[0, 1, 0, 3], [2, 4]], levels) == [[0, 0, 3]]
+    assert without_noisy([range(3), [4, 3]], levels[:, 0]) == [[0, 1], [3]]
+    with pytest.raises(InputError, match="leaves no sample"):
+        without_noisy([[1, 2], [4]], levels)

@@ -6,7 +6,7 @@ from latent_robust.errors import InputError
 from latent_robust.latent.config import LatentConfig
 from latent_robust.limits import MAX_BAD_FRACTION
 from latent_robust.training.config import TrainConfig
-from latent_robust.training.continuation import configure_continuation
+from latent_robust.training.continuation import configure_continuation, saved_options
 from latent_robust.training.directory import choose_directory, refuse_occupied
 from latent_robust.training.objectives import build_objective
 from latent_robust.training.options import dump, parse_options
@@ -27,7 +27,7 @@ def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path):
 def test_a_key_of_the_file_alone_is_checked_as_well(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("bias_min: 0.5\n")
-    with pytest.raises(InputError, match="need 0 <= bias_min <= bias_max, got 0.5"):
+    with pytest.raises(InputError, match=r"need 0 <= bias_min <= bias_max, got 0\.5"):
         parse("--config", str(file))
 
 
@@ -188,6 +188,57 @@ def test_a_reference_that_is_added_later_changes_nothing_that_is_trained_on(tmp_
     argv.append("--reference=clean")
     assert parse_options(LatentConfig, argv, prog="train").held_out == 0
     assert parse_options(LatentConfig, [*argv, "--held-out=0.1"], prog="train").held_out == 0.1
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Directories `a`, `b`, of runs, and `empty`; the working directory holds them."""
+    for name in ("a", "b", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name / "config.yaml").write_text(dump(TrainConfig()))
+    (tmp_path / "a/checkpoints/step-1").mkdir(parents=True)
+    (tmp_path / "a/checkpoints/step-1/manifest.json").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("", ""),
+        ("--out a", ""),
+        ("--resume a", "--config a/config.yaml --out a"),
+        ("--resume a/checkpoints/step-1", "--config a/config.yaml --out a"),
+        ("--resume --out a", "--config a/config.yaml"),
+        ("--resume a --out b", "--config b/config.yaml"),
+        ("--resume a --out empty", "--config a/config.yaml"),
+        ("--resume a --out b --steps 9", "--config b/config.yaml"),
+        ("--resume a --out b --batch-size 9", ""),
+        ("--resume a --batch-size 9", "--config a/config.yaml --out a"),
+        ("--resume a --config c.yaml", ""),
+        ("--resume empty", ""),
+        ("--resume", ""),
+    ],
+)
+def test_a_run_that_is_named_gives_its_own_settings(runs, argv, expected):
+    assert saved_options(argv.split()) == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ({"objective": "ddpm"}, None),
+        ({"objective": "robust-random"}, {}),
+        ({"objective": "robust-random", "weight": 2.0}, {"weight": 2.0}),
+        ({"objective": "robust-random", "band": [0.1, 0.2]}, {"band": [0.1, 0.2]}),
+        ({"objective": "robust-random", "weight": 2.0, "band": 0.1}, None),
+        ({"objective": "ddpm", "compare_with": "robust-random"}, {}),
+        ({"objective": "audited"}, {}),
+        ({"objective": "audited", "auditor": "ddpm"}, None),
+    ],
+)
+def test_data_are_measured_only_for_what_is_used_and_left_open(settings, given):
+    assert TrainConfig(**settings).given_weighting == given
 
 
 def test_help_says_no_default_where_there_is_none(capsys):

@@ -1,12 +1,15 @@
 """A task of milliseconds for the tests of the loop; run as a script it is killed and resumed.
 
-python tiny.py OUT STEPS [resume] [workers]
+python tiny.py OUT STEPS [resume] [workers] [record]
+
+record: one of several processes; writes what it drew and what it learned to OUT/rank-N.safetensors.
 """
 
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -17,6 +20,7 @@ from latent_robust.training.loop import Trainer
 from latent_robust.training.objectives import build_objective
 from latent_robust.training.resume import resume
 from latent_robust.training.run import start_accelerator
+from latent_robust.training.state import capture
 
 
 class Points(Dataset):
@@ -63,14 +67,32 @@ class TinyTask:
         self.previews.append(step)
 
 
-def make_trainer(out: Path, *, dataset=None, **settings) -> Trainer:
+class Recording:
+    """An objective that records what each of its calls is given."""
+
+    def __init__(self, objective):
+        self.objective, self.penalty = objective, objective.penalty
+        self.times, self.noise, self.seeds, self.levels = [], [], [], []
+
+    def __call__(self, denoise, sample, t, noise, generator=None, **options):
+        self.times.append(t)
+        self.noise.append(noise)
+        # Of the perturbation, and of dropout.
+        self.seeds.append(torch.tensor([generator.initial_seed(), torch.initial_seed()]))
+        self.levels.append(options["levels"])
+        return self.objective(denoise, sample, t, noise, generator, **options)
+
+
+def make_trainer(
+    out: Path, *, dataset=None, dropout=0.2, fingerprint="points", levels=None, **settings
+) -> Trainer:
     defaults = {
         "objective": "robust-adversarial",
         "weight": 3.0,
         "band": 0.5,
         "steps": 12,
         "batch_size": 5,
-        "fraction": 1.0,
+        "penalty_fraction": 1.0,
         "warmup": 2,
         "ema_decay": 0.9,
         "checkpoint_every": 4,
@@ -78,7 +100,7 @@ def make_trainer(out: Path, *, dataset=None, **settings) -> Trainer:
         "device": "cpu",
     }
     config = TrainConfig(**{**defaults, **settings}, out=out)
-    task = TinyTask(dataset)
+    task = TinyTask(dataset, dropout)
     accelerator = start_accelerator(config)
     trainer = Trainer(
         task,
@@ -86,21 +108,49 @@ def make_trainer(out: Path, *, dataset=None, **settings) -> Trainer:
         config,
         accelerator,
         out=out,
-        identity=identity(config, "points", accelerator.num_processes),
+        levels=levels,
+        identity=identity(config, fingerprint, accelerator.num_processes),
     )
     resume(trainer, config.resume, out)
     return trainer
 
 
+def write_record(trainer: Trainer, recording: Recording, file: Path) -> None:
+    """Each step's times, noise, seeds and sample indices; the weights, moments and averages."""
+    state = capture(trainer)
+    moments = {
+        f"{name}/{key}": value
+        for name, moments in state.optimizer["state"].items()
+        for key, value in moments.items()
+    }
+    drawn = {
+        "times": torch.stack(recording.times),
+        "noise": torch.stack(recording.noise),
+        "seeds": torch.stack(recording.seeds),
+        "indices": torch.tensor(trainer.task.dataset.seen),
+    }
+    learned = {"model": state.model, "ema": state.ema, "moments": moments}
+    learned = {f"{part}/{key}": v for part, values in learned.items() for key, v in values.items()}
+    tensors = {**{f"drawn/{key}": value for key, value in drawn.items()}, **learned}
+    save_file({key: value.detach().clone() for key, value in tensors.items()}, file)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run, steps = Path(sys.argv[1]), int(sys.argv[2])
+    record = "record" in sys.argv
     trainer = make_trainer(
         run,
         steps=steps,
-        checkpoint_every=1,
+        checkpoint_every=steps if record else 1,
         resume="auto" if "resume" in sys.argv else None,
         workers=1 if "workers" in sys.argv else 0,
     )
+    if record:
+        trainer.objective = Recording(trainer.objective)
     print("training", flush=True)
-    sys.exit(0 if trainer.train() else 3)
+    finished = trainer.train()
+    if record:
+        rank = trainer.accelerator.process_index
+        write_record(trainer, trainer.objective, run / f"rank-{rank}.safetensors")
+    sys.exit(0 if finished else 3)

@@ -1,8 +1,8 @@
-"""What contaminated images and contaminated pairs have in common.
+"""The common base of contaminated images and contaminated pairs.
 
-What happens to image `index` is drawn from a generator seeded by (seed, position of the
-corruption in the list, index) and by nothing else: it is the same in every epoch, process, worker
-and order. The manifest is for evaluation; training never reads it.
+What happens to image `index` depends only on a generator seeded with (seed, position of the
+corruption in the list, index). So it is the same in every epoch, process, worker and order. The
+manifest file is for evaluation; training never reads it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch import Generator, Tensor
 from latent_robust.core import derive_generator
 from latent_robust.files import write_jsonl
 
-from .corruption import Corruption, Size, Surroundings
+from .corruption import Corruption, CorruptionContext, Size
 from .kinds import CORRUPTIONS
 from .kinds.image import Outliers
 
 
-class Contaminated(ABC):
-    """seed: of all that is drawn; corruptions: in the order in which they are applied."""
+class ContaminatedDataset(ABC):
+    """A dataset with corruptions, applied in their order. seed: of every random choice."""
 
-    def __init__(self, corruptions: Sequence[Corruption], seed: int, surroundings: Surroundings):
+    def __init__(self, corruptions: Sequence[Corruption], seed: int, context: CorruptionContext):
         self.seed = seed
         self.corruptions = [
-            corruption.prepare(surroundings, partial(self._generator, position))
+            corruption.prepare(context, partial(self._generator, position))
             for position, corruption in enumerate(corruptions)
         ]
 
@@ -45,10 +45,10 @@ class Contaminated(ABC):
 
     @abstractmethod
     def records(self, index: int) -> list[dict]:
-        """{"kind", what was drawn} of each corruption that hits `index`. Decodes nothing."""
+        """One row {"kind", parameters} per corruption that hits `index`. Decodes no image."""
 
     def manifest(self) -> Iterator[dict]:
-        """Rows {"index", "name", "seed", "corruptions": [{"kind", what was drawn}]}."""
+        """Rows {"index", "name", "seed", "corruptions": [{"kind", parameters}]}."""
         for index in range(len(self)):
             yield {
                 "index": index,
@@ -58,48 +58,53 @@ class Contaminated(ABC):
             }
 
     def write_manifest(self, path: str | Path) -> None:
-        """One row a line, whole or not at all. InputError if it cannot be written."""
+        """Write the rows as JSON lines, completely or not at all.
+
+        Raises InputError if the file cannot be written.
+        """
         write_jsonl(self.manifest(), path)
 
     def levels(self) -> Tensor:
-        """The true standard deviation of each sample's Gaussian noise, in sample units, (N,).
+        """True standard deviation of each sample's Gaussian noise: (N,), in units of [-1, 1].
 
-        0 if there is none. Other corruptions do not count, though what follows the noise (blur,
-        JPEG, clipping) changes it.
+        0 without noise. Other corruptions do not count, although blur, JPEG or clipping after the
+        noise changes it.
         """
         return torch.tensor([_level(self.records(index)) for index in range(len(self))])
 
     def dirty(self) -> Tensor:
-        """Which samples any corruption hits: (N,), bool. For evaluation, and for the oracle
-        that leaves them out (`drop_noisy`)."""
+        """Which samples at least one corruption hits: (N,), bool.
+
+        For evaluation, and for the oracle `drop_noisy`, which leaves them out of training.
+        """
         return torch.tensor([bool(self.records(index)) for index in range(len(self))])
 
     def _quarantine(self) -> list[dict]:
-        """Broken images of the outliers' sources."""
+        """Unusable images in the sources of the outliers."""
         outliers = [c.images for c in self.corruptions if isinstance(c, Outliers)]
         return [row for images in outliers for row in images.quarantine]
 
     def _fingerprint(self, *parts: Any) -> str:
-        """SHA-256 over `parts`, the seed, the corruptions and the outliers' sources."""
-        whole = [*parts, self.seed]
+        """SHA-256 of `parts`, the seed, the corruptions and the sources of the outliers."""
+        content = [*parts, self.seed]
         for corruption in self.corruptions:
-            whole.append([corruption.kind, _parameters(corruption)])
+            content.append([corruption.kind, _parameters(corruption)])
             if isinstance(corruption, Outliers):
-                whole.append(corruption.images.fingerprint())
-        return digest(whole)
+                content.append(corruption.images.fingerprint())
+        return digest(content)
 
     def _generator(self, position: int, index: int | str) -> Generator:
         return derive_generator(self.seed, "corruption", position, index)
 
     def _hits(self, index: int, size: Size) -> Iterator[tuple[Corruption, dict, Generator]]:
-        """In order: the corruptions that hit `index`, what they draw, the generator after that."""
+        """Yield each corruption that hits `index`, its record, and the generator for `change`."""
         for position, corruption in enumerate(self.corruptions):
             generator = self._generator(position, index)
             if corruption.hits(index, generator):
                 yield corruption, corruption.draw(index, size, generator), generator
 
     def _contaminate(self, image: Tensor, index: int) -> tuple[Tensor, list[dict]]:
-        """image: (C, h, w) in [0, 1]."""
+        """The corrupted image and its records. image: (C, h, w) in [0, 1]."""
         records = []
         for corruption, record, generator in self._hits(index, tuple(image.shape[-2:])):
             image = corruption.change(image, record, generator)
@@ -108,7 +113,7 @@ class Contaminated(ABC):
 
 
 def digest(parts: Any) -> str:
-    """SHA-256 of what JSON can hold."""
+    """SHA-256 (hex) of JSON data."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -122,7 +127,7 @@ def _level(records: list[dict]) -> float:
     for record in records:
         if record["kind"] == "gaussian":
             variance += (2 * record["sigma"]) ** 2
-        elif CORRUPTIONS[record["kind"]].replaces:  # the noise went with the image
+        elif CORRUPTIONS[record["kind"]].replaces:  # the noise is gone with the image
             variance = 0.0
     return variance**0.5
 

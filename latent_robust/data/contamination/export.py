@@ -1,4 +1,7 @@
-"""A contaminated copy of a set of images, or of pairs of images and captions, on disk."""
+"""Write a contaminated copy of an image or pair dataset to disk.
+
+The copy can be opened like any other folder; the manifest says what was done to each image.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from latent_robust.errors import InputError
 from latent_robust.files import write_jsonl
 
 from .corruption import Corruption
-from .dataset import Contaminated
+from .dataset import ContaminatedDataset
 from .image_dataset import ContaminatedImages
 from .kinds.image import to_bytes
 from .pair_dataset import ContaminatedPairs
@@ -23,7 +26,10 @@ from .pair_dataset import ContaminatedPairs
 def contaminate_folder(
     images: ImageSet, corruptions: Sequence[Corruption], seed: int, out: Path
 ) -> None:
-    """Writes the samples as _write says, with label (if there are labels) in metadata.jsonl."""
+    """Write contaminated images to `out`; metadata.jsonl also has the label, if there are labels.
+
+    The files and errors are those of `_write`.
+    """
     samples = ContaminatedImages(images, corruptions, seed)
 
     def metadata(index: int) -> dict:
@@ -33,8 +39,11 @@ def contaminate_folder(
 
 
 def contaminate_pairs(samples: ContaminatedPairs, out: Path) -> None:
-    """Writes the samples as _write says, each at its bucket's size, with text (the caption) and
-    repeats in metadata.jsonl. `open_pairs` reads the directory."""
+    """Write contaminated pairs to `out`, each image at the size of its bucket.
+
+    metadata.jsonl also has `text` (the caption) and `repeats`, so that `open_pairs` reads the
+    directory. The files and errors are those of `_write`.
+    """
 
     def metadata(index: int) -> dict:
         return {"text": samples.caption(index), "repeats": samples.pairs.repeats[index]}
@@ -43,17 +52,19 @@ def contaminate_pairs(samples: ContaminatedPairs, out: Path) -> None:
 
 
 def _write(
-    samples: Contaminated,
+    samples: ContaminatedDataset,
     sample: Callable[[int], Tensor],
     metadata: Callable[[int], dict],
     out: Path,
 ) -> None:
-    """Writes 000000.png, ... (clipped, 8 bits; sorted by name they are in the manifest's order),
-    then metadata.jsonl (for `datasets`: file_name, the original name, metadata(index)) and
-    manifest.jsonl (what was done; for evaluation).
+    """Write 000000.png, ..., then metadata.jsonl, then manifest.jsonl.
 
-    out: a directory that is new or empty. The manifest comes last: where it is, all is. Raises
-    InputError if `out` holds anything or cannot be written.
+    The images are clipped to 8 bits; their names sort in the manifest's order. metadata.jsonl has
+    `file_name`, `original` (the name in the source) and metadata(index), as `datasets` reads it.
+    manifest.jsonl records every change, for evaluation; it is written last, so a directory that
+    has it is complete.
+
+    out: a new or empty directory. Raises InputError if `out` is not empty or cannot be written.
     """
     out = Path(out)
     names = [_file_name(index, len(samples)) for index in range(len(samples))]
@@ -66,8 +77,8 @@ def _write(
             v2.to_pil_image(to_bytes(image)).save(out / name)
     except OSError as error:
         raise InputError(
-            f"cannot write to {out}: {error.strerror or error}; choose a place that is writable "
-            "and has room, and delete what may have been begun there"
+            f"cannot write to {out}: {error.strerror or error}; choose a writable directory with "
+            "free space, and delete the files that were already written"
         ) from error
     rows = (
         {"file_name": name, "original": samples.name(index), **metadata(index)}

@@ -1,4 +1,7 @@
-"""Images made dirty on purpose, with a record of what was done to each."""
+"""A dataset of contaminated images, as `train-pixel` reads them.
+
+Small datasets are contaminated once and kept in memory; large ones are contaminated per batch.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,34 @@ from tqdm import tqdm
 from latent_robust.data.images import SMALL, ImageSet
 from latent_robust.subset import evenly_spaced
 
-from .corruption import Corruption, Surroundings
-from .dataset import Contaminated, to_sample
+from .corruption import Corruption, CorruptionContext
+from .dataset import ContaminatedDataset, to_sample
 
 
-class ContaminatedImages(Contaminated, Dataset):
-    """Samples in [-1, 1], which Gaussian noise may leave.
+class ContaminatedImages(ContaminatedDataset, Dataset):
+    """Contaminated images as samples in [-1, 1]. Gaussian noise may exceed this range.
 
-    `__getitems__` gives a whole batch as one dict, so a DataLoader must not collate it again.
+    `__getitems__` returns a complete batch as one dict; a DataLoader must not collate it again.
     """
 
     def __init__(self, images: ImageSet, corruptions: Sequence[Corruption], seed: int):
         self.images = images
         self._samples: Tensor | None = None
-        surroundings = Surroundings(
+        context = CorruptionContext(
             side=images.size, channels=images.channels, offline=images.offline
         )
-        super().__init__(corruptions, seed, surroundings)
+        super().__init__(corruptions, seed, context)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        """=>  sample (C, H, W), float32; index: int."""
+        """Returns {"sample": float32 (C, H, W), "index": int}."""
         sample = self._samples[index] if self._samples is not None else self._sample(index)
         return {"sample": sample, "index": int(index)}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """=>  sample (B, C, H, W), float32; index (B,), int64."""
+        """Returns {"sample": float32 (B, C, H, W), "index": int64 (B,)}."""
         indices = torch.as_tensor(indices)
         if self._small():
             return {"sample": self.sample_tensor()[indices], "index": indices}
@@ -51,36 +54,36 @@ class ContaminatedImages(Contaminated, Dataset):
         return to_sample(self.images.image(index))
 
     def clean_tensor(self, limit: int | None = None) -> Tensor:
-        """`limit` evenly spaced images (None: all), those of `sample_tensor`, (N, C, H, W)."""
+        """Clean versions of `sample_tensor(limit)`: (N, C, H, W) in [-1, 1]. For evaluation."""
         return self._stack(self.clean, evenly_spaced(len(self), limit), "reading")
 
     def sample_tensor(self, limit: int | None = None) -> Tensor:
-        """`limit` evenly spaced samples (None: all), (N, C, H, W).
+        """`limit` samples (None: all): float32 (N, C, H, W).
 
-        Evenly evenly_spaced, first and last included, because the first N of a sorted folder may all be
-        of one class. Kept in memory if it is the whole of a small set.
+        They are evenly spaced, first and last included, because the first N of a sorted folder may
+        all be of one class. All samples of a small dataset are kept in memory.
         """
         indices = evenly_spaced(len(self), limit)
-        whole = len(indices) == len(self)
+        complete = len(indices) == len(self)
         if self._samples is not None:
-            return self._samples if whole else self._samples[indices]
+            return self._samples if complete else self._samples[indices]
         samples = self._stack(self._sample, indices, "contaminating")
-        if whole and self._small():
+        if complete and self._small():
             self._samples = samples
         return samples
 
     def materialize(self) -> None:
-        """Contaminate a small set now and keep it in memory; nothing happens for a large one.
+        """Contaminate a small dataset now and keep it in memory; do nothing for a large one.
 
-        To be called before a DataLoader forks its workers, which then share the one copy instead of
-        each making its own.
+        Call this before a DataLoader forks its workers. They then share one copy; otherwise each
+        makes its own.
         """
         if self._small():
             self.sample_tensor()
 
     @property
     def quarantine(self) -> list[dict]:
-        """Broken images of the source and of the outliers' sources."""
+        """Unusable images of the source and of the outliers' sources."""
         return [*self.images.quarantine, *self._quarantine()]
 
     def name(self, index: int) -> str:
@@ -91,7 +94,7 @@ class ContaminatedImages(Contaminated, Dataset):
         return [{"kind": c.kind, **record} for c, record, _ in self._hits(index, size)]
 
     def fingerprint(self) -> str:
-        """SHA-256 over the images, the corruptions and the seed."""
+        """SHA-256 (hex) of the images, the corruptions and the seed."""
         return self._fingerprint(self.images.fingerprint())
 
     def _sample(self, index: int) -> Tensor:

@@ -1,4 +1,8 @@
-"""Pairs of images and captions made dirty on purpose, with a record of what was done to each."""
+"""A dataset of contaminated image-caption pairs, as `finetune-latent` reads them.
+
+Captions are corrupted once for all pairs, because some corruptions exchange them. Images are
+corrupted one by one when they are read.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,22 @@ from latent_robust.data.pairs import PairSet
 
 from .corruption import (
     Corruption,
+    CorruptionContext,
     Size,
-    Surroundings,
     clean_image,
 )
-from .dataset import Contaminated, digest, to_sample
+from .dataset import ContaminatedDataset, digest, to_sample
 from .kinds import CORRUPTIONS
 from .kinds.caption import CaptionCorruption
 
 
-class ContaminatedPairs(Contaminated):
-    """Samples (3, h, w) in [-1, 1], which Gaussian noise may leave, and captions.
+class ContaminatedPairs(ContaminatedDataset):
+    """Contaminated pairs: samples (3, h, w) in [-1, 1] and captions. Noise may exceed this range.
 
-    bucket_sizes: (height, width), to the nearest of which each image is cropped and resized before it
-    is contaminated; encode: images (B, 3, h, w) in [-1, 1] => latents, differentiable: what
-    encoder-poison attacks, needed by nothing else; offline: of the outliers' sources.
+    bucket_sizes: (height, width) in pixels; each image is cropped and resized to the nearest one
+    before it is contaminated; encode: images (B, 3, h, w) in [-1, 1] => latents, differentiable,
+    needed only by encoder-poison, which attacks it; offline: read the outliers' sources from the
+    local cache only.
 
     Raises InputError for a corruption that these pairs do not allow.
     """
@@ -46,10 +51,10 @@ class ContaminatedPairs(Contaminated):
         self._bucket = [assign_bucket(size, self.bucket_sizes) for size in pairs.sizes]
         self._kept: dict[int, Tensor] = {}
         side = max(max(bucket) for bucket in self.bucket_sizes)
-        surroundings = Surroundings(
+        context = CorruptionContext(
             side=side, channels=3, offline=offline, pairs=pairs, encode=encode
         )
-        super().__init__(corruptions, seed, surroundings)
+        super().__init__(corruptions, seed, context)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -58,19 +63,19 @@ class ContaminatedPairs(Contaminated):
         return self.pairs.name(index)
 
     def caption(self, index: int) -> str:
+        """The caption after all corruptions."""
         return self._outcome[0][index]
 
     def bucket(self, index: int) -> Size:
-        """=>  (height, width)."""
+        """(height, width) of the sample, in pixels."""
         return self._bucket[index]
 
     def framing(self, index: int) -> tuple[int, ...]:
-        """=>  the image's own height and width, top and left of the crop, height and width: see
-        `buckets.framing`."""
+        """SDXL's size and crop conditions of the sample, as `buckets.framing` returns them."""
         return framing(self.pairs.sizes[index], self.bucket(index))
 
     def sample(self, index: int) -> Tensor:
-        """=>  (3, h, w), float32."""
+        """The contaminated sample: float32 (3, h, w). Slow ones are cached, up to SMALL bytes."""
         if index in self._kept:
             return self._kept[index].clone()
         sample = to_sample(self._contaminate(self._image(index), index)[0])
@@ -84,7 +89,7 @@ class ContaminatedPairs(Contaminated):
         return to_sample(self._image(index))
 
     def buckets(self) -> list[list[int]]:
-        """The indices by bucket, each as often as the pair counts in an epoch."""
+        """The indices of each bucket that has any, each index as often as its pair repeats."""
         buckets: dict[Size, list[int]] = {bucket: [] for bucket in self.bucket_sizes}
         for index, repeats in enumerate(self.pairs.repeats):
             buckets[self.bucket(index)] += [index] * repeats
@@ -94,9 +99,9 @@ class ContaminatedPairs(Contaminated):
         return self._outcome[1][index]
 
     def checksum(self, index: int) -> str:
-        """SHA-256 (hex) of all that `sample` depends on for this index; not the caption.
+        """SHA-256 (hex) of everything that `sample(index)` depends on, as a key for caches.
 
-        Not of the model that encoder-poison attacks.
+        The caption does not count, and neither does the model that encoder-poison attacks.
         """
         parts = [self.pairs.checksum(index)]
         for corruption, record, generator in self._hits(index, self.bucket(index)):
@@ -109,22 +114,24 @@ class ContaminatedPairs(Contaminated):
         return digest([parts, self.bucket(index)])
 
     def fingerprint(self) -> str:
-        """SHA-256 over the pairs, the buckets, the corruptions and the seed."""
+        """SHA-256 (hex) of the pairs, the buckets, the corruptions and the seed."""
         return self._fingerprint(self.pairs.fingerprint(), self.bucket_sizes)
 
     @property
     def quarantine(self) -> list[dict]:
-        """Broken pairs of the source and broken images of the outliers' sources."""
+        """Unusable pairs of the source and unusable images of the outliers' sources."""
         return [*self.pairs.quarantine, *self._quarantine()]
 
     def _image(self, index: int) -> Tensor:
-        """=>  (3, h, w), float32 in [0, 1], at its bucket's size."""
+        """The clean image at the size of its bucket: float32 (3, h, w) in [0, 1]."""
         return clean_image(self.pairs, index, self.bucket(index))
 
     @cached_property
     def _outcome(self) -> tuple[list[str], list[list[dict]]]:
-        """=>  the captions after all corruptions, and the records, with the captions as they were
-        before each corruption that changed them."""
+        """The captions after all corruptions, and the records of each pair.
+
+        A record also has the previous caption if its corruption changed the caption.
+        """
         captions = list(self.pairs.captions)
         records: list[list[dict]] = [[] for _ in captions]
         for position, corruption in enumerate(self.corruptions):
@@ -133,9 +140,9 @@ class ContaminatedPairs(Contaminated):
                 generator = self._generator(position, index)
                 if not corruption.hits(index, generator):
                     continue
-                drawn = corruption.draw(index, self.bucket(index), generator)
-                captions[index] = corruption.recaption(before, index, drawn)
+                record = corruption.draw(index, self.bucket(index), generator)
+                captions[index] = corruption.recaption(before, index, record)
                 changed = captions[index] != before[index]
-                old = {"caption": before[index]} if changed else {}
-                records[index].append({"kind": corruption.kind, **drawn, **old})
+                previous = {"caption": before[index]} if changed else {}
+                records[index].append({"kind": corruption.kind, **record, **previous})
         return captions, records

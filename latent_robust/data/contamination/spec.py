@@ -1,4 +1,7 @@
-"""From what a user writes to corruptions."""
+"""Parse `--contamination` into corruptions.
+
+One syntax serves options and YAML files, and a typo gets the nearest valid name.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,16 @@ _NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
 
 def parse_contamination(specs: str | Sequence[str | dict[str, Any]]) -> list[Corruption]:
-    """`gaussian:fraction=0.9,sigma=0.2`, `gaussian:fraction=0.9,sigma=0.0-0.3`, or a dict
-    {"kind": "gaussian", "fraction": 0.9, "sigma": [0.0, 0.3]}; applied in the order of the list.
-    Or all in one text, as options and YAML have it: separated by semicolons, or `none`.
+    """Parse corruptions, which are applied in the order of the list.
 
-    Raises InputError for an unknown kind or parameter, and for what the corruption refuses.
+    specs: a list of texts such as `gaussian:fraction=0.9,sigma=0.2` (or `sigma=0.0-0.3`) and of
+    dicts such as {"kind": "gaussian", "fraction": 0.9, "sigma": [0.0, 0.3]}. Or one text with the
+    corruptions separated by semicolons; `none` means no corruption.
+
+    Raises InputError for an unknown kind or parameter, and for a value out of range.
     """
     if isinstance(specs, dict):
-        raise InputError(f"contamination must be a list, got {specs!r}")
+        raise InputError(f"contamination must be a list of corruptions, got {specs!r}")
     if isinstance(specs, str):
         specs = [] if specs == "none" else filter(None, map(str.strip, specs.split(";")))
     return [_build(_from_text(spec) if isinstance(spec, str) else spec) for spec in specs]
@@ -43,7 +48,7 @@ def _from_text(spec: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, a pair LOW-HIGH, true or false, or the text itself; in quotes always the text."""
+    """A number, a pair LOW-HIGH, true or false, else the text. Quotes keep anything as text."""
     if quoted := re.fullmatch(r"(['\"])(.*)\1", text):
         return quoted[2]
     if text in ("true", "false"):
@@ -59,7 +64,9 @@ def _value(text: str) -> Any:
 
 def _build(row: dict[str, Any]) -> Corruption:
     if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
-        raise InputError(f"a corruption needs a `kind`, one of {', '.join(CORRUPTIONS)}: {row!r}")
+        raise InputError(
+            f"a corruption needs a `kind`, one of {', '.join(CORRUPTIONS)}, got {row!r}"
+        )
     given = dict(row)
     kind = given.pop("kind")
     if kind not in CORRUPTIONS:

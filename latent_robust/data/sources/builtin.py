@@ -1,4 +1,7 @@
-"""Images that come as one array: scikit-learn's digits, and IDX files."""
+"""Images stored as one array: scikit-learn's digits, and IDX files (MNIST, Fashion-MNIST).
+
+The digits are part of scikit-learn and need no download, so the demo and the tests use them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from latent_robust.errors import InputError
 
 
 class ArraySource:
-    """images: (N, h, w), gray, uint8 or float32 in [0, 1]; labels: (N,) or None."""
+    """Gray images in memory: (N, h, w), uint8 or float32 in [0, 1]. labels: (N,) or None."""
 
     ignored = 0
 
@@ -30,7 +33,7 @@ class ArraySource:
 
 
 def digits(limit: int | None = None) -> ArraySource:
-    """1,797 handwritten digits, 8 x 8, 17 gray levels (scikit-learn)."""
+    """scikit-learn's 1,797 handwritten digits: 8 x 8 pixels, 17 gray levels, labels 0..9."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -39,35 +42,44 @@ def digits(limit: int | None = None) -> ArraySource:
 
 
 def fashion_mnist(folder: Path, limit: int | None = None) -> ArraySource:
-    """The training half of Fashion-MNIST or MNIST, from its IDX files, plain or .gz."""
-    images = read_idx(_find(folder, "train-images-idx3-ubyte"), dimensions=3)
-    labels = read_idx(_find(folder, "train-labels-idx1-ubyte"), dimensions=1).long()
+    """The training images of Fashion-MNIST or MNIST from the IDX files in `folder`, plain or .gz.
+
+    Raises InputError for a file that is missing, damaged or of another dataset.
+    """
+    images = read_idx(_find_file(folder, "train-images-idx3-ubyte"), dimensions=3)
+    labels = read_idx(_find_file(folder, "train-labels-idx1-ubyte"), dimensions=1).long()
     if len(images) != len(labels):
-        raise InputError(f"{folder}: {len(images)} images, but {len(labels)} labels")
+        raise InputError(
+            f"{folder} has {len(images)} images but {len(labels)} labels; download both files again"
+        )
     return ArraySource(images, labels, "train", limit)
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """A file of bytes: 0, 0, 8, number of dimensions, each as a big-endian uint32, the data."""
+    """Read an IDX file of bytes. Returns uint8 with `dimensions` dimensions. Raises InputError.
+
+    Format: the bytes 0, 0, 8 and the number of dimensions; each dimension as a big-endian uint32;
+    the data.
+    """
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {error}; fetch the file again") from error
+        raise InputError(f"cannot read {path}: {error}; download the file again") from error
     start = 4 + 4 * dimensions
     if len(data) < start or data[:4] != bytes([0, 0, 8, dimensions]):
-        raise InputError(f"{path} is not an IDX file of bytes in {dimensions} dimensions")
+        raise InputError(f"{path} is not an IDX file of bytes with {dimensions} dimensions")
     shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
     if len(data) - start != shape.prod() or shape.prod() == 0:
         raise InputError(
-            f"{path} announces {'x'.join(map(str, shape))} bytes and holds {len(data) - start}; "
-            "fetch the file again"
+            f"{path} announces {'x'.join(map(str, shape))} bytes but holds {len(data) - start}; "
+            "download the file again"
         )
     return torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8).reshape(shape.tolist())
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find_file(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise InputError(f"no {name} or {name}.gz in {folder}")
+    raise InputError(f"no {name} or {name}.gz in {folder}; copy the IDX file there")

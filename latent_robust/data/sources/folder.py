@@ -1,4 +1,7 @@
-"""Images in a folder and its subfolders."""
+"""Images in a folder and its subfolders.
+
+The images are sorted by path, so that the order is the same on every machine.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from torch import Tensor
 from latent_robust.data.decode import BadImage, decode_image
 from latent_robust.errors import InputError
 
-# Claims to be an image. What Pillow does not decode here is named in the quarantine.
+# A file with one of these extensions counts as an image. Formats that `decode.py` does not accept
+# (.avif, .heic, .jxl) are quarantined by name instead of being ignored.
 # fmt: off
 EXTENSIONS = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -24,7 +28,7 @@ EXTENSIONS = frozenset({
 
 
 class FolderSource:
-    """Sorted by path; names are paths relative to the folder. Links to folders are not followed."""
+    """Images sorted by path; names are paths relative to `folder`. Links to folders are skipped."""
 
     dtype = torch.uint8
     labels = None
@@ -43,10 +47,10 @@ class FolderSource:
 
 
 def read_file(folder: Path, name: str) -> bytes:
-    """Raises BadImage."""
+    """The bytes of one file. name: path relative to `folder`. Raises BadImage."""
     path = folder / name
     if path.exists() and not path.is_file():
-        raise BadImage("not a regular file", name)  # reading a pipe would wait for ever
+        raise BadImage("not a regular file", name)  # reading a pipe would block forever
     try:
         return path.read_bytes()
     except OSError as error:
@@ -54,25 +58,28 @@ def read_file(folder: Path, name: str) -> bytes:
 
 
 def image_names(files: Sequence[str], folder: Path) -> list[str]:
-    """Those of `files` that claim to be images, sorted. Raises InputError if there are none."""
+    """The `files` with an image extension, sorted. Raises InputError if there are none."""
     names = sorted(name for name in files if splitext(name)[1].lower() in EXTENSIONS)
     if not names:
         raise InputError(
-            f"no images in {folder} ({len(files)} other files); images end in "
+            f"no images in {folder} ({len(files)} other files); image files end in "
             + ", ".join(sorted(EXTENSIONS))
         )
     return names
 
 
 def list_files(folder: Path) -> list[str]:
-    """All files of a folder and its subfolders, as paths relative to it. What a run left in one of
-    these is none of the data: `--out` may lie there."""
+    """All files in a folder and its subfolders, as paths relative to it.
+
+    Run directories below the folder are skipped, because `--out` may be inside the data. Raises
+    InputError for a folder that cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
-        # os.walk would pass over a folder that it cannot read.
+        # Without `onerror`, os.walk silently skips a folder that it cannot read.
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    # A Path for each of a million files would take minutes.
+    # Plain strings: a Path for each of a million files would take minutes.
     files = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         inner = Path(parent).relative_to(folder).as_posix()

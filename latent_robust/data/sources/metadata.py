@@ -1,4 +1,8 @@
-"""Metadata files of an image folder: `file_name`, a caption column, and optionally `repeats`."""
+"""Metadata files of an image folder: metadata.jsonl, metadata.csv or metadata.parquet.
+
+Each row has `file_name`, a caption column and optionally `repeats`. The format is the one that the
+`datasets` library calls ImageFolder.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +22,23 @@ METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
 
 class Row(NamedTuple):
     where: str  # e.g. "line 3"
-    file_name: Any  # as it is written there
-    caption: Any
-    repeats: int
+    file_name: Any  # unchecked, as stored
+    caption: Any  # unchecked, as stored
+    repeats: int  # >= 1
 
 
 def read_metadata(path: Path, caption_column: str | None) -> Iterator[Row]:
-    """Raises InputError: a file that cannot be parsed, a column that is not there."""
+    """Yield the rows of one metadata file.
+
+    Raises InputError for a file that cannot be parsed and for a missing column.
+    """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     records = readers[path.suffix](path)
     columns = {column for _, record in records for column in record}
     if records and "file_name" not in columns:
         near = did_you_mean("file_name", columns) or ";"
-        there = ", ".join(sorted(columns)) or "none"
-        raise InputError(f"no column 'file_name' in {path}{near} there are: {there}")
+        available = ", ".join(sorted(columns)) or "none"
+        raise InputError(f"no column 'file_name' in {path}{near} available columns: {available}")
     caption_column = find_caption_column(columns, caption_column, str(path)) if records else ""
     for where, record in records:
         repeats = to_repeats(record.get("repeats"), f"{path}, {where}")
@@ -46,11 +53,13 @@ def _read_jsonl(path: Path) -> list[tuple[str, dict]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}; mend it") from error
+            raise InputError(
+                f"{path}, line {number} is not JSON: {error}; fix this line"
+            ) from error
         if not isinstance(record, dict):
             raise InputError(
                 f"{path}, line {number} is not a JSON object; "
-                'a line looks like {"file_name": "a.png", "text": "a caption"}'
+                'a line should look like {"file_name": "a.png", "text": "a caption"}'
             )
         records.append((f"line {number}", record))
     return records
@@ -62,10 +71,10 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
         records = [(f"line {reader.line_num}", record) for record in reader]
     except csv.Error as error:
         raise InputError(
-            f"{path} is not CSV after line {reader.line_num}: {error}; mend it"
+            f"{path} is not CSV after line {reader.line_num}: {error}; fix the next line"
         ) from error
     for where, record in records:
-        if None in record:  # where DictReader puts what has no column
+        if None in record:  # DictReader's key for cells that have no column
             raise InputError(
                 f"{path}, {where} has more cells than columns; put captions with commas in quotes"
             )

@@ -1,7 +1,7 @@
-"""Pairs in a folder: captions in metadata files, or in a file beside each image.
+"""Pairs in a folder: captions come from metadata files, or from a text file next to each image.
 
-A metadata file speaks for its own folder and those below it. An image that no row names takes its
-caption from `x.txt`, else from `x.caption`, beside `x.png`.
+A metadata file applies to its own folder and the folders below it. An image `x.png` that no row
+names takes its caption from `x.txt`, else from `x.caption`, in the same folder.
 """
 
 from __future__ import annotations
@@ -27,21 +27,26 @@ SIDECARS = (".txt", ".caption")
 def list_folder(
     folder: Path, caption_column: str | None, folder_repeats: bool, limit: int | None
 ) -> PairList:
-    """Sorted by image. folder_repeats: the images of a folder `10_name` count ten times."""
+    """List the pairs of a folder, sorted by image path.
+
+    folder_repeats: images in a folder `10_name` are used ten times per epoch; limit: the first
+    `limit` pairs only. Raises InputError for a folder without images, metadata that cannot be
+    read, and a `caption_column` without metadata.
+    """
     files = sorted(list_files(folder))
-    metadata = _metadata(files)
+    metadata = _metadata_files(files)
     if caption_column is not None and not metadata:
         raise InputError(
-            f"caption column {caption_column!r}: there is no {', '.join(sorted(METADATA))} in "
-            f"{folder}; without one, captions come from text files beside the images"
+            f"caption column {caption_column!r} needs one of {', '.join(sorted(METADATA))} in "
+            f"{folder}, and there is none; leave it out to use the text files next to the images"
         )
     pairs = PairList(partial(read_file, folder))
     rows = _rows_by_image(folder, metadata, set(files), caption_column, pairs)
     images = sorted({*image_names(files, folder), *rows})
-    sidecars, alone = _sidecars(files, images, rows)
+    sidecars, orphans = _sidecars(files, images, rows)
 
-    pairs.without_image += alone
-    pairs.ignored = len(set(files).difference(images, metadata, sidecars.values(), alone))
+    pairs.without_image += orphans
+    pairs.ignored = len(set(files).difference(images, metadata, sidecars.values(), orphans))
     for image, row in islice(((p, row) for p in images for row in rows.get(p, [None])), limit):
         repeats = _repeats_of_folder(folder, image) if folder_repeats else 1
         if row is not None:
@@ -53,14 +58,14 @@ def list_folder(
     return pairs
 
 
-def _metadata(files: Sequence[str]) -> list[str]:
-    """files: sorted."""
-    found = [name for name in files if basename(name) in METADATA]
-    for one, other in pairwise(found):
+def _metadata_files(files: Sequence[str]) -> list[str]:
+    """files: sorted. Raises InputError for two metadata files in one folder."""
+    metadata = [name for name in files if basename(name) in METADATA]
+    for one, other in pairwise(metadata):
         if PurePosixPath(one).parent == PurePosixPath(other).parent:
-            # Usually one table in two formats, which would give every pair twice.
+            # Usually the same table in two formats, which would list every pair twice.
             raise InputError(f"{one} and {other} are in one folder; keep one of them")
-    return found
+    return metadata
 
 
 def _rows_by_image(
@@ -70,20 +75,23 @@ def _rows_by_image(
     caption_column: str | None,
     pairs: PairList,
 ) -> dict[str, list[Row]]:
-    """Also of images that are not there, which later cannot be read. Rows that name none go to
-    the quarantine of `pairs`."""
+    """Image path -> its metadata rows.
+
+    A row may name a missing image, which is quarantined later, when it cannot be read. A row
+    without a usable path goes to the quarantine of `pairs` here.
+    """
     rows: dict[str, list[Row]] = {}
-    # macOS takes letters apart that others write as one.
+    # macOS writes an accented letter as two characters (NFD), other systems as one (NFC).
     composed = {normalize("NFC", name): name for name in files}
     for name in metadata:
         for row in read_metadata(folder / name, caption_column):
-            place = f"{name}, {row.where}"
+            where = f"{name}, {row.where}"
             if not isinstance(row.file_name, str) or not row.file_name.strip():
-                pairs.refuse(place, f"file_name is {row.file_name!r}, not a path")
+                pairs.refuse(where, f"file_name is {row.file_name!r}, not a path")
                 continue
             path = PurePosixPath(row.file_name)
             if path.is_absolute() or ".." in path.parts:
-                pairs.refuse(place, f"file_name {row.file_name!r} leads out of the folder")
+                pairs.refuse(where, f"file_name {row.file_name!r} points outside the folder")
                 continue
             image = str(PurePosixPath(name).parent / path)
             if image not in files:
@@ -95,7 +103,7 @@ def _rows_by_image(
 def _sidecars(
     files: Sequence[str], images: Sequence[str], rows: dict[str, list[Row]]
 ) -> tuple[dict[str, str], list[str]]:
-    """=>  image -> caption file, for those that no row names; caption files without an image."""
+    """Returns image -> caption file, for images that no row names; caption files without image."""
     captions: dict[str, str] = {}
     parts = [(name, *splitext(name)) for name in files]
     for suffix in SIDECARS:
@@ -103,13 +111,13 @@ def _sidecars(
             if ending.lower() == suffix:
                 captions.setdefault(stem, name)
     partners = {image: splitext(image)[0] for image in images}
-    alone = sorted(captions[stem] for stem in captions.keys() - partners.values())
+    orphans = sorted(captions[stem] for stem in captions.keys() - partners.values())
     sidecars = {
         image: captions[stem]
         for image, stem in partners.items()
         if image not in rows and stem in captions
     }
-    return sidecars, alone
+    return sidecars, orphans
 
 
 def _add_with_sidecar(
@@ -124,7 +132,7 @@ def _add_with_sidecar(
 
 
 def _repeats_of_folder(folder: Path, image: str) -> int:
-    """Of the innermost folder called `N_name`, as kohya's scripts name them."""
+    """The N of the innermost folder called `N_name`, as in kohya's scripts; 1 without one."""
     for part in reversed(PurePosixPath(image).parts[:-1]):
         if counted := re.match(r"(\d+)_", part):
             return to_repeats(counted[1], f"{folder}, folder {part}")

@@ -1,4 +1,7 @@
-"""What a source of pairs holds, before any image is decoded."""
+"""The pairs that a source lists, before any image is decoded.
+
+Captions and repeats are checked here, so that every source treats them alike.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from typing import Any
 
 from latent_robust.errors import InputError, did_you_mean
 
-# Tried in this order when no caption column is named.
+# Tried in this order if no caption column is given.
 CAPTION_COLUMNS = ("text", "caption", "prompt", "description", "title", "tags")
 
 
 @dataclass
 class PairList:
-    """read: key -> the stored bytes of an image; raises BadImage. Must survive pickling.
+    """Keys, names, captions and repeats of the pairs of a source, as parallel lists.
 
-    A pair whose caption cannot be used is in the quarantine, not in the lists.
+    read: key -> the stored bytes of an image; raises BadImage; must be picklable. A pair whose
+    caption cannot be used is in the quarantine, not in the lists.
     """
 
     read: Callable[[Any], bytes]
@@ -29,7 +33,7 @@ class PairList:
     ignored: int = 0
 
     def add(self, key: Any, name: str, caption: Any, repeats: int = 1) -> None:
-        """caption: what the source holds, text or not."""
+        """caption: as the source stores it, of any type; repeats: >= 1."""
         try:
             text = to_caption(caption)
         except ValueError as error:
@@ -45,14 +49,17 @@ class PairList:
 
 
 def to_caption(value: Any) -> str:
-    """None: no caption; bytes: UTF-8. Raises ValueError with what is wrong."""
+    """The caption as text, stripped. value: None (no caption, ""), text, or bytes in UTF-8.
+
+    Raises ValueError that says what the caption is instead.
+    """
     if value is None:
         return ""
     try:
         if isinstance(value, bytes):
             value = value.decode("utf-8-sig")
         if isinstance(value, str):
-            value.encode()  # JSON can hold half a surrogate pair, at which tokenizers fail
+            value.encode()  # fails on a lone surrogate, which JSON allows and tokenizers do not
             return value.strip()
     except UnicodeError as error:
         raise ValueError(f"is not UTF-8 text: {error.reason}") from error
@@ -60,14 +67,14 @@ def to_caption(value: Any) -> str:
 
 
 def to_repeats(value: Any, where: str) -> int:
-    """value: a number, its text, or nothing (once). Raises InputError."""
+    """value: a number, text of a number, or None or "" (both mean 1). Raises InputError."""
     if value is None or value == "":
         return 1
     try:
         repeats = float(value)
     except (TypeError, ValueError):
         repeats = 0.0
-    if not (repeats >= 1 and repeats.is_integer()):  # NaN neither
+    if not (repeats >= 1 and repeats.is_integer()):  # also refuses NaN
         raise InputError(
             f"{where}: repeats must be a whole number >= 1, got {value!r}; "
             "to leave an image out, remove it"
@@ -76,18 +83,21 @@ def to_repeats(value: Any, where: str) -> int:
 
 
 def find_caption_column(columns: Iterable[str], wanted: str | None, where: str) -> str:
-    """The column called `wanted`, else the first of CAPTION_COLUMNS. Raises InputError."""
+    """Returns `wanted`, or without it the first of CAPTION_COLUMNS that is in `columns`.
+
+    where: the file, for the message. Raises InputError if the column is missing.
+    """
     columns = sorted(columns)
-    there = f"there are: {', '.join(columns) or 'none'}"
+    available = f"available columns: {', '.join(columns) or 'none'}"
     if wanted is not None:
         if wanted in columns:
             return wanted
         near = did_you_mean(wanted, columns) or ";"
-        raise InputError(f"no caption column {wanted!r} in {where}{near} {there}")
+        raise InputError(f"no caption column {wanted!r} in {where}{near} {available}")
     for column in CAPTION_COLUMNS:
         if column in columns:
             return column
     raise InputError(
-        f"no caption column in {where} ({', '.join(CAPTION_COLUMNS)}); {there}; "
-        "name it with `caption_column`"
+        f"no caption column ({', '.join(CAPTION_COLUMNS)}) in {where}; {available}; "
+        "choose one with `caption_column`"
     )

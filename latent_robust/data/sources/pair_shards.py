@@ -1,6 +1,7 @@
 """Pairs in WebDataset shards: tar files in which `key.jpg` and `key.txt` are one sample.
 
-Only images, text and JSON are read, where they lie; pickles and other members are counted.
+Only images, text and JSON are read, without unpacking the shard. Pickles and other members are
+never opened, only counted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from .folder import EXTENSIONS
 from .pair_list import CAPTION_COLUMNS, PairList, find_caption_column
 from .tar_index import Member, index_tar, read_member
 
-CAPTIONS = (".txt", ".caption", ".json")  # the first that is there wins
+CAPTIONS = (".txt", ".caption", ".json")  # of several, the first is used
 
-# As in the webdataset library, the extension begins at the first dot of the last part.
+# As in the webdataset library, the extension starts at the first dot of the file name.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./]+)(?P<extension>\.[^/]*)", re.DOTALL)
 
 Sample = dict[str, Member]  # extension -> member
@@ -31,7 +32,11 @@ Sample = dict[str, Member]  # extension -> member
 def list_shards(
     shards: Sequence[Path], spec: str, caption_column: str | None, limit: int | None
 ) -> PairList:
-    """In the order of shards and members. caption_column: of the JSON members, before all text."""
+    """List the pairs in the order of shards and members.
+
+    caption_column: a field of the JSON members; with it, text members are not read. Raises
+    InputError if there is no image, or no JSON member has the field.
+    """
     pairs = PairList(read_member)
     fields: set[str] = set()
     for sample, image in islice(_images(shards, pairs), limit):
@@ -50,10 +55,10 @@ def list_shards(
 
 
 def _images(shards: Sequence[Path], pairs: PairList) -> Iterator[tuple[Sample, Member]]:
-    """Of each image its sample. What is wrong, alone or ignored is written to `pairs`."""
-    place = os.path.commonpath([shard.parent for shard in shards])
+    """Yield each image with its sample. Damage, orphans and ignored members go to `pairs`."""
+    root = os.path.commonpath([shard.parent for shard in shards])
     for shard in shards:
-        label = shard.relative_to(place).as_posix()
+        label = shard.relative_to(root).as_posix()
         members, damage = index_tar(shard, label)
         if damage:
             pairs.refuse(label, damage)
@@ -75,21 +80,24 @@ def _samples(members: Sequence[Member], pairs: PairList) -> list[Sample]:
             continue
         sample = samples.setdefault(parts["key"], {})
         if extension in sample:
-            pairs.refuse(member.name, "twice in this shard; the first one is used")
+            pairs.refuse(member.name, "appears twice in this shard; the first one is used")
         else:
             sample[extension] = member
     return list(samples.values())
 
 
 def _caption(sample: Sample, caption_column: str | None, fields: set[str]) -> Any:
-    """fields: gathers the names in the JSON members read. Raises BadImage, ValueError."""
-    here = [extension for extension in CAPTIONS if extension in sample]
+    """The caption as stored; None without one. Raises BadImage and ValueError.
+
+    fields: the field names of every JSON member that is read are added to it.
+    """
+    extensions = [extension for extension in CAPTIONS if extension in sample]
     if caption_column is not None:
-        here = [extension for extension in here if extension == ".json"]
-    if not here:
+        extensions = [extension for extension in extensions if extension == ".json"]
+    if not extensions:
         return None
-    data = read_member(sample[here[0]])
-    if here[0] != ".json":
+    data = read_member(sample[extensions[0]])
+    if extensions[0] != ".json":
         return data
     try:
         record = json.loads(data)

@@ -1,4 +1,7 @@
-"""Pairs in a table: a parquet file or a data set of the Hugging Face Hub."""
+"""Pairs in a table: a parquet file or a dataset of the Hugging Face Hub.
+
+Images are read as in `table.py`; this module adds captions and repeats.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ from .table import TableSource
 
 
 def list_table(source: TableSource, spec: str, caption_column: str | None) -> PairList:
-    """In the order of the rows; a column `repeats` is optional."""
+    """List the pairs in the order of the rows. A column `repeats` is optional.
+
+    spec: the table's name, for messages. Raises InputError for a missing caption column and for
+    repeats that are no whole number >= 1.
+    """
     others = [column for column in source.table.column_names if column != source.column]
     captions = source.values(find_caption_column(others, caption_column, spec))
     repeats = source.values("repeats") if "repeats" in others else [None] * len(captions)

@@ -1,4 +1,8 @@
-"""Scenes as sources: the built-in pairs of the concept, and labelled images of all shapes."""
+"""Scenes as sources: captioned pairs of the new shapes, and labelled images of all shapes.
+
+They make the demos run without a download. The pairs show shapes that the demo model was not
+trained on, so a LoRA has something to learn.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,13 @@ from .scenes import (
     sample_scenes,
 )
 
-# No other scenes are drawn from these.
+# Seeds that nothing else uses, so that no other scenes are the same.
 PAIRS_SEED = 1_000
 IMAGES_SEED = 2_000
 
 
 def list_scenes(limit: int | None, caption_column: str | None) -> PairList:
-    """The first `limit` pairs, by default 512, of the shapes that the demo model does not know."""
+    """The first `limit` (default 512) pairs with CONCEPT_SHAPES, which the demo model lacks."""
     if caption_column is not None:
         raise InputError(f"scenes have no columns, got {caption_column!r} as the caption column")
     pairs = PairList(_read_scene)
@@ -39,14 +43,14 @@ def list_scenes(limit: int | None, caption_column: str | None) -> PairList:
 
 
 def _read_scene(index: int) -> bytes:
-    """=>  a PNG file, for readers of stored images."""
+    """The scene as the bytes of a PNG file, because pairs are read as stored images."""
     file = BytesIO()
     to_pil_image(draw_scene(sample_scene(index, PAIRS_SEED, CONCEPT_SHAPES))).save(file, "PNG")
     return file.getvalue()
 
 
 class SceneImages:
-    """The first `limit` images, by default 12,000, of all shapes; a label is shape and colour."""
+    """The first `limit` (default 12,000) images with all shapes. Label: shape and colour."""
 
     dtype = torch.uint8
     ignored = 0
@@ -61,10 +65,10 @@ class SceneImages:
 
     def load(self, index: int, channels: int) -> tuple[Tensor, int]:
         image = draw_scene(self.scenes[index])
-        shown = rgb_to_grayscale(image) if channels == 1 else image
-        return shown, zlib.crc32(image.numpy().tobytes())
+        converted = rgb_to_grayscale(image) if channels == 1 else image
+        return converted, zlib.crc32(image.numpy().tobytes())
 
 
 def scene_named(name: str) -> Scene:
-    """name: of a pair, "scenes:12"."""
+    """The scene of a pair. name: the pair's, e.g. "scenes:12"."""
     return sample_scene(int(name.partition(":")[2]), PAIRS_SEED, CONCEPT_SHAPES)

@@ -1,8 +1,8 @@
-"""Captioned scenes drawn by rule: one shape of one colour on a plain background.
+"""Synthetic captioned scenes: one shape of one colour on a plain background.
 
-Everything that a caption can say is known, so that what a model has drawn can be checked
-(latent/scene_match.py). The demo model is trained on the BASE_SHAPES; the CONCEPT_SHAPES are what
-it has never seen and what a LoRA is to teach it.
+Every fact in a caption is known, so `latent/scene_match.py` can check whether a generated image
+matches its prompt. The demo model is trained on BASE_SHAPES only; a LoRA then teaches it the
+CONCEPT_SHAPES.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from latent_robust.core.seeds import derive_generator
 
 SIDE = 32  # pixels
-OVERSAMPLING = 8  # shapes are drawn so much larger and averaged down
+OVERSAMPLING = 8  # shapes are drawn 8 times larger, then averaged down
 
 BASE_SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 CONCEPT_SHAPES = ("star", "ring")
@@ -39,7 +39,7 @@ BACKGROUNDS = {
     "tan": (205, 175, 140),
     "pink": (240, 175, 195),
 }
-TINT = 10  # a scene's colours differ by up to so much from those of the tables, per channel
+TINT = 10  # largest difference from the colours above, per channel, of 255
 
 SIZES = {"small": 6.5, "large": 9.0}  # radius in pixels
 POSITIONS = {  # column and row of a 3 x 3 grid
@@ -47,8 +47,8 @@ POSITIONS = {  # column and row of a 3 x 3 grid
     "left": (-1, 0), "center": (0, 0), "right": (1, 0),
     "bottom left": (-1, 1), "bottom": (0, 1), "bottom right": (1, 1),
 }  # fmt: skip
-SPACING = 5.0  # pixels between the columns and the rows of that grid
-JITTER = 1.0  # the centre is off by up to so many pixels, the radius by half of it
+SPACING = 5.0  # pixels between the columns and between the rows of the grid
+JITTER = 1.0  # largest shift of the center in pixels; the radius varies by half of it
 
 CAPTIONS = (
     "a {size} {color} {shape} at the {position} on a {background} background",
@@ -76,7 +76,7 @@ _DISCS = {"circle": (0.9, 0.0), "ring": (0.95, 0.5)}  # outer and inner radius
 
 @dataclass(frozen=True)
 class Scene:
-    """center: x, y in pixels from the upper left corner; radius: in pixels; rgb: 0..255."""
+    """One scene. center: x, y in pixels from the upper left corner; radius: pixels; rgb: 0..255."""
 
     shape: str
     color: str
@@ -91,7 +91,7 @@ class Scene:
 
 
 def sample_scene(index: int, seed: int, shapes: Sequence[str] = BASE_SHAPES) -> Scene:
-    """A function of its arguments: the first scenes of a longer list are those of a shorter one."""
+    """Scene number `index`. It depends on the arguments only, not on how many scenes there are."""
     generator = derive_generator(seed, "scene", index)
     words = {
         "shape": _choose(shapes, generator),
@@ -119,7 +119,7 @@ def sample_scenes(count: int, seed: int, shapes: Sequence[str] = BASE_SHAPES) ->
 
 
 def draw_scene(scene: Scene) -> Tensor:
-    """=>  (3, SIDE, SIDE), uint8."""
+    """Returns uint8 (3, SIDE, SIDE)."""
     coverage = shape_coverage(scene.shape, scene.center, scene.radius)
     background, color = (
         torch.tensor(rgb).reshape(3, 1, 1) for rgb in (scene.background_rgb, scene.rgb)
@@ -128,7 +128,10 @@ def draw_scene(scene: Scene) -> Tensor:
 
 
 def shape_coverage(shape: str, center: tuple[float, float], radius: float) -> Tensor:
-    """The share of each pixel that the shape covers: (SIDE, SIDE), float32 in [0, 1]."""
+    """Share of each pixel that the shape covers: float32 (SIDE, SIDE) in [0, 1].
+
+    center: x, y; center and radius in pixels.
+    """
     canvas = Image.new("L", (SIDE * OVERSAMPLING,) * 2)
     draw = ImageDraw.Draw(canvas)
     x, y = (OVERSAMPLING * coordinate for coordinate in center)
@@ -148,6 +151,6 @@ def _choose(names: Sequence[str], generator: Generator) -> str:
 
 
 def caption_vocabulary() -> list[str]:
-    """Every word that captions of base scenes are made of."""
+    """Every word in the captions of scenes with BASE_SHAPES, sorted."""
     words = " ".join((*CAPTIONS, "an", *BASE_SHAPES, *COLORS, *POSITIONS, *SIZES, *BACKGROUNDS))
     return sorted(set(re.sub(r"\{\w+\}", " ", words).replace(",", " , ").split()))

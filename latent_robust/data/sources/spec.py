@@ -1,4 +1,7 @@
-"""What `--data` may say. Checked without opening anything, so that a typo is told at once."""
+"""The forms of `--data`. They are checked before any library or model is loaded.
+
+So a typo in a path or a form is reported at once, with the nearest name that exists.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,11 @@ BUILT_IN = ("digits", "scenes")
 
 @dataclass(frozen=True)
 class DataSpec:
-    """kind: a key of the forms, or "folder". paths: the folder, file or shards on disk; empty for
-    built-in sets and the Hub. name, split: of a Hub data set."""
+    """A parsed specification.
+
+    kind: a key of the forms, or "folder"; paths: the folder, file or shards on disk, empty for
+    built-in datasets and the Hub; name, split: of a Hub dataset.
+    """
 
     kind: str
     paths: tuple[Path, ...] = ()
@@ -39,8 +45,10 @@ class DataSpec:
 
 
 def parse_spec(spec: str, forms: Mapping[str, str]) -> DataSpec:
-    """forms: IMAGE_FORMS or PAIR_FORMS. Raises InputError, with the nearest thing that exists, for
-    a path that does not exist and a form that is not known."""
+    """forms: IMAGE_FORMS or PAIR_FORMS.
+
+    Raises InputError, with the nearest name that exists, for a missing path and an unknown form.
+    """
     kind, _, rest = spec.partition(":")
     if kind not in forms:
         return DataSpec("folder", (existing_path(spec, forms, folder=True),))
@@ -58,15 +66,18 @@ def parse_spec(spec: str, forms: Mapping[str, str]) -> DataSpec:
             case "hf":
                 name, split = hub_name(rest)
                 return DataSpec(kind, name=name, split=split)
-    raise InputError(f"{spec!r} is not of the form {forms[kind]}")
+    raise InputError(f"{spec!r} does not have the form {forms[kind]}")
 
 
 def existing_path(given: str, forms: Mapping[str, str], folder: bool) -> Path:
-    """forms: what else a specification may be, by its first word. Raises InputError."""
+    """The path `given`, if it is a folder (or, without `folder`, a file). Raises InputError.
+
+    forms: the other specifications, by their first word, for the message.
+    """
     path = Path(given).expanduser()
     if path.is_dir() if folder else path.is_file():
         return path
-    remedy = f"a data set is the path of a folder, or {', '.join(forms.values())}"
+    remedy = f"a dataset is the path of a folder, or one of {', '.join(forms.values())}"
     if path.exists():
         kind = "a file, not a folder" if folder else "a folder, not a file"
         raise InputError(f"{given} is {kind}; {remedy}")
@@ -79,21 +90,21 @@ def existing_path(given: str, forms: Mapping[str, str], folder: bool) -> Path:
 
 
 def hub_name(rest: str) -> tuple[str, str]:
-    """NAME[:SPLIT]  =>  name, split ("train" by default)."""
+    """NAME[:SPLIT]  =>  name, split (default "train"). Raises InputError."""
     name, _, split = rest.partition(":")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) or Path(name).exists():
         raise InputError(
-            f"{name!r} does not name a data set of the Hugging Face Hub (OWNER/NAME); "
-            "a folder is given by its path alone, a parquet file as parquet:FILE"
+            f"{name!r} is not the name of a dataset on the Hugging Face Hub (OWNER/NAME); "
+            "write only the path for a folder, and parquet:FILE for a parquet file"
         )
     return name, split or "train"
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """A tar file, a folder of them, or a pattern with {0..9}, {a,b}, * and ?; sorted.
+    """The sorted shards of a tar file, a folder, or a pattern with {0..9}, {a,b}, * and ?.
 
-    Nothing if there is no such file. Raises InputError: a folder without shards, shards that the
-    braces announce and that are missing.
+    Empty if there is no such file. Raises InputError for a folder without shards, and for a shard
+    that the braces name and that is missing.
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
@@ -103,18 +114,18 @@ def find_shards(pattern: str) -> list[Path]:
         return shards
     if path.is_file():
         return [path]
-    found = {one: sorted(glob.glob(one, recursive=True)) for one in _expand(str(path))}
-    missing = [one for one, files in found.items() if not files]
-    if missing and len(found) > 1:
+    matches = {one: sorted(glob.glob(one, recursive=True)) for one in _expand(str(path))}
+    missing = [one for one, files in matches.items() if not files]
+    if missing and len(matches) > 1:
         raise InputError(
-            f"{len(missing)} of {len(found)} shards of {pattern} are missing, the first: "
+            f"{len(missing)} of {len(matches)} shards of {pattern} are missing, for example: "
             + ", ".join(missing[:3])
         )
-    return list(dict.fromkeys(Path(file) for files in found.values() for file in files))
+    return list(dict.fromkeys(Path(file) for files in matches.values() for file in files))
 
 
 def _expand(pattern: str) -> list[str]:
-    """{000..012} and {a,b}, as shells do.  =>  at least one."""
+    """Expand {000..012} and {a,b} as a shell does. Returns at least one pattern."""
     choices = []
     for part in re.split(r"(\{[^{}]*\})", pattern):
         if numbers := re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part):

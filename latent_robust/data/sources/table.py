@@ -1,4 +1,7 @@
-"""Images in a column of a table: a parquet file or a data set of the Hugging Face Hub."""
+"""Images in a column of a table: a parquet file or a dataset of the Hugging Face Hub.
+
+The images are decoded here and not by `datasets`, where one bad image ends the iteration.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from latent_robust.errors import InputError
 
 
 class TableSource:
-    """table: datasets.Dataset. Columns: the images, and optionally `label` (integers).
+    """Images and optional integer labels (column `label`) of a `datasets.Dataset`.
 
-    Images are found by their feature type, else as bytes or {bytes, path} called image or img.
+    The image column is the first with the Image feature, else the column `image` or `img` if it
+    holds bytes or {bytes, path}. Raises InputError if there is none, or no row.
     """
 
     dtype = torch.uint8
@@ -32,7 +36,7 @@ class TableSource:
         table = table.select(range(min(limit or len(table), len(table))))
         self.column = _image_column(table.features, spec)
         self.labels = _labels(table)
-        # Never decoded by the library: a bad image would end the iteration.
+        # `datasets` must not decode: one bad image would end the iteration.
         self.table = table.cast_column(self.column, Image(decode=False))
         self._images = self.table.select_columns([self.column])
         self.names = list(self._names())
@@ -42,7 +46,7 @@ class TableSource:
         return decode_image(data, self.names[index], channels), zlib.crc32(data)
 
     def values(self, column: str) -> list:
-        """Of all rows, as Python objects."""
+        """The values of a column for all rows, as Python objects."""
         return self.table.with_format("arrow")[:][column].to_pylist()
 
     def read(self, index: int) -> bytes:
@@ -64,7 +68,7 @@ class TableSource:
         cells = self._images.with_format("arrow")[:][self.column]
         for row, path in enumerate(pc.struct_field(cells, "path").to_pylist()):
             path = PurePath(path or "")
-            # An absolute path is the local cache's business, not the data's.
+            # An absolute path belongs to the local cache, not to the data: keep only its name.
             yield f"row {row} {path.name if path.is_absolute() else path}".removesuffix(" .")
 
 
@@ -73,21 +77,24 @@ def read_parquet(path: Path, limit: int | None = None) -> TableSource:
 
     try:
         table = Dataset.from_parquet(str(path))
-    except Exception as error:  # pyarrow's, datasets' and the disk's own
+    except Exception as error:  # pyarrow, datasets and the disk raise types of their own
         raise InputError(f"cannot read {path} as parquet: {_first_cause(error)}") from error
     return TableSource(table, str(path), limit)
 
 
 def read_hub(name: str, split: str, offline: bool, limit: int | None = None) -> TableSource:
-    """name: a repository of the Hub; with `offline`, only from the local cache."""
+    """Load a dataset of the Hub. name: OWNER/NAME; offline: use the local cache only.
+
+    Raises InputError if the dataset cannot be opened.
+    """
     from datasets import load_dataset
 
     try:
-        with _hub(offline):
+        with _hub_offline(offline):
             table = load_dataset(name, split=split)
-    except Exception as error:  # the network's, the Hub's and datasets' own
+    except Exception as error:  # the network, the Hub and datasets raise types of their own
         remedy = (
-            "while offline only data sets in the local cache can be used"
+            "with --offline, only datasets in the local cache can be used"
             if offline
             else "check the name, the split and the network"
         )
@@ -98,20 +105,20 @@ def read_hub(name: str, split: str, offline: bool, limit: int | None = None) -> 
 
 
 @contextmanager
-def _hub(offline: bool) -> Iterator[None]:
-    """The libraries read HF_HUB_OFFLINE once, when they are imported."""
+def _hub_offline(offline: bool) -> Iterator[None]:
+    """Set the libraries' offline switch. They read HF_HUB_OFFLINE only once, at import."""
     import datasets
     import huggingface_hub
 
-    places = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    for place, was in zip(places, before, strict=True):
-        place.HF_HUB_OFFLINE = was or offline
+    modules = (datasets.config, huggingface_hub.constants)
+    saved = [module.HF_HUB_OFFLINE for module in modules]
+    for module, value in zip(modules, saved, strict=True):
+        module.HF_HUB_OFFLINE = value or offline
     try:
         yield
     finally:
-        for place, was in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = was
+        for module, value in zip(modules, saved, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _image_column(features: Any, spec: str) -> str:
@@ -127,8 +134,8 @@ def _image_column(features: Any, spec: str) -> str:
             return column
     columns = ", ".join(features)
     raise InputError(
-        f"no image column in {spec} (columns: {columns}); it must have the Image feature, or be "
-        "called `image` or `img` and hold bytes or {bytes, path}"
+        f"no image column in {spec} (columns: {columns}); the column must have the Image feature, "
+        "or be called `image` or `img` and hold bytes or {bytes, path}"
     )
 
 

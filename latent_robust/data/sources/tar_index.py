@@ -1,4 +1,7 @@
-"""Where the members of a tar file lie, so that each can be read without unpacking anything."""
+"""An index of the members of a tar file: where each begins and how long it is.
+
+With it every member is read directly, in any order, without unpacking the file.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,23 @@ from typing import NamedTuple
 
 from latent_robust.data.decode import BadImage
 
-# What tarfile raises on damaged headers, besides its own errors.
+# What tarfile raises on damaged headers: its own errors and several others.
 DAMAGE = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError)
 
 
 class Member(NamedTuple):
-    name: str  # with the shard's before it
+    name: str  # "shard.tar/member"
     shard: Path
     offset: int  # of the data, in bytes
     size: int
-    plain: bool  # data of its own: no link, no sparse file
+    plain: bool  # an ordinary file, not a link and not sparse
 
 
 def index_tar(path: Path, label: str) -> tuple[list[Member], str]:
-    """label: put before the members' names.  =>  members except folders; what is wrong, or "".
+    """Returns the members except folders, and what is wrong with the file ("" if nothing).
 
-    Of a damaged file all members whose headers can be found, before and after the damage.
+    label: prefix of the members' names. A damaged file gives all members with a readable header,
+    before and after the damage.
     """
     members: list[Member] = []
     try:
@@ -36,11 +40,11 @@ def index_tar(path: Path, label: str) -> tuple[list[Member], str]:
         damage = str(error) or type(error).__name__
     if not damage:
         return members, ""
-    return _salvage(path, label), f"damaged, what can be read of it is used: {damage}"
+    return _salvage(path, label), f"damaged, its readable members are used: {damage}"
 
 
 def read_member(member: Member) -> bytes:
-    """Raises BadImage."""
+    """The bytes of one member. Raises BadImage."""
     if not member.plain:
         raise BadImage("a link or a sparse file in a tar shard; store the file itself")
     try:
@@ -50,26 +54,26 @@ def read_member(member: Member) -> bytes:
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from error
     if len(data) < member.size:
-        raise BadImage("the shard ends within it")
+        raise BadImage("the shard ends in the middle of this file")
     return data
 
 
 def _salvage(path: Path, label: str) -> list[Member]:
-    """`ignore_zeros` makes tarfile look for the next valid header after an invalid one."""
+    """Members of a damaged file: `ignore_zeros` lets tarfile skip invalid headers."""
     members: list[Member] = []
     try:
         with tarfile.open(path, "r:", ignore_zeros=True) as tar:
             for member in _members(tar, path, label):
                 members.append(member)
     except DAMAGE:
-        pass  # named by the caller; what was found until here is good
+        pass  # the caller reports the damage; the members up to here are good
     return members
 
 
 def _members(tar: tarfile.TarFile, path: Path, label: str) -> Iterator[Member]:
     for info in tar:
         if info.size < 0:
-            # tarfile would go backwards, and around for ever (CVE-2025-8194).
+            # tarfile would seek backwards and loop forever (CVE-2025-8194).
             raise tarfile.ReadError(f"{info.name} has a negative size")
         if not info.isdir():
             name = f"{label}/{info.name.removeprefix('./')}"
@@ -78,10 +82,13 @@ def _members(tar: tarfile.TarFile, path: Path, label: str) -> Iterator[Member]:
 
 
 def _wrong_end(path: Path, end: int) -> str:
-    """tarfile ends without a word at an invalid header. A whole archive ends with zeros."""
+    """What is wrong at byte `end`, where tarfile stopped; "" if nothing.
+
+    tarfile stops silently at an invalid header. A complete archive ends with a block of zeros.
+    """
     with open(path, "rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
     if not block:
-        return "it has no end mark, so its end is missing"
+        return "the end-of-archive block is missing, so the file is truncated"
     return f"no valid header at byte {end}" if block.strip(b"\0") else ""

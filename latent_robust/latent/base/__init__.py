@@ -1,1 +1,1 @@
-"""A pretrained model: its family, its parts, and the files that it comes from."""
+"""Pretrained models: their families, their components, and loading them."""

@@ -1,4 +1,7 @@
-"""A checkpoint taken apart: network, VAE, text encoders, and its noise process."""
+"""A loaded model as components: network, VAE, text encoders and noise process.
+
+Images and text are encoded, and latents decoded, in the same way for every family.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from .open import open_pipeline
 from .recognise import recognise
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-CAPTIONS = 64  # that are encoded at a time: 3 GiB of T5's
+TEXT_BATCH = 64  # captions encoded at a time; T5 needs 3 GiB for 64
 
 
 def load_components(
@@ -35,11 +38,14 @@ def load_components(
     text_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Components:
-    """model: a diffusers folder, a single .safetensors file, a name on the Hugging Face hub, or
-    "demo"; offline: of the hub's models only those already downloaded; dtype: of the network;
-    text_dtype: of the text encoders, by default the same. The VAE is in float32.
+    """Load a model for encoding, training or sampling.
 
-    Raises InputError: no such model, an unknown family, pickles, missing or non-finite weights."""
+    model: a diffusers folder, a single .safetensors file, a name on the Hugging Face Hub, or
+    "demo"; offline: use only models that were downloaded before; dtype: of the network;
+    text_dtype: of the text encoders, by default `dtype`. The VAE is always in float32.
+
+    InputError for a model that does not exist, an unknown family, pickles, and missing or
+    non-finite weights."""
     with silence_libraries():
         pipeline = open_pipeline(model, offline=offline, dtypes=Dtypes(dtype, text_dtype or dtype))
     pipeline.set_progress_bar_config(disable=True)
@@ -48,8 +54,8 @@ def load_components(
 
 @dataclass
 class Components:
-    """identity: sha256 over configuration and weights of everything that encodes images and
-    text, for caches of what they made."""
+    """identity: SHA-256 (hex) over the configurations and weights of the VAE and the text encoders.
+    It is part of the keys of the cache."""
 
     family: Family
     pipeline: DiffusionPipeline
@@ -57,7 +63,9 @@ class Components:
 
     @classmethod
     def of(cls, pipeline: DiffusionPipeline, model: str) -> Components:
-        """Takes over a loaded pipeline: eval mode, VAE and text encoders frozen."""
+        """Wrap a loaded pipeline: all parts in evaluation mode, VAE and text encoders frozen.
+
+        InputError for an unknown family."""
         family = recognise(pipeline, model)
         components = cls(family, pipeline, encoders_identity(pipeline, family))
         components.network.eval()
@@ -67,15 +75,17 @@ class Components:
 
     @property
     def network(self) -> nn.Module:
+        """The denoiser: a U-Net or a transformer."""
         return getattr(self.pipeline, self.family.network_name)
 
     @property
     def vae(self) -> AutoencoderKL:
-        return self._loaded(self.pipeline.vae, "VAE")
+        """RuntimeError if it was unloaded."""
+        return self._require_loaded(self.pipeline.vae, "VAE")
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
-        """By their names in the pipeline; SD 3's T5 may be absent."""
+        """By their names in the pipeline. Those that are absent or unloaded are left out."""
         encoders = {name: getattr(self.pipeline, name, None) for name in TEXT_ENCODERS}
         return {name: encoder for name, encoder in encoders.items() if encoder is not None}
 
@@ -94,46 +104,49 @@ class Components:
         return mean.to(samples.device), (moments.std.float() * scale).to(samples.device)
 
     def encode_means(self, samples: Tensor) -> Tensor:
-        """What encoder-poison attacks: the means of `encode_images`."""
+        """The means of `encode_images`, which the corruption encoder-poison attacks."""
         return self.encode_images(samples)[0]
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """latents: (B, c, h, w), scaled, not packed.  =>  (B, 3, H, W), float32, about [-1, 1]."""
+        """latents: (B, c, h, w), scaled, not packed.
+        =>  (B, 3, H, W), float32, in about [-1, 1], on the latents' device."""
         vae, (shift, scale) = self.vae, self._scaling()
         unscaled = (latents / scale + shift).to(vae.device, vae.dtype)
         return vae.decode(unscaled).sample.float().to(latents.device)
 
     @torch.no_grad()
     def encode_text(self, captions: list[str]) -> Conditions:
-        """What the network is given, each (B, ...), on the CPU in the encoders' dtype."""
+        """The network's text conditions for B captions, each (B, ...), on the CPU in the encoders'
+        dtype. RuntimeError if the text encoders were unloaded."""
         parts = [
-            self._on_cpu(self.family.encode_text, captions[i : i + CAPTIONS])
-            for i in range(0, len(captions), CAPTIONS)
+            self._on_cpu(self.family.encode_text, captions[i : i + TEXT_BATCH])
+            for i in range(0, len(captions), TEXT_BATCH)
         ]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     @torch.no_grad()
     def empty_text(self) -> Conditions:
-        """What caption dropout trains with, each (1, ...): see `Family.empty_text`."""
+        """The text conditions of a dropped caption, each (1, ...): see `Family.empty_text`."""
         return self._on_cpu(self.family.empty_text)
 
     def cut_captions(self, captions: list[str]) -> list[int]:
-        """Indices of captions that are longer than what the text encoders read. Needs the
-        tokenizers only."""
+        """Indices of the captions that exceed the text encoders' limit. Needs only the
+        tokenizers."""
         return self.family.cut_captions(self.pipeline, captions)
 
     def unload_encoders(self, *, keep_vae: bool = False) -> None:
-        """Frees the memory of VAE and text encoders; whoever needs them again loads anew.
+        """Free the memory of the text encoders and the VAE. To use them again, reload the model.
 
-        keep_vae: for who draws images later."""
+        keep_vae: keep the VAE, which decodes generated images."""
         for name in (*([] if keep_vae else ["vae"]), *self.text_encoders):
             setattr(self.pipeline, name, None)
         release_memory()
 
     @contextmanager
     def offload(self) -> Iterator[None]:
-        """The network on the CPU meanwhile, so that another finds room on the device. What encodes
-        stays: the data may be encoded as they are asked for."""
+        """Move the network to the CPU inside, to make room on the device for another model.
+
+        VAE and text encoders stay on the device: without a cache they encode every batch."""
         device = self.network.device
         try:
             self.network.to("cpu")
@@ -144,16 +157,17 @@ class Components:
             self.network.to(device)
 
     def without(self, *names: str) -> Components:
-        """The same but for these parts of the pipeline, for what outlives them. Of the network its
-        configuration stays: how far FLUX reads stands in it, and how wide T5's absence is."""
+        """A copy that does not hold these parts of the pipeline, so that they can be freed while
+        it is in use. Of the network the configuration stays: it defines FLUX's text limit, and the
+        width of the zeros that replace an absent T5."""
         pipeline = copy(self.pipeline)
         for name in names:
             is_network = name == self.family.network_name
-            setattr(pipeline, name, _Configuration(self.network.config) if is_network else None)
+            setattr(pipeline, name, _ConfigOnly(self.network.config) if is_network else None)
         return replace(self, pipeline=pipeline)
 
     def _on_cpu(self, encode: Callable[..., Conditions], *captions: list[str]) -> Conditions:
-        self._loaded(self.text_encoders or None, "text encoders")
+        self._require_loaded(self.text_encoders or None, "text encoders")
         return {key: value.cpu() for key, value in encode(self.pipeline, *captions).items()}
 
     def _scaling(self) -> tuple[float, float]:
@@ -161,24 +175,25 @@ class Components:
         return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
 
     @staticmethod
-    def _loaded(part, what: str):
+    def _require_loaded(part, what: str):
         if part is None:
             raise RuntimeError(
-                f"the {what} of this model were unloaded to free memory; encode before "
-                "`unload_encoders()`, or load the components anew"
+                f"the {what} of this model were unloaded to free memory; encode before calling "
+                "`unload_encoders()`, or load the components again"
             )
         return part
 
 
 @dataclass
-class _Configuration:
-    """What is left of a network. No module: a pipeline computes where its first module is."""
+class _ConfigOnly:
+    """Stands for a removed network. It must not be a module: a pipeline computes on the device of
+    its first module."""
 
     config: Any
 
 
 def release_memory() -> None:
-    """Gives what nothing uses any more back to the device."""
-    gc.collect()  # accelerate's autocast makes a cycle of a network and its forward
+    """Return unused memory to the device."""
+    gc.collect()  # accelerate's autocast makes a reference cycle of a network and its forward
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

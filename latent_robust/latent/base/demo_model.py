@@ -1,14 +1,15 @@
-"""The Stable Diffusion pipeline that ships with the project: genuine in kind, tiny in size.
+"""The small Stable Diffusion 1.x pipeline that ships with the project, for demos and tests.
 
-scripts/build_demo_model.py trained it on captioned scenes of five shapes (data/scenes.py). It is
-stored in half precision as a diffusers folder, but for the text side:
+scripts/build_demo_model.py trained it on captioned scenes of five shapes
+(latent_robust/data/sources/scenes.py). It is stored in half precision as a diffusers folder, except
+for the text side:
 
 - The tokenizer is CLIP's own, built from the vocabulary that open_clip ships.
-- CLIP has 49,408 tokens, of which the scenes' captions use a few dozen. An embedding of a token
-  that never occurred is what it was drawn as, so only the rows of those that did are stored (their
-  tokens are in tokens.json); the others are drawn again, from a fixed seed, at the scale of the
-  trained rows. To the model they are what unknown words are: different from all it knows, and
-  always the same.
+- CLIP has 49,408 tokens, of which the captions of the scenes use a few dozen. Only the embeddings
+  of these are stored; tokens.json lists them. Training never changes the embedding of a token that
+  does not occur, so the other rows are random numbers: they are made again from a fixed seed, with
+  the mean and standard deviation of the stored rows. The model treats them as unknown words, each
+  one different and always the same.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ def load_demo_pipeline(folder: Path = DEMO) -> StableDiffusionPipeline:
     """float32, in evaluation mode, without a safety checker. Images are 32 x 32."""
     with silence_libraries():
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-        known = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     tokens = json.loads((folder / "text_encoder" / TOKENS).read_text())
     tokenizer = clip_tokenizer()
-    return make_pipeline(vae, expand_vocabulary(known, tokens, tokenizer), tokenizer, unet)
+    return make_pipeline(vae, expand_vocabulary(text_encoder, tokens, tokenizer), tokenizer, unet)
 
 
 def save_demo_model(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """What `load_demo_pipeline` reads: less than `pipeline.save_pretrained` writes."""
+    """Write the files that `load_demo_pipeline` reads; `pipeline.save_pretrained` writes more."""
     tokens = known_tokens(pipeline.tokenizer, caption_vocabulary())
     text_encoder = reduce_vocabulary(pipeline.text_encoder, tokens, pipeline.tokenizer)
     parts = {"vae": pipeline.vae, "text_encoder": text_encoder, "unet": pipeline.unet}
@@ -56,7 +57,7 @@ def save_demo_model(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         for name, part in parts.items():
             copy.deepcopy(part).half().save_pretrained(folder / name)
             config = json.loads((folder / name / "config.json").read_text())
-            config.pop("_name_or_path", None)  # where it was trained
+            config.pop("_name_or_path", None)  # a path of the machine it was trained on
             write_json(folder / name / "config.json", config)
     write_json(folder / "text_encoder" / TOKENS, tokens)
 
@@ -67,7 +68,7 @@ def make_pipeline(
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
 ) -> StableDiffusionPipeline:
-    """With the noise schedule of Stable Diffusion 1.x; everything in evaluation mode."""
+    """A pipeline with the noise schedule of Stable Diffusion 1.x, all parts in evaluation mode."""
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -89,11 +90,11 @@ def make_pipeline(
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """OpenAI CLIP's, 49,408 tokens, from the file of merges in open_clip."""
+    """OpenAI CLIP's tokenizer, 49,408 tokens, from the file of merges in open_clip."""
     packed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
     characters = list(bytes_to_unicode().values())
-    # A header line, then more merges than CLIP uses: 2 * 256 bytes and 2 special tokens are no
-    # merges. As in open_clip.tokenizer.SimpleTokenizer.
+    # The file has a header line and more merges than CLIP uses. Of CLIP's tokens 2 * 256 are bytes
+    # and 2 are special; the rest are merges. open_clip.tokenizer.SimpleTokenizer does the same.
     lines = gzip.decompress(packed).decode().split("\n")[1 : 49_152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     ends = [f"{character}</w>" for character in characters]
@@ -107,7 +108,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def known_tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[str]:
-    """The tokens of which the texts are made, and the special ones."""
+    """The tokens that occur in the texts, and the special ones."""
     ids = tokenizer(list(texts)).input_ids
     return tokenizer.convert_ids_to_tokens(sorted({token for row in ids for token in row}))
 
@@ -115,7 +116,8 @@ def known_tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[str]:
 def expand_vocabulary(
     text_encoder: CLIPTextModel, tokens: list[str], tokenizer: CLIPTokenizer
 ) -> CLIPTextModel:
-    """text_encoder: knows `tokens`, in this order.  =>  one that knows all of the tokenizer's."""
+    """text_encoder: has embeddings of `tokens`, in this order.  =>  one that has embeddings of all
+    the tokenizer's tokens, the others random (fixed seed)."""
     rows = text_encoder.get_input_embeddings().weight.detach()
     std, mean = torch.std_mean(rows)
     generator = derive_generator(0, "token embedding")
@@ -127,7 +129,7 @@ def expand_vocabulary(
 def reduce_vocabulary(
     text_encoder: CLIPTextModel, tokens: list[str], tokenizer: CLIPTokenizer
 ) -> CLIPTextModel:
-    """The inverse of `expand_vocabulary`."""
+    """The inverse of `expand_vocabulary`: keep the embeddings of `tokens` only, in this order."""
     ids = tokenizer.convert_tokens_to_ids(tokens)
     rows = text_encoder.get_input_embeddings().weight.detach()[ids]
     return _with_embedding(text_encoder, rows, ids, tokenizer)
@@ -136,7 +138,7 @@ def reduce_vocabulary(
 def _with_embedding(
     text_encoder: CLIPTextModel, weight: torch.Tensor, ids: list[int], tokenizer: CLIPTokenizer
 ) -> CLIPTextModel:
-    """ids: of the tokens that the rows of `weight` stand for."""
+    """A copy with other token embeddings. weight: (len(ids), width); ids: of the rows' tokens."""
     config = copy.deepcopy(text_encoder.config)
     config.vocab_size = len(weight)
     config.bos_token_id = ids.index(tokenizer.bos_token_id)

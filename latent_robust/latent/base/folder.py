@@ -1,4 +1,4 @@
-"""A diffusers folder: its parts, loaded one by one."""
+"""Load a diffusers folder part by part, refusing pickles and missing weights."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from .weight_checks import (
 )
 
 PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-# Parts that training has no use for.
+# Parts that training does not use.
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 @dataclass(frozen=True)
 class Dtypes:
-    """network: of it; text: of the text encoders."""
+    """network: dtype of the network; text: dtype of the text encoders."""
 
     network: torch.dtype
     text: torch.dtype
 
     def of(self, part: str) -> torch.dtype:
-        """part: its name in the pipeline. The VAE is small, used once per image, and overflows in
-        float16: it is always float32."""
+        """part: its name in the pipeline. The VAE is always in float32: it is small, is used once
+        per image, and overflows in float16."""
         if part == "vae":
             return torch.float32
         return self.text if part.startswith("text_encoder") else self.network
 
 
 def open_folder(folder: Path, dtypes: Dtypes) -> DiffusionPipeline:
-    """The parts with weights are loaded one by one, because only then do the libraries say which
-    weights were missing and made up."""
+    """Load each part with weights by itself: only then do the libraries report which weights were
+    missing and were filled with random numbers. InputError as `load_components`."""
     index = read_index(folder)
     pipeline = pipeline_class(index.get("_class_name"), str(folder))
     parts = dict.fromkeys(name for name in IGNORED if name in index)
@@ -57,6 +57,7 @@ def open_folder(folder: Path, dtypes: Dtypes) -> DiffusionPipeline:
 
 
 def read_index(folder: Path) -> dict:
+    """=>  model_index.json, parsed. InputError if it cannot be read."""
     try:
         return DiffusionPipeline.load_config(folder, local_files_only=True)
     except LIBRARY_ERRORS as error:
@@ -65,7 +66,9 @@ def read_index(folder: Path) -> dict:
 
 
 def part_classes(index: dict, model: Path) -> dict[str, type]:
-    """index: a parsed model_index.json.  =>  the classes of the parts that training uses."""
+    """index: a parsed model_index.json.  =>  the classes of the parts that training uses, by name.
+
+    InputError for a class that diffusers and transformers do not have."""
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0]}
     return {
         name: _class_of(*entry, name=name, model=model)
@@ -75,18 +78,20 @@ def part_classes(index: dict, model: Path) -> dict[str, type]:
 
 
 def _class_of(library: str, class_name: str, *, name: str, model: Path) -> type:
-    known = library in {"diffusers", "transformers"}
-    found = getattr(importlib.import_module(library), class_name, None) if known else None
-    if found is None:
+    part_class = None
+    if library in {"diffusers", "transformers"}:
+        part_class = getattr(importlib.import_module(library), class_name, None)
+    if part_class is None:
         raise InputError(
             f"{name} of {model} is a {library}.{class_name}, which the installed diffusers and "
-            "transformers do not have; code that comes with a checkpoint is not run"
+            "transformers do not have. Update them if they are old; code that comes with a "
+            "checkpoint is not run"
         )
-    return found
+    return part_class
 
 
 def open_part(part_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """One network, with every weight from the checkpoint."""
+    """Load one part of a pipeline. InputError unless every weight comes from `folder`."""
     if not folder.is_dir():
         raise InputError(f"{folder} is missing. Download or copy the model again")
     refuse_pickled_part(folder)
@@ -107,6 +112,7 @@ def open_part(part_class: type, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def cast_parts(pipeline: DiffusionPipeline, dtypes: Dtypes) -> DiffusionPipeline:
+    """The same pipeline, each part in its dtype."""
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             part.to(dtypes.of(name))

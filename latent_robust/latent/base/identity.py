@@ -1,4 +1,4 @@
-"""One hash for everything that turns images and captions into what the network sees."""
+"""One hash over everything that encodes images and captions, used in the keys of the cache."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from .families import Family
 
-# What changes with the place a model was loaded from, or with the libraries' versions.
-NOT_PART_OF_A_MODEL = {"transformers_version", "dtype", "torch_dtype", "architectures"}
+# Keys of a configuration that depend on where the model was loaded from, or on library versions.
+UNSTABLE_KEYS = {"transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
 def encoders_identity(pipeline: DiffusionPipeline, family: Family) -> str:
-    """sha256 (hex) over configurations, weights and vocabularies of the VAE and the text encoders,
-    in the precision they are loaded in. About a second per gigabyte."""
+    """SHA-256 (hex) over the configurations, weights and vocabularies of the VAE and the text
+    encoders, in the precision they are loaded in. Takes about a second per gigabyte."""
     digest = hashlib.sha256(family.name.encode())
     for name, part in sorted(pipeline.components.items()):
         if part is None or not name.startswith(("vae", "text_encoder", "tokenizer")):
@@ -29,18 +29,18 @@ def encoders_identity(pipeline: DiffusionPipeline, family: Family) -> str:
         digest.update(f"\n{name} {json.dumps(facts, sort_keys=True, default=str)}\n".encode())
         if isinstance(part, nn.Module):
             _hash_weights(part, digest)
-    # Where FLUX stops reading depends on its network.
-    digest.update(str(family.reads(pipeline)[1]).encode())
+    # FLUX's text limit depends on its network.
+    digest.update(str(family.text_limit(pipeline)[1]).encode())
     return digest.hexdigest()
 
 
 def configuration_of(part: nn.Module) -> dict:
-    """Of a part of a pipeline, without what changes with the place it was loaded from."""
+    """The configuration of a part of a pipeline, without UNSTABLE_KEYS."""
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
     return {
         key: value
         for key, value in config.items()
-        if not key.startswith("_") and key not in NOT_PART_OF_A_MODEL
+        if not key.startswith("_") and key not in UNSTABLE_KEYS
     }
 
 

@@ -1,4 +1,4 @@
-"""Libraries that keep to themselves what the user cannot use."""
+"""Silence library messages that a user cannot act on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_ba
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """No progress bars and no warnings of diffusers and transformers: what matters among them is
-    checked and said by us, with a remedy. The hub's download bars are left alone."""
+    """Hide the progress bars and warnings of diffusers and transformers inside. What matters among
+    them is checked by this package and reported with a remedy. The Hub's download bars stay."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     hub = huggingface_hub.utils.logging
     hub_verbosity = hub.get_verbosity()
     before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in libraries]
     try:
         for log in libraries:
-            # CRITICAL, because transformers reports missing weights as a table of warnings and
-            # diffusers logs an error when it goes on to try a pickle.
+            # CRITICAL, because transformers lists missing weights in a table of warnings, and
+            # diffusers logs an error before it tries a pickle.
             log.set_verbosity(log.CRITICAL)
             _show_bars(log, False)
         hub.set_verbosity_error()
@@ -38,7 +38,8 @@ def silence_libraries() -> Iterator[None]:
 
 
 def _show_bars(log, shown: bool) -> None:
-    """The switch of transformers is also the hub's, which hides gigabytes of downloading."""
+    """Show or hide a library's progress bars. The switch of transformers also hides the Hub's bars,
+    so that gigabytes would be downloaded unseen: those are shown again."""
     hub = not are_progress_bars_disabled()
     (log.enable_progress_bar if shown else log.disable_progress_bar)()
     if hub and are_progress_bars_disabled():

@@ -1,4 +1,4 @@
-"""What `--model` may say. Checked without opening anything, so that a typo is told at once."""
+"""The forms of `--model`, checked without loading anything, so that a typo is reported at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from latent_robust.errors import InputError
 KNOWN_FAMILIES = "Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, and FLUX.1"
 DEMO = "demo"
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-WHAT_IS_READ = (
-    "A model is a diffusers folder, a single .safetensors file, a name on the Hugging Face hub "
+MODEL_FORMS = (
+    "A model is a diffusers folder, a single .safetensors file, a name on the Hugging Face Hub "
     f"({KNOWN_FAMILIES}), or {DEMO}"
 )
 
@@ -25,8 +25,8 @@ class ModelKind(StrEnum):
 
 
 def model_kind(model: str) -> ModelKind:
-    """Raises InputError for a path that does not exist, a folder that is no diffusers folder, and
-    a pickle."""
+    """The form of `model`. InputError for a path that does not exist, a folder that is not a
+    diffusers folder, and a pickle."""
     if model == DEMO:
         return ModelKind.DEMO
     path = Path(model).expanduser()
@@ -42,15 +42,16 @@ def model_kind(model: str) -> ModelKind:
         return ModelKind.FILE
     on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
     if not on_hub or path.suffix in {".safetensors", *PICKLES}:
-        raise InputError(f"{model} does not exist. {WHAT_IS_READ}")
+        raise InputError(f"{model} does not exist. {MODEL_FORMS}")
     return ModelKind.HUB
 
 
 def refuse_pickled_file(path: Path) -> None:
+    """InputError for a pickle, with the command that converts it."""
     if path.suffix in PICKLES:
         raise InputError(
-            f"{path} is a pickle, which can run code when it is read. If you trust it, convert it "
-            'once: python -c "import torch, safetensors.torch as s; d = torch.load('
+            f"{path} is a pickle, which can run code when it is loaded. If you trust it, convert "
+            'it once: python -c "import torch, safetensors.torch as s; d = torch.load('
             f"'{path}', weights_only=True); d = d.get('state_dict', d); s.save_file({{k: "
             f"v.clone() for k, v in d.items() if torch.is_tensor(v)}}, '{path.stem}.safetensors')\""
         )

@@ -1,4 +1,4 @@
-"""From what the user names to a loaded pipeline whose every weight came from the checkpoint."""
+"""Load the pipeline that `--model` names, and check that all its weights are in the checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .weight_checks import check_tokenizers, check_weights
 
 
 def open_pipeline(model: str, *, offline: bool, dtypes: Dtypes) -> DiffusionPipeline:
-    """See `load_components`."""
+    """For arguments and errors see `load_components`."""
     pipeline = _open(model, offline, dtypes)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):

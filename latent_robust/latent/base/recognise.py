@@ -1,4 +1,4 @@
-"""Which family a checkpoint belongs to, read off what it holds, never off its name."""
+"""Recognise the family of a checkpoint by its contents, never by its name."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ from .families import (
 )
 from .model_spec import KNOWN_FAMILIES
 
-PIPELINES = {
-    pipeline.__name__: pipeline
-    for pipeline in (
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-        StableDiffusion3Pipeline,
-        FluxPipeline,
-    )
+FAMILIES: dict[type[DiffusionPipeline], type[Family]] = {
+    StableDiffusionPipeline: StableDiffusion,
+    StableDiffusionXLPipeline: StableDiffusionXL,
+    StableDiffusion3Pipeline: StableDiffusion3,
+    FluxPipeline: Flux,
 }
+PIPELINES = {pipeline.__name__: pipeline for pipeline in FAMILIES}
 BASE_REMEDY = (
     "Checkpoints for inpainting, editing, refining or control cannot be trained here; use their "
     f"text-to-image base model ({KNOWN_FAMILIES})"
@@ -38,55 +36,46 @@ BASE_REMEDY = (
 
 
 def pipeline_class(name: str | None, model: str) -> type[DiffusionPipeline]:
-    """name: `_class_name` of model_index.json.  =>  the class; raises InputError if unknown."""
+    """name: `_class_name` of model_index.json.  =>  the class. InputError if it is unknown."""
     if name not in PIPELINES:
-        kind = name or "checkpoint without a pipeline class"
-        raise InputError(f"{model} is a {kind}, which is of no known family. {BASE_REMEDY}")
+        raise _unknown_family(name or "checkpoint without a pipeline class", model)
     return PIPELINES[name]
 
 
 def recognise(pipeline: DiffusionPipeline, model: str) -> Family:
-    """The family of a loaded pipeline. Raises InputError for another model of the same classes."""
+    """The family of a loaded pipeline. InputError for a model that has a known family's classes but
+    another purpose, such as inpainting."""
     if not isinstance(pipeline.vae, AutoencoderKL):
         raise InputError(
-            f"{model} has a {type(pipeline.vae).__name__} as VAE; only AutoencoderKL gives the "
-            "mean and spread that training draws latents from"
+            f"{model} has a {type(pipeline.vae).__name__} as VAE; training needs an AutoencoderKL, "
+            "which gives the mean and standard deviation of the latents"
         )
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    match pipeline:
-        case StableDiffusionPipeline():
-            # SD 2 is the architecture with linear projections; epsilon or v is the scheduler's.
-            name = "sd2" if pipeline.unet.config.use_linear_projection else "sd1"
-            family, packed = StableDiffusion(name, factor), 1
-        case StableDiffusionXLPipeline():
-            family, packed = StableDiffusionXL("sdxl", factor), 1
-        case StableDiffusion3Pipeline():
-            patch = pipeline.transformer.config.patch_size
-            family, packed = StableDiffusion3("sd3", factor * patch), 1
-        case FluxPipeline():
-            family, packed = Flux("flux", 2 * factor), 4
-        case _:
-            pipeline_class(type(pipeline).__name__, model)
-    _check_network(pipeline, family, packed, model)
+    matches = (family for kind, family in FAMILIES.items() if isinstance(pipeline, kind))
+    family_class = next(matches, None)
+    if family_class is None:
+        raise _unknown_family(type(pipeline).__name__, model)
+    family = family_class.of(pipeline)
+    _check_network(pipeline, family, model)
     try:
         family.process(pipeline)
     except TypeError as error:
         raise InputError(
-            f"the scheduler of {model} does not say how it was trained: {error}"
+            f"the scheduler of {model} does not define how the model was trained: {error}"
         ) from error
     return family
 
 
-def _check_network(pipeline: DiffusionPipeline, family: Family, packed: int, model: str) -> None:
-    """packed: how many latent pixels become channels of the network's input."""
+def _unknown_family(kind: str, model: str) -> InputError:
+    return InputError(f"{model} is a {kind}, which belongs to no known family. {BASE_REMEDY}")
+
+
+def _check_network(pipeline: DiffusionPipeline, family: Family, model: str) -> None:
     config = getattr(pipeline, family.network_name).config
-    expected = packed * pipeline.vae.config.latent_channels
+    expected = family.channel_packing * pipeline.vae.config.latent_channels
     if config.in_channels != expected:
         raise InputError(
             f"the network of {model} takes {config.in_channels} channels, a text-to-image model of "
             f"its family ({family.name}) takes {expected}. {BASE_REMEDY}"
         )
-    if family.name == "sdxl" and (
-        pipeline.text_encoder is None or pipeline.config.get("requires_aesthetics_score")
-    ):
-        raise InputError(f"{model} is an SDXL refiner. {BASE_REMEDY}")
+    if kind := family.untrainable_kind(pipeline):
+        raise InputError(f"{model} is {kind}. {BASE_REMEDY}")

@@ -1,7 +1,8 @@
-"""A single .safetensors file, as ComfyUI and A1111 use them: weights under the original names.
+"""A single .safetensors file with the original weight names, as ComfyUI and A1111 use them.
 
-Such a file holds no configuration and no tokenizer, often no text encoder, sometimes no VAE. What
-it lacks comes from a diffusers folder around it (a model_index.json beside it), or from the hub.
+Such a file holds no configuration and no tokenizer, often no text encoder, sometimes no VAE. The
+missing parts come from a diffusers folder around it (a model_index.json in the same folder), or
+from the Hugging Face Hub.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .weight_checks import DAMAGED, LIBRARY_ERRORS, first_sentence
 logger = logging.getLogger(__name__)
 
 UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
-# diffusers' name of a layout -> the pipeline
+# diffusers' name of a layout -> its pipeline class
 LAYOUTS = {
     "v1": "StableDiffusionPipeline",
     "v2": "StableDiffusionPipeline",
@@ -52,13 +53,14 @@ LAYOUTS = {
 
 @dataclass
 class Header:
-    """What a file says without its weights being read. shapes: tensors on the meta device."""
+    """The header of a file, read without the weights. shapes: meta tensors by weight name."""
 
     shapes: dict[str, Tensor]
     metadata: dict[str, str]
 
     @classmethod
     def read(cls, path: Path) -> Header:
+        """InputError for a file that is not a safetensors file."""
         try:
             with safe_open(path, framework="pt") as file:
                 shapes = {
@@ -73,7 +75,8 @@ class Header:
 
 
 def open_single_file(path: Path, *, offline: bool, dtypes: Dtypes) -> DiffusionPipeline:
-    """See `load_components`; text encoders that are in the file are in the network's dtype."""
+    """For arguments and errors see `load_components`. Text encoders that the file itself holds are
+    loaded in the network's dtype."""
     header = Header.read(path)
     layout = recognise_layout(header.shapes, path)
     pipeline = PIPELINES[LAYOUTS[layout]]
@@ -98,7 +101,7 @@ def open_single_file(path: Path, *, offline: bool, dtypes: Dtypes) -> DiffusionP
         loaded = pipeline.from_single_file(
             str(path), config=config, dtype=dtypes.network, local_files_only=True, **parts
         )
-    except NotImplementedError as error:  # torch's, when it moves weights that were never read
+    except NotImplementedError as error:  # torch cannot move weights that were not loaded
         raise InputError(f"{path} lacks weights that a {layout} model has. {DAMAGED}") from error
     except LIBRARY_ERRORS as error:
         raise InputError(f"cannot load {path}: {first_sentence(error)}. {DAMAGED}") from error
@@ -106,14 +109,14 @@ def open_single_file(path: Path, *, offline: bool, dtypes: Dtypes) -> DiffusionP
 
 
 def recognise_layout(shapes: dict[str, Tensor], path: Path) -> str:
-    """One of LAYOUTS, by the names and shapes of the weights; raises InputError for all others."""
+    """One of LAYOUTS, by the names and shapes of the weights. InputError for all others."""
     if any("lora_" in key or ".lora" in key for key in shapes):
-        raise InputError(f"{path} is a LoRA, not a model; give the model that it belongs to")
+        raise InputError(f"{path} is a LoRA, not a model; give the base model that it belongs to")
     layout = infer_diffusers_model_type(shapes)
-    # "v1" is also diffusers' answer to what it does not know.
+    # diffusers also returns "v1" for layouts that it does not know.
     if layout not in LAYOUTS or (layout == "v1" and UNET_INPUT not in shapes):
         raise InputError(
-            f"{path} is of no known family, going by the names of its weights. {BASE_REMEDY}"
+            f"{path} belongs to no known family, judging by its weight names. {BASE_REMEDY}"
         )
     return layout
 
@@ -129,7 +132,8 @@ def _holds(shapes: dict[str, Tensor], name: str, part_class: type) -> bool:
 
 
 def _folder_around(path: Path, layout: str, offline: bool) -> Path:
-    """A diffusers folder with at least the configuration and the tokenizers."""
+    """A diffusers folder with at least the configuration and the tokenizers: the file's own folder,
+    else one from the Hub. InputError if neither is there."""
     if (path.parent / "model_index.json").is_file():
         return path.parent
     try:
@@ -137,33 +141,34 @@ def _folder_around(path: Path, layout: str, offline: bool) -> Path:
     except InputError as error:
         raise InputError(
             f"{path} holds weights, but neither configuration nor tokenizers. Put it into a "
-            "diffusers folder of the same family, beside its model_index.json (of other weights in "
-            "there only those are used that the file lacks), or let them come from the hub once: "
+            "diffusers folder of the same family, next to its model_index.json (weights in that "
+            "folder are used only where the file lacks them), or download them from the Hub once: "
             f'hf download {_model_of(layout)} --include "*.json" "*.txt" "*.model"'
         ) from error
 
 
 def _model_of(layout: str) -> str:
-    """The name on the hub of the model whose configuration a file of this layout has."""
+    """The Hub name of the model whose configuration files of this layout share."""
     return DIFFUSERS_DEFAULT_PIPELINE_PATHS[layout]["pretrained_model_name_or_path"]
 
 
 def _with_own_prediction_type(
     pipeline: DiffusionPipeline, header: Header, layout: str, path: Path
 ) -> DiffusionPipeline:
-    """Fine-tuned models may predict something else than the model that they started from, and say
-    so in their metadata (modelspec) or by an empty weight named v_pred, and ztsnr."""
-    said = header.metadata.get("modelspec.prediction_type", "")
+    """Set the scheduler to what the file declares. A fine-tuned model may predict something else
+    than its base. It declares that in its metadata (modelspec), or by empty weights named v_pred
+    and ztsnr (zero terminal signal-to-noise ratio)."""
+    declared = header.metadata.get("modelspec.prediction_type", "")
     changes = {}
-    if "v_pred" in header.shapes or said.startswith("v"):
+    if "v_pred" in header.shapes or declared.startswith("v"):
         changes["prediction_type"] = "v_prediction"
-    elif said.startswith("eps"):
+    elif declared.startswith("eps"):
         changes["prediction_type"] = "epsilon"
     elif layout == "v2":
         logger.warning(
-            f"{path} does not say whether it predicts epsilon (SD 2.x base, 512 pixels) or v (768 "
-            f"pixels); taken to predict {pipeline.scheduler.config.prediction_type}. If that is "
-            "wrong, put it into a diffusers folder of the right model"
+            f"{path} does not declare whether it predicts epsilon (SD 2.x base, 512 pixels) or v "
+            f"(768 pixels); assuming {pipeline.scheduler.config.prediction_type}. If that is "
+            "wrong, put the file into a diffusers folder of the right model"
         )
     if "ztsnr" in header.shapes:
         changes["rescale_betas_zero_snr"] = True

@@ -1,1 +1,1 @@
-"""Every image and caption encoded once, on disk."""
+"""A cache on disk of encoded images and captions."""

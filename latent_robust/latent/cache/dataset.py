@@ -1,15 +1,22 @@
-"""Every image and caption encoded once, so that the VAE and the text encoders can be unloaded.
+"""Encode every image and caption once, so that the VAE and the text encoders can be unloaded.
 
-Of an image the mean and the standard deviation of its latents are kept, not one draw from them: a
-training step draws mean + std * noise, and the VAE's own noise is different in each epoch, as it is
-without a cache. An item is found by what it depends on, the content of the image (contamination
-included), the model and the resolution, or the caption and the model; so it is never stale, and
-runs that share a folder share what they have in common.
+For each image the cache holds the mean and the standard deviation of its latents, not one sample of
+them. A training step computes mean + std * noise, so the VAE's own noise differs in each epoch, as
+it does without a cache.
 
-Size: 8 bytes per latent value (mean and std in float32, the precision in which they are drawn
-without a cache): 131 kB for an image of 512 pixels in SD 1.x, 524 kB for 1024 in SDXL, 2.1 MB for
-1024 in SD 3 and FLUX; a caption in its encoder's dtype: in float16 118 kB in SD 1.x, 318 kB in
-SDXL, 4.2 MB in FLUX. Equal captions are stored once.
+The key of an item is a hash of everything it depends on: for an image its content (contamination
+included), the model and the resolution; for a caption its text and the model. So no item is ever
+stale, and runs that share a folder share equal items.
+
+Size: an image takes 8 bytes per latent value (mean and std in float32, the precision used without a
+cache). A caption is stored in its encoder's dtype; the figures are for float16. Equal captions are
+stored once.
+
+    model   image, 512 pixels   image, 1024 pixels   caption
+    SD 1.x  131 kB                                   118 kB
+    SDXL                        524 kB               318 kB
+    SD 3                        2.1 MB
+    FLUX                        2.1 MB               4.2 MB
 """
 
 from __future__ import annotations
@@ -43,11 +50,11 @@ if TYPE_CHECKING:
 
 
 class LatentCache(Dataset):
-    """What `build_cache` gives: the encoded pairs, read from disk as they are needed.
+    """The result of `build_cache`: encoded pairs, read from disk on demand.
 
-    Goes to the workers of a DataLoader, forked or spawned, without pairs or models.
-    empty_text: what caption dropout trains with, each (1, ...); summary: a sentence about what was
-    encoded.
+    Works in the workers of a DataLoader, forked or spawned: it holds no images and no models.
+    empty_text: text conditions of a dropped caption, each (1, ...); summary: a sentence that says
+    how much was encoded.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class LatentCache(Dataset):
         """indices: of pairs that share a bucket.
 
         =>  index (B,); mean, std (B, c, h, w) float32, of scaled latents; text {name: (B, ...)};
-        size (B, 6), of `framing`. InputError if a shard is gone.
+        size (B, 6), from `framing`. InputError if a shard was deleted.
         """
         indices = torch.as_tensor(indices)
         rows = indices.tolist()
@@ -83,16 +90,16 @@ class LatentCache(Dataset):
         }
 
     def buckets(self) -> list[list[int]]:
-        """Indices by bucket, one as often as it counts in an epoch."""
+        """Indices by bucket. An index occurs as often as the pair counts in an epoch."""
         return self._buckets
 
 
 class Uncached(Dataset):
-    """The same items, encoded as they are asked for. The components must stay loaded.
+    """The same items as LatentCache, encoded on demand. The components must stay loaded.
 
-    They equal the cached ones bit for bit when they are encoded in the same batches, else to
-    rounding: matrix products of another batch size are summed in another order. Not for a
-    DataLoader with workers if the components are on a GPU, which does not survive forking.
+    They equal the cached items bit for bit if they are encoded in the same batches, else up to
+    rounding: with another batch size, matrix products are summed in another order. If the
+    components are on a GPU, the DataLoader must have no workers: CUDA does not survive forking.
     """
 
     def __init__(self, pairs: ContaminatedPairs, components: Components):
@@ -126,20 +133,20 @@ def build_cache(
     batch_size: int,
     accelerator: Accelerator | None = None,
 ) -> LatentCache:
-    """Encode what `folder` does not hold yet.
+    """Encode all items that `folder` does not hold yet, and open the cache.
 
-    With several processes each encodes its share and all of them get the whole. A build that was
-    killed goes on where its last shard ended, with the same batches, so with the same bits. Raises
+    With several processes each encodes its share, and all get the whole cache. A build that was
+    killed resumes after its last shard with the same batches, so the result has the same bits.
     InputError if the disk is or would become full, or if the VAE overflows.
     """
     folder = Path(folder)
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    # The main process removes damaged shards, and names them once.
+    # The main process goes first: it removes damaged shards and reports each once.
     with accelerator.main_process_first() if accelerator else nullcontext(), writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shards = Shards(folder)
     if accelerator:
-        accelerator.wait_for_everyone()  # all must see the same before the first one writes
+        accelerator.wait_for_everyone()  # all must see the same shards before one process writes
     plan = Plan(pairs, components.identity, batch_size)
     captions = encode_missing(
         "text", plan.captions, partial(encode_captions, components), shards, rank, ranks
@@ -152,8 +159,9 @@ def build_cache(
     shards = Shards(folder)
     if not all(key in shards for key in (*plan.image_keys, *plan.caption_keys)):
         raise InputError(
-            f"{folder} lacks what was just encoded: it must be one folder for all processes, and "
-            "nothing may be deleted there while it is being used"
+            f"{folder} lacks items that were just encoded. All processes must use the same folder, "
+            "and nothing may be deleted in it during a run; start again, or choose another "
+            "--cache-dir"
         )
     summary = (
         f"encoded {images.encoded:,} images and {captions.encoded:,} captions "

@@ -1,4 +1,4 @@
-"""What is to be encoded, under which keys and in which batches; and encoding it."""
+"""Plan what is encoded, under which keys and in which batches, and encode it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
     from latent_robust.data.contamination.pair_dataset import ContaminatedPairs
     from latent_robust.latent.base.components import Components
 
-# Part of every key: to be raised when the same input is encoded differently from then on.
+# Part of every key. Raise it when a change of the code encodes the same input differently.
 VERSION = 1
 
 
 class Plan:
-    """Keys and batches of a set of pairs.
+    """The keys and batches of a set of pairs.
 
     image_keys, caption_keys: by the pair's index. images, captions: batches {key: index or
-    caption}, equal ones once, images by bucket. The batches do not depend on what is cached
-    already: a build that goes on after a kill encodes in the same ones, to the same bits.
+    caption}; equal items occur once, and images are grouped by bucket. The batches do not depend on
+    what is already cached: a build that resumes after a kill uses the same ones and gives the same
+    bits.
     """
 
     def __init__(self, pairs: ContaminatedPairs, identity: str, batch_size: int):
-        """identity: of the model."""
+        """identity: `Components.identity`."""
         indices = range(len(pairs))
         self.image_keys = [
             _key("image", pairs.checksum(i), pairs.bucket(i), identity) for i in indices
@@ -51,6 +52,8 @@ class Plan:
 
 
 class Counts(NamedTuple):
+    """Numbers of items, over all ranks."""
+
     encoded: int
     cached: int
 
@@ -63,14 +66,15 @@ def encode_missing(
     rank: int,
     ranks: int,
 ) -> Counts:
-    """Encode this rank's part of what is not in `shards`, into new shards of `kind` beside them.
+    """Encode this rank's share of the items that `shards` lacks, into new shards in its folder.
 
-    =>  what there was to do for all ranks together. InputError if the disk is or would become full.
+    kind: "latents" or "text"; encode: the values of a batch to {name: (B, ...)}.  =>  the counts of
+    all ranks together. InputError if the disk is or would become full.
     """
     total = sum(map(len, batches))
     missing = sum(key not in shards for batch in batches for key in batch)
-    # Dealt out before what is cached is left out, which may look different to each rank while
-    # another run writes to the folder.
+    # Batches are assigned to ranks before cached items are removed: while another run writes to the
+    # folder, each rank may see different items in it.
     mine = [{k: v for k, v in batch.items() if k not in shards} for batch in batches[rank::ranks]]
     mine = [batch for batch in mine if batch]
     writer = ShardWriter(shards.folder, kind)
@@ -87,7 +91,8 @@ def encode_missing(
 def encode_images(
     components: Components, pairs: ContaminatedPairs, indices: Sequence[int]
 ) -> dict[str, Tensor]:
-    """indices: of pairs that share a bucket.  =>  mean, std (B, c, h, w) float32, on the CPU.
+    """indices: of pairs that share a bucket.
+    =>  mean, std of the scaled latents, (B, c, h, w) float32, on the CPU.
 
     InputError if the VAE overflows."""
     samples = torch.stack([pairs.sample(i) for i in indices])
@@ -97,7 +102,7 @@ def encode_images(
 
 
 def encode_captions(components: Components, captions: Sequence[str]) -> dict[str, Tensor]:
-    """=>  what the network is given, {name: (B, ...)}, on the CPU in the encoders' dtype.
+    """=>  the network's text conditions {name: (B, ...)}, on the CPU in the encoders' dtype.
 
     InputError if a text encoder overflows."""
     return _checked(components.encode_text(list(captions)), captions, "text encoder")
@@ -114,18 +119,19 @@ def _cut(members: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 
 def _check_room(encoded: dict[str, Tensor], items: int, kind: str, folder: Path) -> None:
-    """encoded: the first batch of `items`."""
+    """InputError if `items` items will not fit on the disk. encoded: the first batch of them."""
     per_item = sum(value[0].nbytes for value in encoded.values())
     need, free = items * per_item, shutil.disk_usage(folder).free
     if need > free:
         raise InputError(
-            f"the {kind} of {items:,} items take {need / 1e9:.1f} GB in {folder}, which has room "
-            f"for {free / 1e9:.1f} GB; choose a --cache-dir with more room, or --no-cache"
+            f"the {kind} of {items:,} items take {need / 1e9:.1f} GB, but the disk of {folder} has "
+            f"only {free / 1e9:.1f} GB free; choose another --cache-dir, or --no-cache"
         )
 
 
 def _checked(encoded: dict[str, Tensor], names: Sequence[str], encoder: str) -> dict[str, Tensor]:
-    """The same, laid out as it will come from the disk. InputError that names a non-finite item."""
+    """The same tensors, contiguous, as they are stored. InputError that names the first non-finite
+    item. names: of the B items."""
     for value in encoded.values():
         finite = value.isfinite().flatten(1).all(1).tolist()
         if not all(finite):

@@ -1,12 +1,12 @@
-"""What was encoded, on disk: safetensors shards that verify themselves.
+"""Shards of the cache: safetensors files that verify themselves.
 
     latents-<32 hex digits>.safetensors     tensors "<key>/mean", "<key>/std", ...
     text-<32 hex digits>.safetensors        tensors "<key>/<name>", ...
 
-A shard appears whole (temporary file, fsync, rename), is never changed, and has a name of its own:
-any number of processes may write to one folder at once. Its header is the index; it also holds a
-SHA-256 over the tensors, and the time of writing, which the file gets as its modification time. A
-file with another one was altered or copied, and is hashed before it is believed: a folder that
+A shard is written whole (temporary file, fsync, rename), never changed, and has a unique name, so
+any number of processes may write to one folder at once. Its header is the index. The header also
+holds a SHA-256 over the tensors, and the time of writing, to which the file's modification time is
+set. If the two times differ, the file was altered or copied, and its hash is checked. A folder that
 nobody has touched opens without reading its tensors.
 """
 
@@ -32,26 +32,26 @@ from latent_robust.files import whole_file
 
 logger = logging.getLogger(__name__)
 
-# What a kill can cost: a shard is written when it holds this much, or is this old.
+# A shard is written when it holds this many bytes, or is this old. A kill loses no more than that.
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 300
 
 _NAME = re.compile(r"(latents|text)-[0-9a-f]{32}\.safetensors")
 _LEFTOVER = re.compile(rf"\.{_NAME.pattern}\.\d+\.tmp")
-_LEFTOVER_SECONDS = 3600  # to write a shard takes seconds: its writer was killed
+_LEFTOVER_SECONDS = 3600  # writing takes seconds, so the writer of an older one was killed
 
 
 class Shards:
     """The items of a folder, by key. Read-only; survives pickling and forking.
 
-    A damaged shard is named in a warning and removed, so that its items are missing and will be
-    made again. Other files in the folder are left alone.
+    A damaged shard is removed with a warning that names it; its items are then missing and will be
+    encoded again. Other files in the folder are left alone.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._shard: dict[str, Path] = {}  # by the item's key
-        self._fields: dict[Path, list[str]] = {}  # of each item in that shard
+        self._fields: dict[Path, list[str]] = {}  # names of each item's tensors, by shard
         self._opened: dict[Path, safe_open] = {}
         for path in sorted(folder.glob("*.safetensors")):
             if _NAME.fullmatch(path.name):
@@ -64,7 +64,9 @@ class Shards:
         return key in self._shard
 
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Items of the same fields and shapes.  =>  {field: (B, ...)}, on the CPU."""
+        """keys: of B items with the same fields and shapes.  =>  {field: (B, ...)}, on the CPU.
+
+        InputError if a shard cannot be read."""
         items = [self._read(key) for key in keys]
         return {field: torch.stack([item[field] for item in items]) for field in items[0]}
 
@@ -77,17 +79,17 @@ class Shards:
             return {field: shard.get_tensor(f"{key}/{field}") for field in self._fields[path]}
         except (OSError, SafetensorError) as error:
             raise InputError(
-                f"cannot read {path}, which was whole when the run began ({error}); start again, "
-                "and leave the cache alone while it is being used"
+                f"cannot read {path}, which was intact when the run began ({error}); start again, "
+                "and do not change the cache during a run"
             ) from error
 
     def _index(self, path: Path) -> None:
         try:
             names = _verified_names(path)
         except FileNotFoundError:
-            return  # another process found it damaged
+            return  # another process removed it as damaged
         except SafetensorError as error:
-            logger.warning("%s is damaged (%s): its items are made again", path, error)
+            logger.warning("%s is damaged (%s): its items are encoded again", path, error)
             with suppress(OSError):
                 path.unlink()
             return
@@ -100,7 +102,7 @@ class Shards:
 
 
 class ShardWriter:
-    """Gathers encoded batches and writes them as shards; a batch is never divided."""
+    """Collects encoded batches and writes them as shards. A batch is never split."""
 
     def __init__(self, folder: Path, kind: str):
         """kind: "latents" or "text"."""
@@ -118,10 +120,10 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write the collected batches. InputError if the disk refuses."""
         if not self._tensors:
             return
-        # Whole seconds: every file system can keep them.
+        # Whole seconds, which every file system can store.
         seconds = int(time.time())
         written = str(seconds * 10**9)
         metadata = {"written": written, "sha256": _digest(self._tensors, written)}
@@ -138,15 +140,15 @@ class ShardWriter:
 
 
 def _verified_names(path: Path) -> list[str]:
-    """=>  the names of its tensors. Raises SafetensorError for a damaged shard."""
-    with safe_open(path, "pt") as shard:  # compares the header with the file's size
+    """=>  the names of the shard's tensors. SafetensorError for a damaged shard."""
+    with safe_open(path, "pt") as shard:  # checks the header against the file's size
         names, metadata = list(shard.keys()), shard.metadata() or {}
         written = metadata.get("written", "")
         if written != str(path.stat().st_mtime_ns):
             tensors = {name: shard.get_tensor(name) for name in names}
             if _digest(tensors, written) != metadata.get("sha256"):
                 raise SafetensorError("its hash differs")
-            with suppress(OSError):  # a read-only copy is hashed every time
+            with suppress(OSError):  # a read-only copy is hashed on every open
                 os.utime(path, ns=(int(written), int(written)))
         return names
 
@@ -160,6 +162,6 @@ def _digest(tensors: dict[str, Tensor], written: str) -> str:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    with suppress(OSError):  # gone, or not ours to remove
+    with suppress(OSError):  # already removed, or no permission
         if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
             path.unlink()

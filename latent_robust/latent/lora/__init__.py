@@ -1,1 +1,1 @@
-"""Low-rank adapters: which layers get them, and their files."""
+"""Low-rank adapters (LoRA): adding them, their files, and the check of these files."""

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2022): which layers get adapters, and what is trained then.
+"""Add LoRA adapters (Hu et al. 2022) to a model and find the trainable parameters.
 
-Files: lora_files.py. That they hold what was trained: verification.py."""
+files.py saves and loads them; verify.py checks the saved files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from latent_robust.latent.base.components import Components
 
 ADAPTER = "default"
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-# Names of layers in all families; those that a network has are taken. Not among them: `proj_out` of
-# FLUX's single blocks, because peft could not tell it from the network's last layer.
+# Layer names of all families; each network has some of them. `proj_out` of FLUX's single blocks is
+# left out, because peft could not distinguish it from the network's last layer.
 PRESETS = {
     "attention": (
         *("to_q", "to_k", "to_v", "to_out.0"),
@@ -43,17 +43,17 @@ def add_lora(
     text_encoder: bool = False,
     seed: int = 0,
 ) -> None:
-    """Freeze everything and add trainable adapters, in float32, that change nothing yet (B = 0).
+    """Freeze everything and add trainable adapters in float32. Their output is 0 at first (B = 0).
 
-    alpha: what they add is scaled by alpha / rank. targets: names of PRESETS, or how the names of
-    layers end, such as "attn2.to_k"; by default the family's own, which are attention's (for FLUX
-    the feed-forward layers, too). text_encoder: adapt the attention of the CLIP text encoders. The
-    first values are a function of `seed`. InputError for targets that no layer answers to."""
+    alpha: the adapters' output is scaled by alpha / rank; targets: names of PRESETS, or ends of
+    layer names, such as "attn2.to_k"; by default the family's own, which are the attention layers
+    (for FLUX also the feed-forward layers); text_encoder: also adapt the attention of the CLIP text
+    encoders; seed: determines the initial values. InputError for targets that match no layer."""
     freeze(components)
-    wanted = {components.family.network_name: adapted_layers(components, targets)}
+    layers = {components.family.network_name: adapted_layers(components, targets)}
     if text_encoder:
-        wanted |= _text_layers(components)
-    for name, ends in wanted.items():
+        layers |= _text_layers(components)
+    for name, ends in layers.items():
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -63,13 +63,14 @@ def add_lora(
             init_lora_weights="gaussian",
         )
         part = getattr(components.pipeline, name)
-        with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, from the global state
+        with torch.random.fork_rng(devices=[]):  # peft uses the global random state of the CPU
             torch.default_generator.manual_seed(derive_seed(seed, "lora", name))
             part.add_adapter(config, ADAPTER)
         cast_training_params(part)
 
 
 def freeze(components: Components) -> None:
+    """Switch off the gradients of all parts."""
     for part in components.pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
@@ -87,29 +88,32 @@ def lora_parameters(components: Components) -> list[nn.Parameter]:
 
 
 def _text_layers(components: Components) -> dict[str, Sequence[str]]:
-    """By CLIP encoder, as peft matches them. Not the last layer where nothing is read of it: its
-    adapters would never have a gradient, for which several processes wait."""
+    """Ends of layer names by CLIP encoder, as peft matches them.
+
+    A last layer without effect on the output is left out: its adapters would never get a gradient,
+    and with several processes all would wait for it."""
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-    found: dict[str, Sequence[str]] = {}
+    layers_of: dict[str, Sequence[str]] = {}
     for name, encoder in components.text_encoders.items():
         if not isinstance(encoder, kinds):
             continue
-        found[name] = TEXT_TARGETS
-        if name in components.family.unread:
+        layers_of[name] = TEXT_TARGETS
+        if name in components.family.last_layer_unused:
             last = f"layers.{encoder.config.num_hidden_layers - 1}."
             layers = (layer for layer, _ in encoder.named_modules() if last not in layer)
-            found[name] = [layer for layer in layers if layer.endswith(TEXT_TARGETS)]
-    return found
+            layers_of[name] = [layer for layer in layers if layer.endswith(TEXT_TARGETS)]
+    return layers_of
 
 
 def adapted_layers(components: Components, targets: Sequence[str] | None) -> list[str]:
-    """=>  ends of layer names, as peft matches them; each fits a layer, or InputError."""
+    """=>  ends of layer names, as peft matches them. targets: as `add_lora` takes them. InputError
+    for a target that matches no layer."""
     layers = [
         name
         for name, module in components.network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     ]
-    found: list[str] = []
+    matched: list[str] = []
     for target in components.family.default_targets if targets is None else targets:
         ends = [
             end
@@ -121,7 +125,7 @@ def adapted_layers(components: Components, targets: Sequence[str] | None) -> lis
             raise InputError(
                 f"no layer of this {components.family.name} network is called "
                 f"{target!r}{did_you_mean(target, sorted(names.union(PRESETS)))}; give a preset "
-                f"({', '.join(PRESETS)}) or how names of its layers end, as {layers[-1]!r} does"
+                f"({', '.join(PRESETS)}) or the end of a layer's name, such as {layers[-1]!r}"
             )
-        found += ends
-    return found
+        matched += ends
+    return matched

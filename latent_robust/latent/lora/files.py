@@ -1,4 +1,6 @@
-"""LoRA files: diffusers' format with what peft needs to rebuild an adapter, and kohya's."""
+"""Save and load LoRA files in the formats of diffusers and kohya.
+
+diffusers' file also holds the configuration that peft needs to rebuild the adapters."""
 
 from __future__ import annotations
 
@@ -32,16 +34,19 @@ from .kohya import kohya_metadata, to_kohya
 
 logger = logging.getLogger(__name__)
 MAGNITUDE = "lora_magnitude_vector"
-MAGNITUDE_IN_FILE = f"{MAGNITUDE}.weight"  # of text encoders: the only name transformers 5 reads
+# In text encoders transformers 5 reads no other name.
+MAGNITUDE_IN_FILE = f"{MAGNITUDE}.weight"
 KOHYA_NAME = "lora_kohya.safetensors"
-# What peft needs to rebuild an adapter. Not all that its configuration holds: older versions
-# refuse keys they do not know, and `lora_dropout` would go on dropping when diffusers samples.
+# What peft needs to rebuild an adapter. The rest of its configuration is left out: older versions
+# refuse unknown keys, and `lora_dropout` would stay active when diffusers samples.
 CONFIG_KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_dora")
 
 
 def save_lora(components: Components, folder: Path) -> list[Path]:
-    """Write the adapters for diffusers and, where the family has the format, for ComfyUI and A1111
-    (without DoRA).  =>  the files, each whole or, after an InputError of the disk, as before."""
+    """Write the adapters for diffusers and, if that format covers the family, for ComfyUI and A1111
+    (not with DoRA).  =>  the files.
+
+    InputError if the disk refuses; an older file is then unchanged."""
     files = [_save_for_diffusers(components, folder / LORA_WEIGHT_NAME_SAFE)]
     if components.family.kohya:
         files += _save_for_kohya(components, folder / KOHYA_NAME)
@@ -72,7 +77,7 @@ def _save_for_diffusers(components: Components, path: Path) -> Path:
 def _save_for_kohya(components: Components, path: Path) -> list[Path]:
     config = components.network.peft_config[ADAPTER]
     if config.use_dora:
-        logger.warning("%s is not written: its format has no DoRA that programs agree on", path)
+        logger.warning("%s is not written: programs read DoRA in this format differently", path)
         return []
     name = components.family.name
     predicts_v = components.process.parameterization is Parameterization.V_PREDICTION
@@ -83,7 +88,7 @@ def _save_for_kohya(components: Components, path: Path) -> list[Path]:
 
 
 def lora_layers(components: Components) -> dict[str, LoraLayer]:
-    """The adapted layers by diffusers' names, `unet.…`, `text_encoder.text_model.…`."""
+    """The adapted layers by their diffusers names: `unet.…`, `text_encoder.text_model.…`."""
     return {
         f"{part}.{_text_name(module, name) if part in components.text_encoders else name}": layer
         for part, module in adapted_parts(components).items()
@@ -93,13 +98,14 @@ def lora_layers(components: Components) -> dict[str, LoraLayer]:
 
 
 def _text_name(encoder: nn.Module, name: str) -> str:
-    """Everybody's files have a `text_model.` that transformers 5 took out of CLIPTextModel."""
+    """The layer's name in files. All LoRA files have a `text_model.` in it, which transformers 5
+    removed from CLIPTextModel."""
     return name if hasattr(encoder, "text_model") else f"text_model.{name}"
 
 
 def load_lora(components: Components, file: str | Path) -> None:
-    """Instead of `add_lora`: the adapters of a file in either format, to be trained on in float32
-    (without dropout) or sampled with. InputError if it is damaged, empty or for another base."""
+    """Add the adapters of a file in either format, instead of `add_lora`. They are trainable, in
+    float32, without dropout. InputError if the file is damaged, empty or for another base."""
     file = Path(file)
     _check_readable(file)
     freeze(components)
@@ -110,7 +116,7 @@ def load_lora(components: Components, file: str | Path) -> None:
                 file.parent, weight_name=file.name, adapter_name=ADAPTER
             )
     except (KeyError, RuntimeError, ValueError) as error:
-        raise _unfit(file, components, shorten(str(error), 200)) from error
+        raise _mismatch(file, components, shorten(str(error), 200)) from error
     for part in adapted_parts(components).values():
         for name, parameter in part.named_parameters():
             parameter.requires_grad_(f".{ADAPTER}" in name)
@@ -118,12 +124,13 @@ def load_lora(components: Components, file: str | Path) -> None:
     loaded = _tensors(components, file, stored)
     for name, value in loaded.items():
         if not torch.allclose(value, stored[name].to(value), rtol=0.01, atol=1e-7):
-            raise _unfit(file, components, f"{name!r} was not read as it is stored")
-        value.copy_(stored[name])  # until here it was rounded to the dtype of the model
+            raise _mismatch(file, components, f"{name!r} was not loaded as it is stored")
+        value.copy_(stored[name])  # the loaded value was rounded to the dtype of the model
 
 
 def start_from_lora(components: Components, file: Path) -> None:
-    """The values of a file for the adapters of `add_lora`, which must be of the same kind."""
+    """Copy the values of a file into the adapters that `add_lora` made. InputError if the file is
+    damaged or its adapters are on other layers."""
     _check_readable(file)
     with silence_libraries():
         stored = _read(components, file)
@@ -132,8 +139,8 @@ def start_from_lora(components: Components, file: Path) -> None:
 
 
 def _tensors(components: Components, file: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The adapters' own, by their names. InputError if those of the file have other names:
-    libraries only warn of what is missing or left over, and begin with random values."""
+    """The adapters' tensors by their names. InputError if the file's tensors have other names:
+    libraries only warn about missing or surplus ones and keep random values."""
     tensors = {
         f"{part_name}.{name}": value
         for part_name, part in adapted_parts(components).items()
@@ -141,34 +148,38 @@ def _tensors(components: Components, file: Path, stored: dict[str, Tensor]) -> d
     }
     if stray := sorted(tensors.keys() ^ stored.keys()):
         owner = "file" if stray[0] in stored else "model"
-        raise _unfit(file, components, f"only the {owner} has {stray[0]!r}")
+        raise _mismatch(file, components, f"only the {owner} has {stray[0]!r}")
     return tensors
 
 
 def _adapter_tensors(part: nn.Module) -> dict[str, Tensor]:
-    # Left to itself, peft looks the base model up, on the hub if need be, and adds the token
-    # embedding where its vocabulary is not that of the file.
+    # By default peft looks up the base model, if necessary on the Hub, and adds the token embedding
+    # if the vocabularies differ.
     return get_peft_model_state_dict(part, adapter_name=ADAPTER, save_embedding_layers=False)
 
 
 def _check_readable(file: Path) -> None:
     if file.suffix != ".safetensors":
-        raise InputError(f"{file} is not a .safetensors file; LoRA is read from no other format")
+        raise InputError(
+            f"{file} is not a .safetensors file, the only format that LoRA is read from"
+        )
     try:
         with safe_open(file, "pt") as content:
             names = list(content.keys())
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {file}: {error}; is it complete?") from None
+        raise InputError(
+            f"cannot read {file}: {error}. It may be incomplete; download or copy it again"
+        ) from None
     if not names:
-        raise InputError(f"{file} is empty: it has no LoRA layer")
+        raise InputError(f"{file} is empty, it has no LoRA layer; give another file")
 
 
 def _read(components: Components, file: Path) -> dict[str, Tensor]:
-    """=>  all tensors, as peft names them in this model, `unet.….lora_A.weight`."""
-    found = components.pipeline.lora_state_dict(file.parent, weight_name=file.name)
-    found = found[0] if isinstance(found, tuple) else found  # some families add alphas
+    """=>  all tensors, by peft's names in this model: `unet.….lora_A.weight`."""
+    stored = components.pipeline.lora_state_dict(file.parent, weight_name=file.name)
+    stored = stored[0] if isinstance(stored, tuple) else stored  # some families add alphas
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in found.items():
+    for key, value in stored.items():
         part, _, name = key.partition(".")
         parts.setdefault(part, {})[name] = value
     return {
@@ -179,7 +190,7 @@ def _read(components: Components, file: Path) -> dict[str, Tensor]:
 
 
 def _peft_names(tensors: dict[str, Tensor], encoder: nn.Module | None) -> dict[str, Tensor]:
-    """The tensors of a text encoder, or of the network (None)."""
+    """The tensors by peft's names. encoder: the text encoder they belong to; None: the network."""
     if encoder is None:
         return convert_unet_state_dict_to_peft(tensors)
     tensors = convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
@@ -190,8 +201,8 @@ def _peft_names(tensors: dict[str, Tensor], encoder: nn.Module | None) -> dict[s
     }
 
 
-def _unfit(file: Path, components: Components, reason: str) -> InputError:
+def _mismatch(file: Path, components: Components, reason: str) -> InputError:
     return InputError(
-        f"{file} does not fit this {components.family.name} model: {reason}. A LoRA needs the base "
-        "that it was trained on, or one of the same architecture"
+        f"{file} does not fit this {components.family.name} model: {reason}. Use the base model "
+        "that the LoRA was trained on, or one of the same architecture"
     )

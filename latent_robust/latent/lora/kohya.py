@@ -1,8 +1,8 @@
 """The LoRA format of kohya-ss/sd-scripts, which ComfyUI and A1111 read, for Stable Diffusion 1, 2
 and XL.
 
-It has no form of DoRA that both read alike: peft's magnitudes belong to the rows of a weight;
-A1111 takes them for its columns, ComfyUI divides by the norms of the base weight, not of the sum.
+Programs read its DoRA differently. peft's magnitudes belong to the rows of a weight; A1111 applies
+them to the columns, and ComfyUI divides by the norms of the base weight instead of the sum.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-# (family, predicts v): what kohya calls the base, and its name at Stability-AI/ModelSpec.
+# (family, predicts v) -> kohya's name of the base, and its name in Stability-AI/ModelSpec.
 BASES = {
     ("sd1", False): ("sd_v1", "stable-diffusion-v1"),
     ("sd1", True): ("sd_v1_v", "stable-diffusion-v1"),
@@ -25,9 +25,10 @@ BASES = {
 
 
 def to_kohya(layers: Mapping[str, LoraLayer], adapter: str, family: str) -> dict[str, Tensor]:
-    """layers: by diffusers' names, `unet.…`, `text_encoder.text_model.…`, `text_encoder_2.…`.
+    """=>  the tensors of a kohya file. layers: by diffusers' names, `unet.…`,
+    `text_encoder.text_model.…`, `text_encoder_2.…`; adapter: its name in peft.
 
-    (diffusers' own conversion writes the rank in place of alpha.)"""
+    diffusers' own conversion is not used, because it writes the rank as alpha."""
     parts = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
     if family == "sdxl":
         parts["text_encoder"] = "lora_te1"
@@ -42,7 +43,7 @@ def to_kohya(layers: Mapping[str, LoraLayer], adapter: str, family: str) -> dict
 
 
 def kohya_metadata(family: str, predicts_v: bool, rank: int, alpha: float) -> dict[str, str]:
-    """By which those programs, and model managers, tell what a file is and for which base."""
+    """=>  the metadata by which programs and model managers recognise the file and its base."""
     version, architecture = BASES[family, predicts_v]
     return {
         "ss_network_module": "networks.lora",

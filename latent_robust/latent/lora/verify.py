@@ -1,4 +1,8 @@
-"""The proof that LoRA files hold what was trained."""
+"""Check that LoRA files reproduce the trained model.
+
+Each file is loaded into a fresh base model. Its adapters must be equal bit for bit, and its outputs
+equal up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -20,63 +24,44 @@ from .files import load_lora, lora_layers
 def verify_lora(
     components: Components, files: Sequence[Path], make_components: Callable[[], Components]
 ) -> dict[str, float]:
-    """Load each file that `save_lora` wrote into a model of its own, as diffusers' users do, and
-    compare its adapters and what network and text encoders answer.
+    """Load each file of `save_lora` into a fresh model, as users of diffusers do. Compare its
+    adapters, and the outputs of the network and the text encoders, with the trained model's.
 
-    make_components: gives the model as it was before training, each time anew, in the same dtype
-    and on the same device.  =>  file name: largest difference of the answers; 0 is usual on a CPU.
-    RuntimeError if a file does not reproduce the trained model."""
+    make_components: loads the model as it was before training, a new one on each call, in the same
+    dtype and on the same device.  =>  file name: largest difference of the outputs, usually 0 on a
+    CPU. RuntimeError if a file does not reproduce the trained model."""
     differences = {}
     for file in files:
         with components.offload():
             fresh = make_components()
-            probe = _Probe(fresh, encoders=adapted_parts(components).keys() & fresh.text_encoders)
-            base, epsilon = probe.answers(fresh), torch.finfo(fresh.network.dtype).eps
+            inputs = FixedInputs(
+                fresh, encoders=adapted_parts(components).keys() & fresh.text_encoders
+            )
+            base, epsilon = inputs.outputs(fresh), torch.finfo(fresh.network.dtype).eps
             load_lora(fresh, file)
             other = _other_layer(lora_layers(components), lora_layers(fresh))
             if other is not None:
-                raise _Unlike(file, f"{other} has other weights, or another scale")
-            loaded = probe.answers(fresh)
+                raise _mismatch(file, f"{other} has other weights, or another scale")
+            loaded = inputs.outputs(fresh)
             del fresh
-        for name, answer in probe.answers(components).items():
-            difference = (loaded[name] - answer).abs().max().item()
-            effect = (base[name] - answer).abs().max().item()
-            # The same numbers in the same layers; but kernels may round differently, and so does
-            # autocast, in which the trained network may still be wrapped.
-            rounding = 16 * epsilon * answer.abs().max().item()
+        for name, output in inputs.outputs(components).items():
+            difference = (loaded[name] - output).abs().max().item()
+            effect = (base[name] - output).abs().max().item()
+            # The adapters are equal, but kernels may round differently, and so may autocast, which
+            # can still wrap the trained network.
+            rounding = 16 * epsilon * output.abs().max().item()
             if not difference <= max(0.01 * effect, rounding):
-                raise _Unlike(
+                raise _mismatch(
                     file,
-                    f"{name} is off by {difference:.3g}, where training moved it by {effect:.3g}",
+                    f"{name} is off by {difference:.3g}, while training changed it by {effect:.3g}",
                 )
             differences[file.name] = max(difference, differences.get(file.name, 0.0))
     return differences
 
 
-class _Unlike(RuntimeError):
-    def __init__(self, file: Path, how: str):
-        super().__init__(f"{file} does not reproduce the trained model: {how}")
-
-
-def _other_layer(trained: dict[str, LoraLayer], loaded: dict[str, LoraLayer]) -> str | None:
-    """The first layer whose adapters are not the same, bit for bit."""
-    for name in sorted(trained.keys() | loaded.keys()):
-        if name not in trained or name not in loaded:
-            return name
-        mine, theirs = trained[name], loaded[name]
-        weights = theirs.state_dict()
-        same = mine.scaling[ADAPTER] == theirs.scaling[ADAPTER] and all(
-            torch.equal(value.cpu(), weights[key].cpu())
-            for key, value in mine.state_dict().items()
-            if key.startswith("lora_")
-        )
-        if not same:
-            return name
-    return None
-
-
-class _Probe:
-    """Fixed inputs, made with an untrained model's encoders; the trained one's may be unloaded.
+class FixedInputs:
+    """Fixed inputs of the network and the text encoders, made with an untrained model: the trained
+    model's encoders may be unloaded.
 
     encoders: names of the text encoders to compare, if any."""
 
@@ -94,13 +79,37 @@ class _Probe:
         self.noisy = components.encode_images(images)[0]
         self.noisy += torch.randn(self.noisy.shape, generator=generator)
 
-    def answers(self, components: Components) -> dict[str, Tensor]:
-        """Of the network and of the text encoders, float32, on the CPU."""
+    def outputs(self, components: Components) -> dict[str, Tensor]:
+        """=>  outputs of the network and the text encoders by name, float32, on the CPU."""
         network, family = components.network, components.family
         encoders = [components.text_encoders[name] for name in self.encoders]
         with evaluation_mode(network, *encoders):
             denoise = family.denoiser(network, self.text, self.sizes)
-            answers = {family.network_name: denoise(self.noisy.to(network.device), self.t)}
+            outputs = {family.network_name: denoise(self.noisy.to(network.device), self.t)}
             if self.encoders:
-                answers |= components.encode_text(list(self.CAPTIONS))
-        return {name: answer.float().cpu() for name, answer in answers.items()}
+                outputs |= components.encode_text(list(self.CAPTIONS))
+        return {name: output.float().cpu() for name, output in outputs.items()}
+
+
+def _other_layer(trained: dict[str, LoraLayer], loaded: dict[str, LoraLayer]) -> str | None:
+    """Name of the first layer whose adapters are not equal bit for bit."""
+    for name in sorted(trained.keys() | loaded.keys()):
+        if name not in trained or name not in loaded:
+            return name
+        mine, theirs = trained[name], loaded[name]
+        weights = theirs.state_dict()
+        same = mine.scaling[ADAPTER] == theirs.scaling[ADAPTER] and all(
+            torch.equal(value.cpu(), weights[key].cpu())
+            for key, value in mine.state_dict().items()
+            if key.startswith("lora_")
+        )
+        if not same:
+            return name
+    return None
+
+
+def _mismatch(file: Path, reason: str) -> RuntimeError:
+    return RuntimeError(
+        f"{file} does not reproduce the trained model: {reason}. Do not use this file; the trained "
+        "weights are in the run's last checkpoint"
+    )

@@ -1,4 +1,7 @@
-"""Every corruption, by the name that `--contamination` gives it."""
+"""The registry of corruptions, by their name in `--contamination`.
+
+Adding a corruption means adding its class here.
+"""
 
 from ..corruption import Corruption
 from .caption import CaptionDrop, CaptionShuffle, CaptionTruncate

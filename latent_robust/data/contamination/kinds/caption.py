@@ -1,4 +1,7 @@
-"""The ways in which captions get dirty. The image stays as it is."""
+"""Corruptions of captions. The image does not change.
+
+Scraped captions are often wrong, missing or cut off; these corruptions imitate that.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
-from latent_robust.data.contamination.corruption import Corruption, Size, Surroundings
+from latent_robust.data.contamination.corruption import Corruption, CorruptionContext, Size
 from latent_robust.errors import InputError
 
 
 class CaptionCorruption(Corruption):
-    """Changes no image; the manifest holds the caption that was there before."""
+    """Base of the caption corruptions. The manifest records the previous caption."""
 
     def prepare(
-        self, surroundings: Surroundings, generators: Callable[[int | str], Generator]
+        self, context: CorruptionContext, generators: Callable[[int | str], Generator]
     ) -> Self:
-        self._pairs(surroundings)
+        self._pairs(context)
         return self
 
     def draw(self, index: int, size: Size, generator: Generator) -> dict:
@@ -32,28 +35,28 @@ class CaptionCorruption(Corruption):
 
 @dataclass(frozen=True)
 class CaptionShuffle(CaptionCorruption):
-    """The captions of the pairs that are hit change places: each gets another's.
+    """Permute the captions of the pairs that are hit, so that each gets another pair's caption.
 
-    That is a derangement of indices: pairs whose captions read the same may swap them. A pair that
-    is hit alone keeps its caption.
+    The permutation is a derangement of the indices, so two pairs with equal captions may swap them.
+    If only one pair is hit, it keeps its caption.
     """
 
     kind = "caption-shuffle"
-    giver: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    source_of: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prepare(
-        self, surroundings: Surroundings, generators: Callable[[int | str], Generator]
+        self, context: CorruptionContext, generators: Callable[[int | str], Generator]
     ) -> Self:
-        everyone = range(len(self._pairs(surroundings)))
-        hit = [i for i in everyone if Corruption.hits(self, i, generators(i))]
+        indices = range(len(self._pairs(context)))
+        hit = [i for i in indices if Corruption.hits(self, i, generators(i))]
         order = derangement(len(hit), generators("derangement")) if len(hit) > 1 else []
-        return self._prepared(giver={hit[place]: hit[other] for place, other in enumerate(order)})
+        return self._prepared(source_of={hit[i]: hit[other] for i, other in enumerate(order)})
 
     def hits(self, index: int, generator: Generator) -> bool:
-        return index in self.giver
+        return index in self.source_of
 
     def draw(self, index: int, size: Size, generator: Generator) -> dict:
-        return {"from": self.giver[index]}
+        return {"from": self.source_of[index]}
 
     def recaption(self, captions: list[str], index: int, record: dict) -> str:
         return captions[record["from"]]
@@ -61,7 +64,7 @@ class CaptionShuffle(CaptionCorruption):
 
 @dataclass(frozen=True)
 class CaptionDrop(CaptionCorruption):
-    """The caption becomes the empty text."""
+    """Replace the caption by an empty one."""
 
     kind = "caption-drop"
 
@@ -71,8 +74,10 @@ class CaptionDrop(CaptionCorruption):
 
 @dataclass(frozen=True)
 class CaptionTruncate(CaptionCorruption):
-    """Only the first words stay. keep: how many (a whole number, >= 1), or their share (a fraction
-    in (0, 1), rounded up)."""
+    """Keep only the first words of the caption.
+
+    keep: number of words (a whole number >= 1), or share of the words (in (0, 1), rounded up).
+    """
 
     kind = "caption-truncate"
     keep: float
@@ -83,7 +88,7 @@ class CaptionTruncate(CaptionCorruption):
         if self.keep == 0 or (self.keep > 1 and self.keep != int(self.keep)):
             raise InputError(
                 "caption-truncate: `keep` must be a number of words (1, 2, ...) or a share of them "
-                f"in (0, 1), got {self.keep!r}; caption-drop takes all words away"
+                f"in (0, 1), got {self.keep!r}; use caption-drop to remove all words"
             )
 
     def recaption(self, captions: list[str], index: int, record: dict) -> str:
@@ -93,12 +98,12 @@ class CaptionTruncate(CaptionCorruption):
 
 
 def derangement(count: int, generator: Generator) -> list[int]:
-    """A permutation of 0..count-1 in which nothing keeps its place, all equally likely; count >= 2.
+    """A uniformly random permutation of 0..count-1 without a fixed point. count: >= 2.
 
-    By rejection: one permutation in e = 2.7 is a derangement.
+    By rejection: about one permutation in e = 2.7 has no fixed point.
     """
-    places = torch.arange(count)
+    identity = torch.arange(count)
     while True:
         order = torch.randperm(count, generator=generator)
-        if not (order == places).any():
+        if not (order == identity).any():
             return order.tolist()

@@ -1,4 +1,7 @@
-"""Corruptions of an image by itself. Each is a dataclass that validates itself."""
+"""Corruptions that change or replace one image.
+
+Each is a frozen dataclass that validates its parameters when it is created.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as v2
 
 from latent_robust.data.buckets import fit_bucket
-from latent_robust.data.contamination.corruption import Corruption, Size, Surroundings
+from latent_robust.data.contamination.corruption import Corruption, CorruptionContext, Size
 from latent_robust.data.images import ImageSet, open_images
 from latent_robust.errors import InputError
 
 
 @dataclass(frozen=True)
 class Gaussian(Corruption):
-    """image + sigma * N(0, I). sigma: in units of the [0, 1] range, or (low, high): uniform, per
-    image. Not clipped by default: a clipped noise has a mean."""
+    """image + sigma * N(0, I).
+
+    sigma: in units of the [0, 1] range; (low, high) draws it uniformly for each image; clip: clip
+    the result to [0, 1]. The default does not clip, because clipped noise has a nonzero mean.
+    """
 
     kind = "gaussian"
     noisy = True
@@ -58,7 +64,7 @@ class Gaussian(Corruption):
 
 @dataclass(frozen=True)
 class SaltAndPepper(Corruption):
-    """Each pixel, all channels together, becomes black or white with probability `amount`."""
+    """Each pixel becomes black or white, all channels alike, with probability `amount`."""
 
     kind = "salt-and-pepper"
     noisy = True
@@ -69,7 +75,7 @@ class SaltAndPepper(Corruption):
         self._check("amount", self.amount, 0, 1)
 
     def draw(self, index: int, size: Size, generator: Generator) -> dict:
-        # Counted from a copy of the generator: `change` draws the same pixels.
+        # A copy of the generator, because `change` must draw the same pixels again.
         u = torch.rand(size, generator=generator.clone_state())
         return {"amount": self.amount, "pixels": int((u < self.amount).sum())}
 
@@ -81,7 +87,7 @@ class SaltAndPepper(Corruption):
 
 @dataclass(frozen=True)
 class Outliers(Corruption):
-    """The image is replaced by one of another source."""
+    """Replace the image by a random image of another dataset. source: any `--data` of images."""
 
     kind = "outliers"
     replaces = True
@@ -91,22 +97,22 @@ class Outliers(Corruption):
     def __post_init__(self):
         super().__post_init__()
         if not isinstance(self.source, str) or not self.source:
-            raise InputError(f"outliers: `source` must be a data set, got {self.source!r}")
+            raise InputError(f"outliers: `source` must name a dataset, got {self.source!r}")
 
     def prepare(
-        self, surroundings: Surroundings, generators: Callable[[int | str], Generator]
+        self, context: CorruptionContext, generators: Callable[[int | str], Generator]
     ) -> Self:
         others = open_images(
             self.source,
-            size=surroundings.side,
-            channels=surroundings.channels,
-            offline=surroundings.offline,
+            size=context.side,
+            channels=context.channels,
+            offline=context.offline,
         )
         return self._prepared(images=others)
 
     def draw(self, index: int, size: Size, generator: Generator) -> dict:
         if self.images is None:
-            raise ValueError("call `prepare` first, which opens the outliers' source")
+            raise ValueError("the outliers' source is not open; call `prepare` before `draw`")
         outlier = int(torch.randint(len(self.images), (), generator=generator))
         return {"source": self.source, "outlier": outlier, "name": self.images.name(outlier)}
 
@@ -119,7 +125,8 @@ class Outliers(Corruption):
 
 @dataclass(frozen=True)
 class Blocks(Corruption):
-    """`count` squares are missing. size: their side as a share of the image's shorter side."""
+    """Cover `count` random squares. size: their side as a share of the image's shorter side, in
+    [0, 1]; fill: "gray" or "black"."""
 
     kind = "blocks"
     size: float
@@ -129,7 +136,7 @@ class Blocks(Corruption):
     def __post_init__(self):
         super().__post_init__()
         self._check("size", self.size, 0, 1)
-        self._check("count", self.count, 1, inf, whole=True)
+        self._check("count", self.count, 1, inf, integer=True)
         if self.fill not in ("gray", "black"):
             raise InputError(f"blocks: `fill` must be gray or black, got {self.fill!r}")
 
@@ -162,7 +169,7 @@ class Blur(Corruption):
         self._check("sigma", self.sigma, 1e-3, inf)
 
     def draw(self, index: int, size: Size, generator: Generator) -> dict:
-        # 3 sigma hold 99.7 % of the kernel; reflection cannot reach beyond the image.
+        # 3 sigma cover 99.7 % of the kernel; reflection padding must be smaller than the image.
         radius = min(ceil(3 * self.sigma), min(size) - 1)
         return {"sigma": self.sigma, "kernel": 2 * radius + 1}
 
@@ -172,21 +179,21 @@ class Blur(Corruption):
 
 @dataclass(frozen=True)
 class Jpeg(Corruption):
-    """Compressed and decompressed, which also clips and rounds to 8 bits. quality: 1..100."""
+    """JPEG compression, which also clips and rounds to 8 bits. quality: 1..100."""
 
     kind = "jpeg"
     quality: int
 
     def __post_init__(self):
         super().__post_init__()
-        self._check("quality", self.quality, 1, 100, whole=True)
+        self._check("quality", self.quality, 1, 100, integer=True)
 
     def draw(self, index: int, size: Size, generator: Generator) -> dict:
         return {"quality": self.quality}
 
     def change(self, image: Tensor, record: dict, generator: Generator) -> Tensor:
-        # Pillow, bit-equal to torchvision's v2.jpeg: that is deprecated since torchvision 0.29 and
-        # would warn for every image.
+        # Pillow gives the same bits as torchvision's v2.jpeg, which is deprecated since torchvision
+        # 0.29 and warns for every image.
         file = BytesIO()
         v2.to_pil_image(to_bytes(image)).save(file, "JPEG", quality=record["quality"])
         decoded = v2.pil_to_tensor(Image.open(file))

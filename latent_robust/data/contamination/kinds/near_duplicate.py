@@ -1,4 +1,7 @@
-"""Slightly changed copies of a few pairs, as scraped collections are full of them."""
+"""Near duplicates: slightly changed copies of a few pairs.
+
+Scraped datasets contain many of them, and models memorize what is repeated.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from torchvision.transforms.v2 import functional as v2
 
 from latent_robust.data.contamination.corruption import (
     Corruption,
+    CorruptionContext,
     Size,
-    Surroundings,
     clean_image,
 )
 from latent_robust.errors import InputError
@@ -22,14 +25,17 @@ from latent_robust.errors import InputError
 if TYPE_CHECKING:
     from latent_robust.data.pairs import PairSet
 
-CROP = 0.9  # at least so much of each side stays
-BRIGHTNESS = 0.1  # the brightness changes by up to this share
+CROP = 0.9  # smallest share of each side that a crop keeps
+BRIGHTNESS = 0.1  # largest relative change of the brightness
 
 
 @dataclass(frozen=True)
 class NearDuplicate(Corruption):
-    """The pair is replaced by a copy of one of `sources` originals, with the original's caption:
-    cropped, brighter or darker, perhaps mirrored. The originals themselves are not hit."""
+    """Replace the pair by a changed copy of one of `sources` original pairs, with its caption.
+
+    The copy is cropped, brighter or darker, and mirrored in half of the cases. The originals
+    themselves are never hit. sources: >= 1, less than the number of pairs.
+    """
 
     kind = "near-duplicate"
     replaces = True
@@ -39,15 +45,15 @@ class NearDuplicate(Corruption):
 
     def __post_init__(self):
         super().__post_init__()
-        self._check("sources", self.sources, 1, inf, whole=True)
+        self._check("sources", self.sources, 1, inf, integer=True)
 
     def prepare(
-        self, surroundings: Surroundings, generators: Callable[[int | str], Generator]
+        self, context: CorruptionContext, generators: Callable[[int | str], Generator]
     ) -> Self:
-        pairs = self._pairs(surroundings)
+        pairs = self._pairs(context)
         if self.sources >= len(pairs):
             raise InputError(
-                f"near-duplicate: `sources` must be less than the {len(pairs)} pairs of the data, "
+                f"near-duplicate: `sources` must be less than the {len(pairs)} pairs there are, "
                 f"got {self.sources}"
             )
         order = torch.randperm(len(pairs), generator=generators("originals"))

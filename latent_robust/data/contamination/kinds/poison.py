@@ -1,4 +1,7 @@
-"""Images that look the same and that a VAE encodes as others."""
+"""Poisoned images: they look unchanged, but a VAE encodes them like other images.
+
+They mislead the training of a latent model, and inspecting the images does not reveal them.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from torch import Generator, Tensor
 
 from latent_robust.data.contamination.corruption import (
     Corruption,
+    CorruptionContext,
     Size,
-    Surroundings,
     clean_image,
 )
 from latent_robust.errors import InputError
@@ -24,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderPoison(Corruption):
-    """image + delta, |delta| <= radius, such that its encoding is near to that of another image
-    of the set (the encoder attack of PhotoGuard, Salman et al. 2023).
+    """image + delta with |delta| <= radius, encoded like another image of the dataset.
 
-    radius, step_size: in units of the [0, 1] range; step_size: by default 2.5 radius / steps, with
-    which a corner of the box can be reached and left again (Madry et al. 2018).
+    This is the encoder attack of PhotoGuard (Salman et al. 2023). radius, step_size: in units of
+    the [0, 1] range; steps: >= 1; step_size: default 2.5 radius / steps, so that the attack can
+    reach a corner of the box and leave it again (Madry et al. 2018).
     """
 
     kind = "encoder-poison"
@@ -44,24 +47,26 @@ class EncoderPoison(Corruption):
     def __post_init__(self):
         super().__post_init__()
         self._check("radius", self.radius, 0, 1)
-        self._check("steps", self.steps, 1, inf, whole=True)
+        self._check("steps", self.steps, 1, inf, integer=True)
         if self.step_size is not None:
             self._check("step_size", self.step_size, 0, 1)
 
     def prepare(
-        self, surroundings: Surroundings, generators: Callable[[int | str], Generator]
+        self, context: CorruptionContext, generators: Callable[[int | str], Generator]
     ) -> Self:
-        pairs = self._pairs(surroundings)
-        if surroundings.encode is None:
+        pairs = self._pairs(context)
+        if context.encode is None:
             raise InputError(
-                "encoder-poison attacks the encoder of a model: name the model with --model"
+                "encoder-poison attacks the encoder of a model; choose the model with --model"
             )
         if len(pairs) < 2:
-            raise InputError("encoder-poison needs another image to imitate; there is only one")
-        return self._prepared(pairs=pairs, encode=surroundings.encode)
+            raise InputError(
+                "encoder-poison needs at least 2 images, got 1: it imitates another image"
+            )
+        return self._prepared(pairs=pairs, encode=context.encode)
 
     def draw(self, index: int, size: Size, generator: Generator) -> dict:
-        # One of the other images, all equally likely.
+        # A uniformly random other image.
         step = 1 + int(torch.randint(len(self.pairs) - 1, (), generator=generator))
         step_size = 2.5 * self.radius / self.steps if self.step_size is None else self.step_size
         return {
@@ -96,21 +101,21 @@ def imitate(
 ) -> Tensor:
     """Projected gradient descent on || encode(image + delta) - encode(target) ||^2.
 
-    image, target: (3, h, w) in [0, 1]; encode: (1, 3, h, w) => latents, differentiable.
-    =>  the nearest of all steps, image itself among them: within `radius` of the image, and
-    within [0, 1] wherever the image is.
+    image, target: (3, h, w) in [0, 1]; encode: (1, 3, h, w) => latents, differentiable. Returns the
+    step whose encoding is nearest to the target's, or the image itself. It is within `radius` of
+    the image, and in [0, 1] wherever the image is.
     """
     with torch.no_grad():
-        goal = encode(target[None])
+        target_latents = encode(target[None])
     low = torch.maximum(image - radius, image.clamp(max=0))
     high = torch.minimum(image + radius, image.clamp(min=1))
     dirty, best, nearest = image, image, inf
     for step in range(steps + 1):
         with torch.enable_grad():
             leaf = dirty.detach().requires_grad_()
-            distance = (encode(leaf[None]) - goal).float().square().sum()
+            distance = (encode(leaf[None]) - target_latents).float().square().sum()
             if not distance.requires_grad:
-                raise ValueError("`encode` must be differentiable; it gave latents without a graph")
+                raise ValueError("`encode` must be differentiable; its latents have no gradient")
             if distance.item() < nearest:
                 best, nearest = dirty, distance.item()
             if step < steps:

@@ -1,4 +1,7 @@
-"""Text drawn over images, half transparent."""
+"""Watermarks: half-transparent text over an image.
+
+Stock images carry them, and models trained on such images learn to generate them.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from torch import Generator, Tensor
 from latent_robust.data.contamination.corruption import Corruption, Size
 from latent_robust.errors import InputError
 
-# Width of the text as a share of the image's, by position; its height is at most TALLEST of it.
+# Width of the text as a share of the image's width, by position.
 WIDTH = {"random": 0.6, "tiled": 0.35}
-TALLEST = 0.25
-SHADOW = 0.06  # how far it lies beside the text, as a share of the font's size
+TALLEST = 0.25  # largest height of the text, as a share of the image's height
+SHADOW = 0.06  # offset of the shadow, as a share of the font size
 
 
 @dataclass(frozen=True)
 class Watermark(Corruption):
-    """`text` at a random place, or tiled over all of the image (from a random corner): white with
-    a black shadow, so that it is seen on any image.
+    """`text` in white with a black shadow, which makes it visible on any image.
 
-    opacity: in [0, 1]; 1 hides what is below. The font is Pillow's own, so that every machine draws
-    the same.
+    position: "random" for one place, or "tiled" for the complete image from a random corner;
+    opacity: in [0, 1], 1 hides the image below. The font is Pillow's own, so every machine draws
+    the same watermark.
     """
 
     kind = "watermark"
@@ -63,16 +66,16 @@ class Watermark(Corruption):
 
     def change(self, image: Tensor, record: dict, generator: Generator) -> Tensor:
         shift = max(1, round(SHADOW * record["font_size"]))
-        for value, moved in ((0.0, shift), (1.0, 0)):
-            coverage = record["opacity"] * _coverage(record, image.shape[-2:], moved)
+        for value, offset in ((0.0, shift), (1.0, 0)):
+            coverage = record["opacity"] * _coverage(record, image.shape[-2:], offset)
             image = torch.lerp(image, torch.tensor(value), coverage)
         return image
 
 
-def _coverage(record: dict, size: Size, moved: int) -> Tensor:
-    """moved: right and down, in pixels.  =>  the share of each pixel that letters cover, (h, w)."""
+def _coverage(record: dict, size: Size, offset: int) -> Tensor:
+    """Share of each pixel that letters cover, (h, w). offset: right and down, in pixels."""
     text, font_size = record["text"], record["font_size"]
-    top, left = (place + moved for place in record["corner"])
+    top, left = (corner + offset for corner in record["corner"])
     canvas = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(font_size)
@@ -90,19 +93,19 @@ def _coverage(record: dict, size: Size, moved: int) -> Tensor:
 
 
 def _period(height: int, width: int) -> Size:
-    """Of the tiles, for a text of this size."""
+    """Distance (down, right) between tiles, in pixels, for a text of this size."""
     return 2 * height, width + height
 
 
 def _font_size(text: str, size: Size, share: float) -> int:
-    """In pixels: so that the text takes `share` of the image's width."""
+    """Font size in pixels. share: wanted width of the text, relative to the image's width."""
     reference = 100
     height, width = _text_size(text, reference)
     scale = min(share * size[1] / width, TALLEST * size[0] / height)
-    return max(4, round(reference * scale))  # nothing smaller leaves a mark
+    return max(4, round(reference * scale))  # a smaller font leaves no visible mark
 
 
 def _text_size(text: str, font_size: int) -> Size:
-    """Of what is drawn, in pixels."""
+    """(height, width) of the drawn text, in pixels."""
     box = ImageFont.load_default(font_size).getbbox(text, anchor="lt")
     return max(1, round(box[3])), max(1, round(box[2]))

@@ -1,0 +1,98 @@
+"""The result of an audit: scores and noise levels, their summary, file and quality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latent_robust.files import write_jsonl
+
+from .bimodality import is_bimodal
+from .levels import root_mean_square
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit says about N samples.
+
+    scores: (N,), mean squared error of the auditor's reconstruction; levels: (N, C), standard
+    deviation of the noise in each channel, in units of the samples, 0 for a clean sample; noise:
+    the noise level s = sigma / alpha at which the scores were taken; separation: Otsu's criterion
+    of the log scores, in [0, 1].
+    """
+
+    scores: Tensor
+    levels: Tensor
+    noise: float
+    separation: float
+
+    @property
+    def bimodal(self) -> bool:
+        """Whether the scores form two groups, clean and dirty."""
+        return is_bimodal(self.separation, len(self.scores))
+
+    def summary(self) -> str:
+        levels = root_mean_square(self.levels)
+        dirty = levels > 0
+        text = f"{int(dirty.sum()):,} of {len(dirty):,} samples are noisy"
+        if dirty.any():
+            quantiles = torch.tensor([0.05, 0.5, 0.95])
+            low, median, high = levels[dirty].quantile(quantiles).tolist()
+            text += f" (median level {median:.3f}, 90 % are from {low:.3f} to {high:.3f})"
+        shape = "bimodal" if self.bimodal else "unimodal"
+        separation = f"separation {self.separation:.2f} of 1"
+        return f"{text}; scores at noise level {self.noise} are {shape} ({separation})"
+
+    def rows(self, name: Callable[[int], str]) -> Iterator[dict[str, Any]]:
+        """Rows {"index", "name", "score", "level", "flagged"}. name: index => name of a sample.
+
+        `level` is a number, or a list if there are several channels; `flagged` is true for a
+        noisy sample.
+        """
+        columns = zip(self.scores.tolist(), self.levels.tolist(), strict=True)
+        for index, (score, levels) in enumerate(columns):
+            rounded = [float(f"{level:.6g}") for level in levels]
+            yield {
+                "index": index,
+                "name": name(index),
+                "score": float(f"{score:.6g}"),
+                "level": rounded if len(rounded) > 1 else rounded[0],
+                "flagged": any(levels),
+            }
+
+    def write(self, path: str | Path, name: Callable[[int], str]) -> None:
+        """Write `rows(name)` as JSON lines, which `--levels` reads; completely or not at all."""
+        write_jsonl(self.rows(name), path)
+
+
+def audit_facts(path: Path, dirty: Tensor | None) -> dict[str, Any]:
+    """Numbers about a written audit, for metrics.json.
+
+    path: a file that `Audit.write` wrote; dirty: (N,), bool, which samples are really dirty, or
+    None if that is unknown. Returns the number of samples, how many are flagged, and their median
+    level. With `dirty` also the two kinds of mistakes and the area under the scores' ROC curve.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    flagged = torch.tensor([row["flagged"] for row in rows])
+    levels = root_mean_square(torch.tensor([row["level"] for row in rows]).view(len(rows), -1))
+    facts = {
+        "samples": len(rows),
+        "flagged": int(flagged.sum()),
+        "level": round(float(levels[flagged].median()), 4) if flagged.any() else 0.0,
+    }
+    if dirty is None:
+        return facts
+    facts["clean_but_flagged"] = int((~dirty & flagged).sum())
+    facts["dirty_but_kept"] = int((dirty & ~flagged).sum())
+    if dirty.any() and not dirty.all():
+        from sklearn.metrics import roc_auc_score
+
+        scores = [row["score"] for row in rows]
+        facts["roc_auc"] = round(float(roc_auc_score(dirty.numpy(), scores)), 4)
+    return facts
