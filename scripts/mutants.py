@@ -87,7 +87,11 @@ TESTS: list[tuple[str, list[tuple[str, ...]]]] = [
     (r"training/checkpoint", [("tests/training/test_checkpoint.py",), IN_ONE_PROCESS]),
     (r"training/loop", [IN_ONE_PROCESS, IN_TWO_PROCESSES]),
     (
-        r"training/(config|options|directory|plan|continuation|objectives)",
+        r"training/options",
+        [("tests/training/test_options.py", "tests/commands/test_help.py"), IN_ONE_PROCESS],
+    ),
+    (
+        r"training/(config|directory|plan|continuation|objectives)",
         [("tests/training/test_options.py",), IN_ONE_PROCESS],
     ),
     (r"training/(nonfinite|state|resume|log|optimizer)", [IN_ONE_PROCESS]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from latent_robust.errors import InputError
 
-from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset
+from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset, print_quarantine
 
 if TYPE_CHECKING:
     from latent_robust.data.contamination.corruption import Corruption
@@ -79,7 +79,7 @@ def _contaminate_images(options: argparse.Namespace, corruptions: Sequence[Corru
     )
     contaminate_folder(images, corruptions, options.seed, options.out)
     print(f"{len(images)} images with manifest.jsonl: {options.out}")
-    _name_quarantined(images.quarantine)
+    print_quarantine(images.quarantine)
     return 0
 
 
@@ -104,12 +104,7 @@ def _contaminate_pairs(options: argparse.Namespace, corruptions: Sequence[Corrup
     )
     contaminate_pairs(samples, options.out)
     print(f"{pairs.summary()}; contaminated pairs with manifest.jsonl: {options.out}")
-    _name_quarantined(pairs.quarantine)
+    print_quarantine(pairs.quarantine)
     for name in pairs.without_image:
         print(f"left out: {name}: its image does not exist")
     return 0
-
-
-def _name_quarantined(quarantine: Sequence[dict]) -> None:
-    for row in quarantine:
-        print(f"left out: {row['name']}: {row['reason']}")

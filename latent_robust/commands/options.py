@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from latent_robust import __version__
@@ -201,3 +201,8 @@ def refuse_options(options: argparse.Namespace, names: Iterable[str], why: str) 
         value = getattr(options, name, None)
         if value is not None and value is not False:
             raise InputError(f"--{name.replace('_', '-')} {why}")
+
+
+def print_quarantine(quarantine: Sequence[dict]) -> None:
+    for row in quarantine:
+        print(f"left out: {row['name']}: {row['reason']}")

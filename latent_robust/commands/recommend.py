@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,14 @@ from latent_robust.errors import InputError
 from latent_robust.files import write_json
 from latent_robust.limits import MAX_BAD_FRACTION
 
-from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset
+from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset, print_quarantine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from latent_robust.audit.spectrum import Recommendation
     from latent_robust.core import Weighting
+    from latent_robust.data import ContaminatedImages, ContaminatedPairs
     from latent_robust.data.contamination.corruption import Corruption
 
 SUMMARY = "measure the noise of your images and choose weight and band of the regularizer"
@@ -219,7 +220,10 @@ def _weighting(text: str) -> Weighting:
         raise argparse.ArgumentTypeError(f"needs WEIGHT,BAND, e.g. 3,0.5: {error}") from None
 
 
-def _print_count(samples: Tensor, dataset: Sized, data: str) -> None:
+def _print_count(
+    samples: Tensor, dataset: ContaminatedImages | ContaminatedPairs, data: str
+) -> None:
     if len(samples) < 2:
         raise InputError(f"{data} has only one image; measuring noise needs at least some dozens")
     print(f"measured {len(samples):,} of {len(dataset):,} images")
+    print_quarantine(dataset.quarantine)

@@ -116,8 +116,7 @@ def _train_all(
         if accelerator.is_main_process:
             report = write_report(folders[: number + 1], folder / "report.html")
     if accelerator.is_main_process:
-        if config.samples:
-            print(f"\n{metrics_text(folders)}")
+        print(f"\n{metrics_text(folders)}")
         print(f"\n{session.what_was_made()}\nreport: {report}")
     accelerator.end_training()
     return DONE

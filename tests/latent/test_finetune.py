@@ -59,6 +59,8 @@ def _little_garbage():
 def finished_run(model, tmp_path_factory):
     """Robust, with plain training beside it. Look, do not change."""
     out = tmp_path_factory.mktemp("finished") / "run"
+    # A test before this one may have left the process in another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "check_memory", lambda *_: None)
         assert main(["--lora", model, *TINY, *DIRTY, "--compare-with=ddpm", f"--out={out}"]) == 0
@@ -175,6 +177,9 @@ def test_a_run_directory_holds_what_was_promised(finished_run):
     assert part | {f"ddpm/{name}" for name in part} <= names(finished_run)
     written = {path.name for path in finished_run.iterdir()}
     assert written <= {*OUTPUTS, "config.yaml", "tensorboard", "cache", "ddpm"}
+    facts = json.loads((finished_run / "metrics.json").read_text())
+    assert len(facts["captions"]) > 0  # of final.png
+    assert facts["pipeline"] == "StableDiffusionPipeline"
     config = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert config["objective"] == "robust-random"
     assert config["resolution"] == 32  # the model's own

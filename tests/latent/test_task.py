@@ -146,6 +146,16 @@ def test_times_are_drawn_as_the_family_was_trained(loaded, sampling, family, log
     assert inside == pytest.approx(0.728 if logit_normal else 0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "logit-normal"])
+def test_times_are_a_function_of_the_generator(loaded, sampling):
+    task = make_task(loaded, time_sampling=sampling)
+    first, again, other = (
+        task.draw_times(64, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_of_trained_text_encoders_only_adapted_ones_are_put_in_training_mode():
     """T5 has dropout, which would blur frozen embeddings and differ between the two branches."""
     components = Components.of(make_pipeline("sd3"), "sd3")

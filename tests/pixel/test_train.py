@@ -418,6 +418,14 @@ def test_where_images_look_clean_it_is_plain_training(train, tmp_path, capsys):
         for run in ("robust-adversarial", "ddpm")
     ]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    facts = json.loads((tmp_path / "robust-adversarial/metrics.json").read_text())
+    assert facts["data_look_clean"] is True
+
+
+def test_where_images_look_clean_the_same_training_is_not_done_twice(train, tmp_path):
+    assert train("--limit=400", "--compare-with=ddpm", "--out=run") == 0
+    assert not (tmp_path / "run/ddpm").exists()
+    assert "regularizer off" in (tmp_path / "run/report.html").read_text()
 
 
 def test_without_data_it_is_the_demo(capsys):

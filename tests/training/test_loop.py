@@ -23,6 +23,7 @@ from latent_robust.training import loop
 from latent_robust.training.checkpoint import list_checkpoints, load_checkpoint, load_latest
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.continuation import identity
+from latent_robust.training.log import RunLog
 from latent_robust.training.loop import without_weight_gradients
 from latent_robust.training.nonfinite import MAX_BAD_STEPS
 from latent_robust.training.state import capture
@@ -573,6 +574,15 @@ def test_tensorboard_is_given_what_the_log_has(tmp_path, monkeypatch):
         finite = {key: value for key, value in row.items() if value is not None and key != "step"}
         assert given[row["step"]] == finite
     assert sum(None in row.values() for row in rows) == 1
+
+
+def test_the_speed_counts_the_samples_of_all_processes(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, gradient_accumulation=2, steps=3)
+    counted = []
+    monkeypatch.setattr(RunLog, "write", lambda self, step: counted.append(self.samples) or {})
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda self: 4))
+    assert trainer.train()
+    assert counted == [40, 80, 120]  # 5 samples, of 2 micro-batches, of 4 processes
 
 
 def test_log_keeps_only_what_was_trained(tmp_path):
