@@ -17,7 +17,7 @@ that `Finder` finds in the syntax tree. The sample depends on --seed and on the 
 changed, so other edits leave most of it as it is.
 
 The working tree is never changed. Each mutant runs in a fork of this process, which has imported
-torch and the other libraries already: seconds instead of minutes. Needs Linux or macOS.
+torch and the other libraries already, so that no mutant pays for that. Needs Linux or macOS.
 """
 
 from __future__ import annotations
