@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from latent_robust.errors import InputError
 
-from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset, print_quarantine
+from .options import (
+    NEED,
+    add_common,
+    add_dataset,
+    check_dataset,
+    open_dataset_images,
+    open_dataset_pairs,
+    print_quarantine,
+)
 
 if TYPE_CHECKING:
     from latent_robust.data.contamination.corruption import Corruption
@@ -67,16 +75,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _contaminate_images(options: argparse.Namespace, corruptions: Sequence[Corruption]) -> int:
-    from latent_robust.data import contaminate_folder, open_images
+    from latent_robust.data import contaminate_folder
 
-    images = open_images(
-        options.data,
-        size=options.size,
-        channels=options.channels or CHANNELS,
-        limit=options.limit,
-        max_bad_fraction=options.max_bad_fraction,
-        offline=options.offline,
-    )
+    images = open_dataset_images(options)
     contaminate_folder(images, corruptions, options.seed, options.out)
     print(f"{len(images)} images with manifest.jsonl: {options.out}")
     print_quarantine(images.quarantine)
@@ -84,16 +85,10 @@ def _contaminate_images(options: argparse.Namespace, corruptions: Sequence[Corru
 
 
 def _contaminate_pairs(options: argparse.Namespace, corruptions: Sequence[Corruption]) -> int:
-    from latent_robust.data import ContaminatedPairs, contaminate_pairs, make_buckets, open_pairs
+    from latent_robust.data import ContaminatedPairs, contaminate_pairs, make_buckets
 
     buckets = make_buckets(options.resolution, max_ratio=2.0 if options.buckets else 1.0)
-    pairs = open_pairs(
-        options.data,
-        caption_column=options.caption_column,
-        limit=options.limit,
-        max_bad_fraction=options.max_bad_fraction,
-        offline=options.offline,
-    )
+    pairs = open_dataset_pairs(options)
     encode = None
     if options.model is not None:
         from latent_robust.latent.base.components import load_components

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latent_robust import __version__
 from latent_robust.data.sources.spec import IMAGE_FORMS, PAIR_FORMS, parse_spec
 from latent_robust.errors import InputError
 from latent_robust.limits import MAX_BAD_FRACTION
+
+if TYPE_CHECKING:
+    from latent_robust.data import ImageSet, PairSet
 
 IMAGES_HELP = f"a folder of images, {', '.join(IMAGE_FORMS.values())}"
 PAIRS_HELP = f"a folder of captioned images, {', '.join(PAIR_FORMS.values())}"
@@ -201,6 +205,33 @@ def refuse_options(options: argparse.Namespace, names: Iterable[str], why: str) 
         value = getattr(options, name, None)
         if value is not None and value is not False:
             raise InputError(f"--{name.replace('_', '-')} {why}")
+
+
+def open_dataset_images(options: argparse.Namespace) -> ImageSet:
+    """The images of `add_dataset`'s options."""
+    from latent_robust.data import open_images
+
+    return open_images(
+        options.data,
+        size=options.size,
+        channels=options.channels or CHANNELS,
+        limit=options.limit,
+        max_bad_fraction=options.max_bad_fraction,
+        offline=options.offline,
+    )
+
+
+def open_dataset_pairs(options: argparse.Namespace) -> PairSet:
+    """The pairs of `add_dataset`'s options, with --pairs."""
+    from latent_robust.data import open_pairs
+
+    return open_pairs(
+        options.data,
+        caption_column=options.caption_column,
+        limit=options.limit,
+        max_bad_fraction=options.max_bad_fraction,
+        offline=options.offline,
+    )
 
 
 def print_quarantine(quarantine: Sequence[dict]) -> None:

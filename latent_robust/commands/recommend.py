@@ -13,7 +13,16 @@ from latent_robust.errors import InputError
 from latent_robust.files import write_json
 from latent_robust.limits import MAX_BAD_FRACTION
 
-from .options import CHANNELS, NEED, add_common, add_dataset, check_dataset, print_quarantine
+from .options import (
+    CHANNELS,
+    NEED,
+    add_common,
+    add_dataset,
+    check_dataset,
+    open_dataset_images,
+    open_dataset_pairs,
+    print_quarantine,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,17 +158,10 @@ def _recommend_images(
 ) -> tuple[Recommendation, tuple[str, str], list[str]]:
     """=>  the recommendation; attack and parameterization; the start of a training command."""
     from latent_robust.audit import images_to_measure, recommend
-    from latent_robust.data import ContaminatedImages, open_images
+    from latent_robust.data import ContaminatedImages
 
     channels = options.channels or CHANNELS
-    images = open_images(
-        options.data,
-        size=options.size,
-        channels=channels,
-        limit=options.limit,
-        max_bad_fraction=options.max_bad_fraction,
-        offline=options.offline,
-    )
+    images = open_dataset_images(options)
     dirty = ContaminatedImages(images, corruptions, options.seed)
     samples = dirty.sample_tensor(limit=images_to_measure(options.size, channels))
     _print_count(samples, dirty, options.data)
@@ -174,20 +176,14 @@ def _recommend_pairs(
     options: argparse.Namespace, corruptions: Sequence[Corruption]
 ) -> tuple[Recommendation, tuple[str, str], list[str]]:
     """As `_recommend_images`, in the latents of a model."""
-    from latent_robust.data import ContaminatedPairs, make_buckets, open_pairs
+    from latent_robust.data import ContaminatedPairs, make_buckets
     from latent_robust.latent.base.components import load_components
     from latent_robust.latent.preparation import of_one_size
     from latent_robust.latent.spectrum import recommend_latents
 
     components = load_components(options.model, offline=options.offline)
     buckets = make_buckets(options.resolution, components.family.multiple, max_ratio=1.0)
-    pairs = open_pairs(
-        options.data,
-        caption_column=options.caption_column,
-        limit=options.limit,
-        max_bad_fraction=options.max_bad_fraction,
-        offline=options.offline,
-    )
+    pairs = open_dataset_pairs(options)
     dirty = ContaminatedPairs(
         pairs,
         corruptions,
