@@ -1,8 +1,8 @@
 """A small classifier whose penultimate layer is a feature space, for use without Inception.
 
-`scripts/train_feature_network.py` trains it. Three come with the project: for digits at 8x8,
-Fashion-MNIST at 16x16 and the demo's scenes at 32x32. They are trained on clean images only, since
-a network that has learned to ignore noise could not measure it.
+`scripts/train_feature_network.py` trains it. Four come with the project: for digits at 8x8,
+Fashion-MNIST at 16x16, and the demo's scenes and CIFAR-10 at 32x32. They are trained on clean
+images only, since a network that has learned to ignore noise could not measure it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,65 @@ HEADER = "feature_network"
 ASSETS = Path(__file__).parent / "assets"
 
 
+def small_body(channels: int) -> nn.Sequential:
+    """Three convolutions, for drawings and digits."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(32, 48, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(48, 64, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 64),
+        nn.SiLU(),
+    )
+
+
+def residual_body(channels: int) -> nn.Sequential:
+    """Seven convolutions, for photographs of 32x32."""
+    layers = nn.Sequential(
+        _convolution(channels, 32),
+        _convolution(32, 64),
+        nn.MaxPool2d(2),
+        _Residual(64),
+        _convolution(64, 128),
+        nn.MaxPool2d(2),
+        _Residual(128),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return layers.to(memory_format=torch.channels_last)
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU())
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+# name: function of the number of channels, and how many features it gives
+BODIES = {"small": (small_body, 64), "residual": (residual_body, 128)}
+
+
 class FeatureNetwork(nn.Module):
     """Images (N, channels, size, size) in [-1, 1]  =>  class scores (N, classes)."""
 
-    FEATURES = 64
-
-    def __init__(self, classes: int, size: int, channels: int):
+    def __init__(self, classes: int, size: int, channels: int, body: str = "small"):
         super().__init__()
-        self.classes, self.size, self.channels = classes, size, channels
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 48, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(256, self.FEATURES),
-            nn.SiLU(),
-        )
-        self.head = nn.Linear(self.FEATURES, classes)
+        self.classes, self.size, self.channels, self.body_name = classes, size, channels, body
+        make_body, width = BODIES[body]
+        self.body = make_body(channels)
+        self.head = nn.Linear(width, classes)
         self.register_buffer(
             "scale", torch.ones(())
         )  # root mean square of `body`'s output on its data
@@ -49,8 +87,8 @@ class FeatureNetwork(nn.Module):
         return self.head(self.body(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 64), scaled to mean square 1 on the training data, so that distances in the features
-        of different networks are of the same order."""
+        """(N, 64 or 128), scaled to mean square 1 on the training data, so that distances in the
+        features of different networks are of the same order."""
         return self.body(images) / self.scale
 
 
@@ -61,7 +99,8 @@ def split(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def save_network(network: FeatureNetwork, path: Path, *, data: str, accuracy: float, seed: int):
-    """Write the weights and their description to one safetensors file. data: name of the image set.
+    """Write the weights, in 16 bits where there are many, and their description to one safetensors
+    file. data: name of the image set.
 
     The description is a single JSON text: safetensors writes several entries in random order, but
     equal networks should give equal files.
@@ -72,11 +111,15 @@ def save_network(network: FeatureNetwork, path: Path, *, data: str, accuracy: fl
         "classes": network.classes,
         "size": network.size,
         "channels": network.channels,
+        "body": network.body_name,
         "data": data,
         "accuracy": accuracy,
         "seed": seed,
     }
-    write_atomically(path, save(network.state_dict(), {HEADER: json.dumps(description)}))
+    weights = {name: w.contiguous() for name, w in network.state_dict().items()}
+    if network.body_name == "residual":
+        weights = {n: w.half() if w.is_floating_point() else w for n, w in weights.items()}
+    write_atomically(path, save(weights, {HEADER: json.dumps(description)}))
 
 
 def load_network(path: Path) -> tuple[FeatureNetwork, dict]:
@@ -102,7 +145,8 @@ def load_network(path: Path) -> tuple[FeatureNetwork, dict]:
             "scripts/train_feature_network.py makes one"
         )
     description = json.loads(metadata[HEADER])
-    network = FeatureNetwork(*(description[key] for key in ("classes", "size", "channels")))
+    shape = {key: description[key] for key in ("classes", "size", "channels")}
+    network = FeatureNetwork(**shape, body=description.get("body", "small"))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

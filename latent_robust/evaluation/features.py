@@ -21,9 +21,10 @@ _LABELS = {
     "digits": "digit network",
     "fashion-mnist": "Fashion-MNIST network",
     "scenes": "scene network",
+    "cifar10": "CIFAR-10 network",
 }
 _SPECS = (
-    "pixels, digits, fashion-mnist, scenes, inception, dinov2:DIR, "
+    "pixels, digits, fashion-mnist, scenes, cifar10, inception, dinov2:DIR, "
     "open_clip:NAME:FILE.safetensors, open_clip:local-dir:DIR, or the FILE.safetensors of "
     "scripts/train_feature_network.py"
 )
@@ -109,8 +110,8 @@ def make_extractor(
     offline: bool = False,
 ) -> Extractor:
     """spec: `pixels` (raw values, where noise is visible), `digits`, `fashion-mnist`, `scenes`,
-    `inception`, `dinov2:DIR`, `open_clip:NAME:FILE.safetensors`, `open_clip:local-dir:DIR`,
-    FILE.safetensors.
+    `cifar10`, `inception`, `dinov2:DIR`, `open_clip:NAME:FILE.safetensors`,
+    `open_clip:local-dir:DIR`, FILE.safetensors.
 
     weights: Inception's, a .pth or .safetensors file; downloaded if None, unless `offline`.
     InputError for an unknown spec or for missing weights.

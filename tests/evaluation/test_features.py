@@ -108,8 +108,11 @@ def test_a_file_called_inception_is_not_inception(tmp_path):
     assert extractor.metric_name == "FD (inception network)"
 
 
-def test_equal_networks_are_equal_files(tmp_path):
-    network = FeatureNetwork(3, 16, 3)
+@pytest.mark.parametrize("body", ["small", "residual"])
+def test_equal_networks_are_equal_files(tmp_path, body):
+    network = FeatureNetwork(3, 16, 3, body).eval()
+    if body == "residual":  # it is stored in 16 bits
+        network.load_state_dict({k: v.half() for k, v in network.state_dict().items()})
     for name in "ab":
         save_network(network, tmp_path / name, data="x", accuracy=0.5, seed=1)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -117,7 +120,8 @@ def test_equal_networks_are_equal_files(tmp_path):
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(again(images), network(images))
     assert description == {
-        "classes": 3, "size": 16, "channels": 3, "data": "x", "accuracy": 0.5, "seed": 1,
+        "classes": 3, "size": 16, "channels": 3, "body": body,
+        "data": "x", "accuracy": 0.5, "seed": 1,
     }  # fmt: skip
 
 
