@@ -42,6 +42,21 @@ class Loss:
         return self.denoising.mean() + (self.penalty.mean() if self.penalty.numel() else 0.0)
 
 
+@dataclass(frozen=True)
+class Noising:
+    """What noises a batch: x_t = alpha * sample + sigma * noise.
+
+    sample, noise: (B, ...). alpha, sigma: (B, 1, ...). levels: (B,) or (B, C), or None; see
+    `Objective.__call__`.
+    """
+
+    sample: Tensor
+    noise: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    levels: Tensor | None = None
+
+
 class Objective:
     """Plain denoising (Ho et al. 2020), plus the paper's penalty on a share of each batch.
 
@@ -91,7 +106,8 @@ class Objective:
             None penalizes the largest number of samples that any step does.
         """
         alpha, sigma = self.process(t, sample)
-        noisy = self.corrupt(sample, noise, alpha, sigma, generator, levels)
+        noising = Noising(sample, noise, alpha, sigma, levels)
+        noisy = self.corrupt(noising, generator)
         attacked = attacked or denoise
         factor: Tensor | float
         count, factor = rows_at_step(len(t), self.penalty_fraction, self.penalty_every, step_index)
@@ -106,34 +122,20 @@ class Objective:
                 self.penalty, denoise, attacked, noisy, t, rows, generator
             )
             factor = factor * row_factor
-        denoising = self.denoising(prediction.float(), noisy, sample, noise, alpha, sigma, levels)
+        denoising = self.denoising(prediction.float(), noisy, noising)
         return Loss(denoising, factor * values)
 
-    def corrupt(
-        self,
-        sample: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        generator: torch.Generator | None,
-        levels: Tensor | None,
-    ) -> Tensor:
+    def corrupt(self, of: Noising, generator: torch.Generator | None) -> Tensor:
         """=>  noisy (B, ...), the paper's x_t. Peers override this, or `denoising`, or both."""
-        return alpha * sample + sigma * noise
+        return of.alpha * of.sample + of.sigma * of.noise
 
-    def denoising(
-        self,
-        prediction: Tensor,
-        noisy: Tensor,
-        sample: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        levels: Tensor | None,
-    ) -> Tensor:
+    def denoising(self, prediction: Tensor, noisy: Tensor, of: Noising) -> Tensor:
         """=>  the first term of L_AT: the mean squared error of each sample, (B,)."""
-        target = self.process.parameterization.target(sample, noise, alpha, sigma)
-        return (prediction - target).square().flatten(1).mean(1)
+        return (prediction - self.target(of)).square().flatten(1).mean(1)
+
+    def target(self, of: Noising) -> Tensor:
+        """=>  what the network should predict, (B, ...)."""
+        return self.process.parameterization.target(of.sample, of.noise, of.alpha, of.sigma)
 
 
 def _penalize_all(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import BatchDenoiser, Loss, Objective, all_rows
+from .batch import BatchDenoiser, Loss, Noising, Objective, all_rows
 from .perturbation import adversarial_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule, unit_sigma
@@ -30,19 +30,9 @@ class PseudoHuber(Objective):
         super().__init__(process)
         self.c = c
 
-    def denoising(
-        self,
-        prediction: Tensor,
-        noisy: Tensor,
-        sample: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        levels: Tensor | None,
-    ) -> Tensor:
-        target = self.process.parameterization.target(sample, noise, alpha, sigma)
-        c = (1 - self.c) * (alpha / (alpha + sigma)).square() + self.c  # 1 / (1 + s)^2
-        huber = 2 * c * (((prediction - target).square() + c.square()).sqrt() - c)
+    def denoising(self, prediction: Tensor, noisy: Tensor, of: Noising) -> Tensor:
+        c = (1 - self.c) * (of.alpha / (of.alpha + of.sigma)).square() + self.c  # 1 / (1 + s)^2
+        huber = 2 * c * (((prediction - self.target(of)).square() + c.square()).sqrt() - c)
         return huber.flatten(1).mean(1)
 
 
@@ -60,17 +50,9 @@ class InputPerturbation(Objective):
         super().__init__(process)
         self.gamma = gamma
 
-    def corrupt(
-        self,
-        sample: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        generator: torch.Generator | None,
-        levels: Tensor | None,
-    ) -> Tensor:
-        xi = torch.randn(noise.shape, generator=generator, device=noise.device)
-        return alpha * sample + sigma * (noise + self.gamma * xi)
+    def corrupt(self, of: Noising, generator: torch.Generator | None) -> Tensor:
+        xi = torch.randn(of.noise.shape, generator=generator, device=of.noise.device)
+        return of.alpha * of.sample + of.sigma * (of.noise + self.gamma * xi)
 
 
 class AdversarialDenoising(Objective):
@@ -108,7 +90,7 @@ class AdversarialDenoising(Objective):
         alpha, sigma = self.process(t, sample)
         network = attacked or denoise
         parameterization = self.process.parameterization
-        target = parameterization.target(sample, noise, alpha, sigma)
+        target = self.target(Noising(sample, noise, alpha, sigma))
 
         def error(w: Tensor) -> Tensor:
             prediction = network(alpha * sample + sigma * (noise + w), t, all_rows(t)).float()
@@ -135,35 +117,19 @@ class Ambient(Objective):
     Raises ValueError when called without `levels`.
     """
 
-    def corrupt(
-        self,
-        sample: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        generator: torch.Generator | None,
-        levels: Tensor | None,
-    ) -> Tensor:
-        missing = (sigma.square() - (alpha * _column(levels, sigma)).square()).clamp_min(0)
-        return alpha * sample + missing.sqrt() * noise
+    def corrupt(self, of: Noising, generator: torch.Generator | None) -> Tensor:
+        level = _column(of.levels, of.sigma)
+        missing = (of.sigma.square() - (of.alpha * level).square()).clamp_min(0)
+        return of.alpha * of.sample + missing.sqrt() * of.noise
 
-    def denoising(
-        self,
-        prediction: Tensor,
-        noisy: Tensor,
-        sample: Tensor,
-        noise: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        levels: Tensor | None,
-    ) -> Tensor:
-        level = _column(levels, sigma)
+    def denoising(self, prediction: Tensor, noisy: Tensor, of: Noising) -> Tensor:
+        level, alpha, sigma = _column(of.levels, of.sigma), of.alpha, of.sigma
         k = (level * alpha / sigma).square()
         # ((1 - k) x0_hat + k y_s - y) * d prediction / d sample, written so that it stays finite at
         # alpha = 0, where y_s = noisy / alpha is infinite.
         _, c_noise = self.process.parameterization.coefficients(alpha, sigma)
         gain = self.process.parameterization.sample_gain(alpha, sigma)
-        ambient = level.square() * alpha / sigma.square() * noisy - sample
+        ambient = level.square() * alpha / sigma.square() * noisy - of.sample
         residual = (1 - k) * (prediction - c_noise * noisy / sigma) + gain * ambient
         usable = (k <= 1).flatten(1).all(1)
         return torch.where(usable, residual.square().flatten(1).mean(1), 0.0)
