@@ -7,6 +7,7 @@ import torch
 
 from latent_robust.audit import Audit, audit_facts, audit_samples, read_levels
 from latent_robust.audit.bimodality import MIN_SEPARATION, otsu
+from latent_robust.audit.calibration import GRID, calibrate
 from latent_robust.audit.scoring import CLEANEST_SHARE, NOISE_LEVELS
 from latent_robust.core import NoiseProcess
 from latent_robust.errors import InputError
@@ -202,3 +203,41 @@ def test_facts_count_what_the_audit_got_wrong(tmp_path):
     assert unknown == {key: facts[key] for key in ("samples", "flagged", "level")}
     # Of 6 x 4 pairs of a dirty and a clean one, the mistaken sample ties with all 4 clean ones.
     assert facts["roc_auc"] == pytest.approx((5 * 4 + 0.5 * 4) / 24, abs=1e-4)
+
+
+def rises_with(extra):
+    """Errors of three clean samples of one channel, which added noise raises by its variance."""
+    return torch.tensor([[0.9], [1.0], [1.1]]) + extra**2
+
+
+def test_a_level_is_the_noise_that_gives_a_clean_sample_the_same_error():
+    asked = []
+
+    def reference(extra):
+        asked.append(extra)
+        return rises_with(extra)
+
+    levels, by_channel = calibrate(reference, rises_with(0.5))
+    truth = (0.25 + torch.tensor([-0.1, 0, 0.1])).sqrt()
+    assert torch.allclose(levels, truth, atol=5e-3)  # the grid's own error
+    assert torch.allclose(by_channel[:, 0], levels)
+    assert len(asked) == GRID + 1  # each is a pass through the network: no more than it needs
+
+
+def test_errors_that_added_noise_does_not_reach_end_the_search():
+    asked = []
+
+    def reference(extra):
+        asked.append(extra)
+        return rises_with(0.0)
+
+    calibrate(reference, rises_with(0.5))
+    assert len(asked) == 2 * GRID
+
+
+def test_the_summary_says_how_noisy_the_noisy_ones_are():
+    levels = torch.tensor([0.0, 0.0, 0.3])[:, None]
+    audit = Audit(torch.tensor([1.0, 1.1, 2.0]), levels, noise=0.3, separation=0.5)
+    assert audit.summary().startswith("1 of 3 samples are noisy (median level 0.300, 90 %")
+    none = Audit(torch.tensor([1.0, 1.1, 2.0]), 0 * levels, noise=0.3, separation=0.5)
+    assert none.summary().startswith("0 of 3 samples are noisy; scores")

@@ -295,6 +295,12 @@ def test_watermark_fits_any_image(size, position):
         assert dirty.shape == (3, *size)
 
 
+def test_a_watermark_is_no_taller_than_a_quarter_of_a_banner():
+    (mark,) = parse_contamination(["watermark:fraction=1,text=ab"])
+    dirty, _ = mark.apply(torch.zeros(3, 48, 600), torch.Generator().manual_seed(0))
+    assert 0 < (dirty[0] > 0).any(1).sum() <= 48 / 4 + 1  # the shadow
+
+
 def test_near_duplicates_are_near_their_originals(pairs):
     samples = contaminate(pairs, "near-duplicate:fraction=0.9,sources=2")
     originals = {record["original"] for row in records(samples) for record in row}

@@ -139,3 +139,13 @@ def test_scenes_have_no_options():
         open_images("scenes:star", size=32, channels=3)
     with pytest.raises(InputError, match="no columns"):
         open_pairs("scenes", caption_column="text")
+
+
+def test_a_scene_is_the_same_with_every_version():
+    """Results, feature network and demo model were made with these scenes."""
+    scene = sample_scene(7, seed=0)
+    assert scene.caption == "a yellow diamond on a pink background"
+    assert (scene.position, scene.size) == ("top left", "large")
+    numbers = torch.tensor([*scene.center, scene.radius, *scene.rgb, *scene.background_rgb])
+    known = [11.0799, 10.1627, 9.2346, 248.708, 221.907, 53.863, 236.364, 179.787, 189.564]
+    assert torch.allclose(numbers, torch.tensor(known), rtol=1e-4)

@@ -254,6 +254,16 @@ def test_what_it_says(finished_run, finetune, capfd):
     assert all(bar.startswith("robust-random: ") for bar in bars)
 
 
+@pytest.mark.usefixtures("unverified")
+def test_a_run_that_diverged_says_so_in_its_metrics(finetune, monkeypatch, tmp_path):
+    broken = torch.full((4, 3, 32, 32), float("nan"))
+    monkeypatch.setattr(output, "generate_images", lambda *_, **__: broken)
+    assert finetune("--lora", "--prompts=[]", "--out=run") == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["diverged"] is True
+    assert "match" not in metrics
+
+
 def test_it_chooses_what_the_command_recommends(model, finetune, tmp_path, capfd):
     told = ["--data=scenes", "--limit=10", "--resolution=32", model, DIRTY[0], "--offline"]
     looked = ["--max-bad-fraction=0.3", f"--out={tmp_path / 'found.json'}"]

@@ -11,6 +11,8 @@ from latent_robust.data.sources.scenes import (
 )
 from latent_robust.latent.scene_match import (
     NOTHING,
+    SHAPES,
+    _templates,
     detect_scenes,
     match_scenes,
     scene_hits,
@@ -58,3 +60,11 @@ def test_nothing_is_seen_where_there_is_nothing():
     noise = 0.4 * torch.randn(20, 3, SIDE, SIDE, generator=generator)
     plain = torch.full((1, 3, SIDE, SIDE), -0.5)
     assert detect_scenes(torch.cat([noise, plain])) == ([NOTHING] * 21, [NOTHING] * 21)
+
+
+def test_a_disc_looks_the_same_from_both_sides():
+    templates, _ = _templates()
+    discs = templates.reshape(-1, len(SHAPES), SIDE, SIDE)[:, SHAPES.index("circle")]
+    middle = discs[(discs - discs.rot90(2, (1, 2))).abs().amax((1, 2)) < 1e-5]
+    assert len(middle)
+    assert torch.allclose(middle, middle.mT, atol=1e-5)

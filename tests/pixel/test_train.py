@@ -19,6 +19,7 @@ from latent_robust.evaluation.runs import read_runs
 from latent_robust.training.directory import OUTPUTS
 from latent_robust.training.loop import Trainer
 from pixel import output
+from pixel.task import PixelTask
 
 
 def names(folder):
@@ -525,6 +526,17 @@ def test_broken_images_are_named_and_the_run_goes_on(train, tmp_path, capsys):
     assert latent_robust(args) == 2
     assert "raise --max-bad-fraction" in capsys.readouterr().err
     assert latent_robust([*args, "--max-bad-fraction=0.1"]) == 0
+
+
+def test_a_run_that_diverged_says_so_in_its_metrics(train, tmp_path, monkeypatch):
+    def generate(task, network, count):
+        return torch.full((count, 1, 8, 8), float("nan"))
+
+    monkeypatch.setattr(PixelTask, "generate", generate)
+    assert train("--out=run") == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["diverged"] is True
+    assert "pixels" not in metrics
 
 
 def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -9,7 +11,7 @@ from latent_robust.training.config import TrainConfig
 from latent_robust.training.continuation import configure_continuation, saved_options
 from latent_robust.training.directory import choose_directory, refuse_occupied
 from latent_robust.training.objectives import build_objective
-from latent_robust.training.options import dump, parse_options
+from latent_robust.training.options import _help, dump, parse_options
 from latent_robust.training.plan import plan_runs
 
 
@@ -306,3 +308,9 @@ def test_a_band_is_one_number_or_one_for_each_channel(told, band, tmp_path):
     file.write_text(dump(config))
     assert yaml.safe_load(file.read_text())["band"] == band
     assert parse("--config", str(file)).band == band
+
+
+def test_help_lists_the_names_to_choose_from_or_nothing(capsys):
+    for field in TrainConfig.model_fields.values():
+        assert not re.search(r": *(\(default|$)", _help(field))
+    assert _help(TrainConfig.model_fields["weighting"]).count("normalized") == 1
