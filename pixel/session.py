@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from latent_robust.audit import audit_images, images_to_measure, read_levels, recommend
-from latent_robust.core import Weighting, derive_seed
+from latent_robust.core import Levels, Weighting, derive_seed
 from latent_robust.data import ContaminatedImages, open_images, parse_contamination
 from latent_robust.training.continuation import identity
 from latent_robust.training.directory import AUDIT, is_finished, write_config
@@ -104,7 +103,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
         start_from(task.network, config, start)
     if config.stop_at is None and levels is not None and not config.drop_noisy:
         # The network is not trained below the lowest level, so its predictions there are arbitrary.
-        lowest = levels.reshape(len(levels), -1).amax(1).min().item()
+        lowest = levels.usable_from.min().item()
         task.stop_at = float(f"{lowest:.3g}") or None
         if task.stop_at is not None and accelerator.is_main_process:
             print(f"no training image is clean: the sampler stops at noise level {task.stop_at:g}")
@@ -120,8 +119,8 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     return complete(trainer, output.begin, partial(output.finish, task))
 
 
-def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
-    """The noise level of each image, (N,) or (N, C): from --levels, from the audit, or from the
+def find_levels(output: Output, accelerator: Accelerator) -> Levels:
+    """The two numbers of each image: from --levels, from the audit, or from the
     manifest of the contamination."""
     config, dataset, out = output.config, output.dataset, output.out
     file = config.levels
@@ -136,6 +135,9 @@ def find_levels(output: Output, accelerator: Accelerator) -> Tensor:
 
         file = compute_on_main(out / AUDIT, accelerator, write)
     if file is not None:
-        return read_levels(file, len(dataset), config.channels)
+        levels = read_levels(file, len(dataset), config.channels)
+        return levels.without_noisy() if config.drop_noisy else levels
     # drop_noisy without levels leaves out every image with a corruption of any kind.
-    return dataset.dirty().float() if config.drop_noisy else dataset.levels()
+    if config.drop_noisy:
+        return Levels.never_for(dataset.dirty())
+    return Levels(dataset.levels())

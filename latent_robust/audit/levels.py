@@ -1,19 +1,22 @@
-"""Noise levels of training samples: the standard deviation of the noise in each sample.
+"""The file with the two numbers of each training sample (core/levels.py).
 
-A level is in units of the samples, and is one number or one for each channel. An audit writes the
-levels to a file, and training with `--levels` reads them.
+An audit writes it, and training with `--levels` reads it.
 """
 
 from __future__ import annotations
 
 import json
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from latent_robust.core import Levels
 from latent_robust.errors import InputError
+
+NEVER = "never"  # `usable_from` of a sample that training leaves out
 
 
 def root_mean_square(levels: Tensor) -> Tensor:
@@ -21,23 +24,25 @@ def root_mean_square(levels: Tensor) -> Tensor:
     return levels.square().mean(1).sqrt()
 
 
-def read_levels(path: str | Path, count: int, channels: int) -> Tensor:
-    """Read the levels of `count` samples. Returns float32 (count,) or (count, channels), >= 0.
+def read_levels(path: str | Path, count: int, channels: int) -> Levels:
+    """Read the levels of `count` samples.
 
-    path: a JSON-lines file as an audit writes it, with one row {"index", "level"} per sample. A
-    level is one number or a list with one for each channel, in units of the samples.
+    path: a JSON-lines file as an audit writes it, with one row {"index", "level", "usable_from"}
+    per sample, in units of the samples. `level` is one number or a list with one for each channel.
+    `usable_from` is a number, or "never"; it may be missing, and then follows from the level.
 
     Raises InputError for a file or line that cannot be read; an index that is missing, repeated or
-    out of range; a level that is negative or not finite; and a list of another length.
+    out of range; a number that is negative or not finite; and a list of another length.
     """
     path = Path(path)
     levels: dict[int, list[float]] = {}
+    usable_from: dict[int, float] = {}
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            index, level = _row(line, f"{path}, line {number}", count)
+            index, level, least = _row(line, f"{path}, line {number}", count)
             if index in levels:
                 raise InputError(f"{path}, line {number}: index {index} appears twice")
-            levels[index] = level
+            levels[index], usable_from[index] = level, least
     missing = [index for index in range(count) if index not in levels]
     if missing:
         examples = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
@@ -53,7 +58,8 @@ def read_levels(path: str | Path, count: int, channels: int) -> Tensor:
             f"{path} has {given} levels for a sample of {channels} channels; give one level, or "
             "one per channel: was it made for this dataset?"
         )
-    return torch.tensor(table).squeeze(1)
+    column = torch.tensor([usable_from[index] for index in range(count)])
+    return Levels(torch.tensor(table).squeeze(1), column)
 
 
 def _lines(path: Path) -> list[str]:
@@ -65,8 +71,8 @@ def _lines(path: Path) -> list[str]:
         raise InputError(f"{path} is not a text file of JSON lines") from error
 
 
-def _row(line: str, where: str, count: int) -> tuple[int, list[float]]:
-    """Returns the index and its levels, one or one per channel. where: for the message."""
+def _row(line: str, where: str, count: int) -> tuple[int, list[float], float]:
+    """=>  index; its levels, one or one per channel; usable_from. where: for the message."""
     try:
         row = json.loads(line)
         index, level = row["index"], row["level"]
@@ -75,7 +81,18 @@ def _row(line: str, where: str, count: int) -> tuple[int, list[float]]:
     if type(index) is not int or not 0 <= index < count:
         raise InputError(f"{where}: `index` must be a whole number in 0..{count - 1}, got {index}")
     levels = level if isinstance(level, list) and level else [level]
-    for value in levels:
-        if type(value) not in (int, float) or not isfinite(value) or value < 0:
-            raise InputError(f"{where}: `level` must be a number >= 0, got {value}")
-    return index, [float(value) for value in levels]
+    numbers = [_number(value, "level", where) for value in levels]
+    least = row.get("usable_from", 0.0)
+    return index, numbers, inf if least == NEVER else _number(least, "usable_from", where)
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if type(value) not in (int, float) or not isfinite(value) or value < 0:
+        never = f' or "{NEVER}"' if name == "usable_from" else ""
+        raise InputError(f"{where}: `{name}` must be a number >= 0{never}, got {value}")
+    return float(value)
+
+
+def rounded(number: float) -> float | str:
+    """A number of the file: six digits, or "never" for infinity."""
+    return NEVER if number == inf else float(f"{number:.6g}")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latent_robust.core import Levels
 from latent_robust.files import write_jsonl
 
 from .bimodality import is_bimodal
-from .levels import root_mean_square
+from .levels import root_mean_square, rounded
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,22 @@ class Audit:
         return f"{text}; scores at noise level {self.noise} are {shape} ({separation})"
 
     def rows(self, name: Callable[[int], str]) -> Iterator[dict[str, Any]]:
-        """Rows {"index", "name", "score", "level", "flagged"}. name: index => name of a sample.
+        """Rows {"index", "name", "score", "level", "usable_from", "flagged"}. name: index => name
+        of a sample.
 
         `level` is a number, or a list if there are several channels; `flagged` is true for a
         noisy sample.
         """
-        columns = zip(self.scores.tolist(), self.levels.tolist(), strict=True)
-        for index, (score, levels) in enumerate(columns):
-            rounded = [float(f"{level:.6g}") for level in levels]
+        usable_from = Levels(self.levels).usable_from
+        columns = zip(self.scores.tolist(), self.levels.tolist(), usable_from.tolist(), strict=True)
+        for index, (score, levels, least) in enumerate(columns):
+            numbers = [rounded(level) for level in levels]
             yield {
                 "index": index,
                 "name": name(index),
-                "score": float(f"{score:.6g}"),
-                "level": rounded if len(rounded) > 1 else rounded[0],
+                "score": rounded(score),
+                "level": numbers if len(numbers) > 1 else numbers[0],
+                "usable_from": rounded(least),
                 "flagged": any(levels),
             }
 

@@ -12,6 +12,7 @@ _MODULES = {
     "Ambient": "peers",
     "EquivariancePenalty": "objective",
     "InputPerturbation": "peers",
+    "Levels": "levels",
     "Loss": "batch",
     "NoiseProcess": "process",
     "Objective": "batch",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # a type checker needs the names themselves; running code mus
     from .dropout import shared_dropout as shared_dropout
     from .factory import make_objective as make_objective
     from .forecast import forecast_std as forecast_std
+    from .levels import Levels as Levels
     from .objective import EquivariancePenalty as EquivariancePenalty
     from .parameterization import Parameterization as Parameterization
     from .peers import AdversarialDenoising as AdversarialDenoising

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .dropout import shared_dropout
+from .levels import Levels
 from .objective import EquivariancePenalty
 from .process import NoiseProcess
 from .registry import check_share
@@ -46,15 +47,14 @@ class Loss:
 class Noising:
     """What noises a batch: x_t = alpha * sample + sigma * noise.
 
-    sample, noise: (B, ...). alpha, sigma: (B, 1, ...). levels: (B,) or (B, C), or None; see
-    `Objective.__call__`.
+    sample, noise: (B, ...). alpha, sigma: (B, 1, ...). levels: of these B samples, for `Ambient`.
     """
 
     sample: Tensor
     noise: Tensor
     alpha: Tensor
     sigma: Tensor
-    levels: Tensor | None = None
+    levels: Levels | None = None
 
 
 class Objective:
@@ -90,15 +90,15 @@ class Objective:
         noise: Tensor,
         generator: torch.Generator | None = None,
         *,
-        levels: Tensor | None = None,
+        levels: Levels | None = None,
         attacked: BatchDenoiser | None = None,
         regularize: bool = True,
         step_index: int | None = None,
     ) -> Loss:
         """sample, noise: (B, ...). t: (B,).
 
-        levels: (B,) or (B, C), standard deviation of the noise already in each sample, or in each
-            of its channels, in the sample's units; for `Ambient`.
+        levels: how noisy each of the B samples is, and from which noise level on it is used; for
+            `Ambient`.
         attacked: the network that an attack queries, by default `denoise`.
         regularize: False leaves the penalty out, at the cost of plain training.
         step_index: number of this call, 0, 1, ..., equal on all ranks. It decides when

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from .batch import BatchDenoiser, Loss, Noising, Objective, all_rows
+from .levels import Levels
 from .perturbation import adversarial_perturbation
 from .process import NoiseProcess
 from .radius import RadiusSchedule, unit_sigma
 from .registry import GAMMA, HUBER_C
+
+# 1 - k is 0 at s = level, where a noisy sample says nothing about the clean one. Ambient Diffusion
+# Omni uses samples from 1.155 times their level on, where 1 - k is a quarter.
+LEAST_GAIN = 0.25
 
 
 class PseudoHuber(Objective):
@@ -102,28 +107,30 @@ class AdversarialDenoising(Objective):
 
 
 class Ambient(Objective):
-    """Ambient diffusion, for samples of known Gaussian noise level.
+    """Ambient diffusion: a dirty sample is used only where noise hides its dirt.
 
     Daras et al. 2024, "Consistent Diffusion Meets Tweedie"; Daras et al. 2025, "Ambient Diffusion
-    Omni". A sample y = x + level * xi is used only at s = sigma / alpha >= level, with
+    Omni". A sample is used at noise levels s = sigma / alpha >= usable_from; elsewhere its loss is
+    0. If it holds Gaussian noise itself, y = x + level * xi, then with k = level^2 / s^2
 
-        y_s = y + sqrt(s^2 - level^2) * noise,      k = level^2 / s^2
+        y_s = y + sqrt(s^2 - level^2) * noise
         (1 - k) * x0_hat(y_s) + k * y_s   is regressed on   y
 
-    The residual is expressed in the network's own parameterization, so level 0 is exactly plain
-    training. Times below a sample's level give loss 0. Levels may differ between channels: all of
-    this then holds per channel, and a sample is used at s >= its largest level.
+    The residual is divided by 1 - k (by LEAST_GAIN at least), so that x0_hat counts as much as for
+    a clean sample. It is expressed in the network's own parameterization, so level 0 is exactly
+    plain training. Levels may differ between channels: all of this then holds per channel.
 
     Raises ValueError when called without `levels`.
     """
 
     def corrupt(self, of: Noising, generator: torch.Generator | None) -> Tensor:
-        level = _column(of.levels, of.sigma)
+        level = _column(_given(of).level, of.sigma)
         missing = (of.sigma.square() - (of.alpha * level).square()).clamp_min(0)
         return of.alpha * of.sample + missing.sqrt() * of.noise
 
     def denoising(self, prediction: Tensor, noisy: Tensor, of: Noising) -> Tensor:
-        level, alpha, sigma = _column(of.levels, of.sigma), of.alpha, of.sigma
+        alpha, sigma, levels = of.alpha, of.sigma, _given(of)
+        level = _column(levels.level, sigma)
         k = (level * alpha / sigma).square()
         # ((1 - k) x0_hat + k y_s - y) * d prediction / d sample, written so that it stays finite at
         # alpha = 0, where y_s = noisy / alpha is infinite.
@@ -131,13 +138,17 @@ class Ambient(Objective):
         gain = self.process.parameterization.sample_gain(alpha, sigma)
         ambient = level.square() * alpha / sigma.square() * noisy - of.sample
         residual = (1 - k) * (prediction - c_noise * noisy / sigma) + gain * ambient
-        usable = (k <= 1).flatten(1).all(1)
-        return torch.where(usable, residual.square().flatten(1).mean(1), 0.0)
+        residual = residual / (1 - k).clamp_min(LEAST_GAIN)
+        usable = alpha * _column(levels.usable_from, sigma) <= sigma
+        return torch.where(usable.flatten(), residual.square().flatten(1).mean(1), 0.0)
 
 
-def _column(levels: Tensor | None, like: Tensor) -> Tensor:
-    """levels: (B,) or (B, C); like: (B, 1, ...).  =>  (B, 1 or C, 1, ...), like's dtype, device."""
-    if levels is None:
+def _given(of: Noising) -> Levels:
+    if of.levels is None:
         raise ValueError("`ambient` needs `levels`, the noise level of each sample (0 = clean)")
-    levels = levels.to(like)
-    return levels.reshape(len(like), -1, *[1] * (like.ndim - 2))
+    return of.levels
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """values: (B,) or (B, C); like: (B, 1, ...).  =>  (B, 1 or C, 1, ...), like's dtype, device."""
+    return values.to(like).reshape(len(like), -1, *[1] * (like.ndim - 2))

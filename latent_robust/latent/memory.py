@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from latent_robust.core import NoiseProcess, Objective
+from latent_robust.core import Levels, NoiseProcess, Objective
 from latent_robust.errors import InputError
 from latent_robust.training.objectives import build_objective
 from latent_robust.training.precision import HALF
@@ -99,7 +99,7 @@ def _peak_of_step(components: Components, config: LatentConfig, item: dict[str, 
             for key, value in {"sample": item["mean"], "size": item["size"], **item["text"]}.items()
         }
         batch["t"] = torch.empty(config.batch_size, dtype=process.times.dtype)
-        levels = torch.empty(config.batch_size)
+        levels = torch.empty(config.batch_size)  # also the samples' usable_from
     # A fake time has no value, so its alpha and sigma cannot be looked up; `levels` replaces them.
     fake_process = NoiseProcess(
         lambda t: (levels[: len(t)],) * 2, process.parameterization, process.times
@@ -214,7 +214,7 @@ class _Step(nn.Module):
     def forward(self, batch: dict[str, Tensor], levels: Tensor, parameters: dict) -> None:
         sample, sizes, t = (batch.pop(key) for key in ("sample", "size", "t"))
         denoise = self.family.denoiser(self.network, batch, sizes)
-        loss = self.objective(denoise, sample, t, torch.empty_like(sample), levels=levels)
+        loss = self.objective(denoise, sample, t, torch.empty_like(sample), levels=Levels(levels))
         trained = [p for p in parameters.values() if p.requires_grad]
         torch.autograd.grad(loss.total, trained, allow_unused=True)
 

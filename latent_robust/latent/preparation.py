@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from latent_robust.audit import read_levels
-from latent_robust.core import Weighting
+from latent_robust.core import Levels, Weighting
 from latent_robust.data import (
     ContaminatedPairs,
     PairSet,
@@ -89,7 +89,7 @@ class Preparation:
     prompts: of the images at checkpoints. metric_prompts: of the images for the metrics.
     scenes: what `metric_prompts` ask for; None unless the data are the demo's.
     weighting: "weight" and "band", recommended where they were not given; {} if nothing was open.
-    levels: (N,) or (N, C), noise level of each pair's latents; None if no objective takes any."""
+    levels: of each pair's latents; None if no objective takes any."""
 
     pairs: ContaminatedPairs
     dataset: LatentCache | Uncached
@@ -102,7 +102,7 @@ class Preparation:
     metric_prompts: Prompts
     scenes: list[Scene] | None
     weighting: dict[str, float | list[float]]
-    levels: Tensor | None
+    levels: Levels | None
 
 
 def prepare(
@@ -300,21 +300,23 @@ def _recommend(
 
 def _choose_levels(
     config: LatentConfig, components: Components, pairs: ContaminatedPairs
-) -> Tensor | None:
-    """The noise level of each pair in units of its latents, (N,) or (N, C), from a file or from the
+) -> Levels | None:
+    """The two numbers of each pair, in units of its latents, from a file or from the
     manifest. The manifest's levels are of images and are multiplied by the encoder's gain. None if
     no objective takes levels. InputError if the manifest has none."""
     if not any(facts.takes_levels for facts in config.trained):
         return None
     if config.levels is not None:
-        return read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
+        levels = read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
+        return levels.without_noisy() if config.drop_noisy else levels
     if config.drop_noisy:  # drops every contaminated pair, also those without a noise level
-        return pairs.dirty().float()
-    levels = pairs.levels()
-    if not levels.any():
+        return Levels.never_for(pairs.dirty())
+    known = pairs.levels()
+    if not known.any():
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
     samples = of_one_size(pairs, pairs.clean, GAIN_IMAGES)
-    return levels[:, None] * encoder_gain(samples, levels[levels > 0].median().item(), components)
+    gain = encoder_gain(samples, known[known > 0].median().item(), components)
+    return Levels(known[:, None] * gain)
 
 
 # ---------------------------------------------------------- encoded pairs, squares and prompts

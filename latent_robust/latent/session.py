@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from latent_robust.audit import read_levels
-from latent_robust.core import derive_seed
+from latent_robust.core import Levels, derive_seed
 from latent_robust.training.continuation import identity
 from latent_robust.training.directory import AUDIT, is_finished, write_config
 from latent_robust.training.loop import Trainer
@@ -216,9 +215,9 @@ def train(
     return complete(trainer, begin, output.finish)
 
 
-def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
-    """=>  (N,) or (N, C), the noise level of each pair's latents: from the audit if the objective
-    needs one, else from a file or the manifest."""
+def find_levels(output: LatentOutput, accelerator: Accelerator) -> Levels:
+    """=>  the two numbers of each pair's latents: from the audit if the objective needs one, else
+    from a file or the manifest."""
     config, prepared, out = output.config, output.prepared, output.out
     if not config.facts.needs_audit:
         return prepared.levels
@@ -244,4 +243,5 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Tensor:
 
     file = compute_on_main(out / AUDIT, accelerator, write)
     channels = prepared.dataset.__getitems__([0])["mean"].shape[1]
-    return read_levels(file, len(prepared.pairs), channels)
+    levels = read_levels(file, len(prepared.pairs), channels)
+    return levels.without_noisy() if config.drop_noisy else levels

@@ -6,15 +6,18 @@ So a resumed run continues with exactly the samples that it would have had witho
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from latent_robust.core import derive_generator
+from latent_robust.core import NoiseProcess, derive_generator
 from latent_robust.errors import InputError
+
+TIMES = 10_000  # drawn, to know how high noise levels training goes
+DrawTimes = Callable[[int, torch.Generator], Tensor]
 
 
 class StepBatches(Sampler[list[int]]):
@@ -54,10 +57,14 @@ class StepBatches(Sampler[list[int]]):
 
     def batch(self, number: int) -> list[int]:
         """The indices of this rank's batch `number`."""
+        bucket, first = self._place(number)
+        return [self._index_at(bucket, position) for position in range(first, first + self.size)]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The bucket of this rank's batch `number`, and the position of its first sample there."""
         overall = number * self.ranks + self.rank
         epoch = self._epoch_of(overall)
-        bucket, first = self._batches_of(epoch)[overall - self._batches_before(epoch)]
-        return [self._index_at(bucket, position) for position in range(first, first + self.size)]
+        return self._batches_of(epoch)[overall - self._batches_before(epoch)]
 
     def _batches_before(self, epoch: int) -> int:
         """How many batches of all buckets begin before this epoch."""
@@ -106,16 +113,67 @@ class StepBatches(Sampler[list[int]]):
         return indices[self._permutations[bucket][1][offset]]
 
 
-def without_noisy(buckets: Sequence[Sequence[int]], levels: Tensor) -> list[list[int]]:
-    """The buckets, without the samples that have a level above 0 (in any channel).
+class UsableBatches(StepBatches):
+    """Batches in which every sample may be used at its own time.
 
-    levels: (N,) or (N, C). Raises InputError if no sample is left.
+    The times of a batch are drawn first, as in plain training; then, for each time, a sample of the
+    bucket that may be used at that noise level, each with the same probability (Daras et al. 2025,
+    "Ambient Diffusion Omni"). So no step is wasted on samples whose loss would be 0, and low noise
+    levels are trained as often as without dirt.
+
+    usable_from: (N,), of all samples in the buckets; see core/levels.py. draw_times: the task's.
+    Where a bucket has no sample for a time, another time is drawn. Samples that no time of the
+    process reaches are left out. Raises InputError if none is left.
     """
-    clean = levels.reshape(len(levels), -1).eq(0).all(1)
-    kept = [[index for index in bucket if clean[index]] for bucket in buckets]
-    if not any(kept):
-        raise InputError("drop_noisy leaves no sample: all have a noise level; train without it")
-    return [bucket for bucket in kept if bucket]
+
+    def __init__(
+        self,
+        buckets: Sequence[Sequence[int]],
+        size: int,
+        seed: int,
+        *,
+        usable_from: Tensor,
+        process: NoiseProcess,
+        draw_times: DrawTimes,
+        **position: int,
+    ):
+        self.process, self.draw_times = process, draw_times
+        often = draw_times(TIMES, derive_generator(seed, "times"))
+        highest = self._noise_levels(often).max()  # that training reaches, now and then
+        ordered = []
+        for bucket in buckets:
+            least, order = usable_from[list(bucket)].sort(stable=True)
+            used = least.isfinite() & (least <= highest)
+            ordered.append([bucket[i] for i in order[used].tolist()])
+        buckets = [bucket for bucket in ordered if bucket]
+        if not buckets:
+            raise InputError(
+                "no sample is usable at any noise level; train without --levels or drop_noisy"
+            )
+        self._usable_from = [usable_from[bucket] for bucket in buckets]  # of each bucket, ascending
+        super().__init__(buckets, size, seed, **position)
+
+    def batch(self, number: int) -> list[int]:
+        return self._drawn(number)[0]
+
+    def times(self, number: int) -> Tensor:
+        """(size,), the times of this rank's batch `number`."""
+        return self._drawn(number)[1]
+
+    def _drawn(self, number: int) -> tuple[list[int], Tensor]:
+        bucket, _ = self._place(number)
+        least = self._usable_from[bucket]
+        generator = derive_generator(self.seed, "usable", number * self.ranks + self.rank)
+        times = self.draw_times(self.size, generator)
+        while (early := self._noise_levels(times) < least[0]).any():
+            times = torch.where(early, self.draw_times(self.size, generator), times)
+        usable = torch.searchsorted(least, self._noise_levels(times), right=True)
+        chosen = (torch.rand(self.size, generator=generator) * usable).long()
+        return [self.buckets[bucket][i] for i in chosen.tolist()], times
+
+    def _noise_levels(self, times: Tensor) -> Tensor:
+        alpha, sigma = self.process.alpha_sigma(times)
+        return (sigma / alpha).float()
 
 
 def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> DataLoader:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from latent_robust.core import NoiseProcess, Objective, derive_generator, derive_seed
+from latent_robust.core import Levels, NoiseProcess, Objective, derive_generator, derive_seed
 
-from .batches import StepBatches, loader, without_noisy
+from .batches import StepBatches, UsableBatches, loader
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .log import RunLog
@@ -67,18 +67,15 @@ class Trainer:
         accelerator: Accelerator,
         *,
         out: Path,
-        levels: Tensor | None = None,
+        levels: Levels | None = None,
         identity: dict[str, Any] | None = None,
     ):
-        """levels: (N,) or (N, C), noise level of each sample in the dataset, in the sample's units.
+        """levels: of each sample in the dataset, for objectives that need them.
         identity: JSON values that a resumed run must share (settings, data fingerprint)."""
         self.task, self.objective, self.config = task, objective, config
         self.accelerator, self.out = accelerator, out
         self.levels, self.identity = levels, identity or {}
-        self.buckets = task.buckets
-        if config.drop_noisy:
-            assert levels is not None  # the configuration refuses it for other objectives
-            self.buckets = without_noisy(task.buckets, levels)
+        self.plan = self._plan()
         self.step = 0
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
@@ -147,17 +144,28 @@ class Trainer:
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """This rank's batches, from the current step on, without end."""
-        config, accelerator = self.config, self.accelerator
-        batches = StepBatches(
-            self.buckets,
-            config.batch_size,
-            config.seed,
-            start=self.step * config.gradient_accumulation,
-            rank=accelerator.process_index,
-            ranks=accelerator.num_processes,
+        config = self.config
+        self.plan.start = self.step * config.gradient_accumulation
+        pin = self.accelerator.device.type == "cuda"
+        return iter(loader(self.task.dataset, self.plan, config.workers, pin))
+
+    def _plan(self) -> StepBatches:
+        """Which samples form which batch and, where it matters to samples, which times."""
+        settings = {
+            "buckets": self.task.buckets,
+            "size": self.config.batch_size,
+            "seed": self.config.seed,
+            "rank": self.accelerator.process_index,
+            "ranks": self.accelerator.num_processes,
+        }
+        if self.levels is None:
+            return StepBatches(**settings)
+        return UsableBatches(
+            **settings,
+            usable_from=self.levels.usable_from,
+            process=self.task.process,
+            draw_times=self.task.draw_times,
         )
-        pin = accelerator.device.type == "cuda"
-        return iter(loader(self.task.dataset, batches, config.workers, pin))
 
     def train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
         """One optimizer step over `gradient_accumulation` micro-batches.  =>  a row for the log."""
@@ -191,11 +199,15 @@ class Trainer:
         torch.manual_seed(derive_seed(*stream, "dropout"))
         generator = derive_generator(*stream, device=device)
         sample, conditions = self.task.prepare(batch, generator)
-        t = self.task.draw_times(len(sample), generator).to(device)
+        number = self.step * config.gradient_accumulation + micro
+        if isinstance(self.plan, UsableBatches):
+            t = self.plan.times(number).to(device, non_blocking=True)
+        else:
+            t = self.task.draw_times(len(sample), generator).to(device)
         noise = torch.randn(sample.shape, generator=generator, device=device)
         levels = self.levels
         if levels is not None:
-            levels = levels[batch["index"]].to(device, non_blocking=True)
+            levels = levels[batch["index"]].to(device)
         denoise = self.task.denoiser(self.network, conditions)
         attacked = self.task.denoiser(self.plain_network, conditions)
         if config.compile:
@@ -210,7 +222,7 @@ class Trainer:
             levels=levels,
             attacked=attacked,
             regularize=regularize,
-            step_index=self.step * config.gradient_accumulation + micro,
+            step_index=number,
         )
         total = loss.total
         auxiliary = self.task.auxiliary_loss(denoise, sample, t)

@@ -15,7 +15,15 @@ def write(path, rows):
 def test_levels_in_any_order(tmp_path):
     rows = [{"index": 2, "level": 0.5, "more": 1}, {"index": 0, "level": 0}]
     path = write(tmp_path / "levels.jsonl", [*rows, {"index": 1, "level": 0.25}])
-    assert torch.equal(read_levels(path, 3, 1), torch.tensor([0.0, 0.25, 0.5]))
+    assert torch.equal(read_levels(path, 3, 1).level, torch.tensor([0.0, 0.25, 0.5]))
+
+
+def test_from_when_on_a_sample_is_usable(tmp_path):
+    """A number, never, or what its level allows; but not less."""
+    least = [{"usable_from": 0.75}, {"usable_from": "never"}, {}, {"usable_from": 0.1}]
+    rows = [{"index": i, "level": 0.5, **row} for i, row in enumerate(least)]
+    levels = read_levels(write(tmp_path / "levels.jsonl", rows), 4, 1)
+    assert levels.usable_from.tolist() == [0.75, float("inf"), 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +36,8 @@ def test_levels_in_any_order(tmp_path):
         ([{"index": 0, "level": -0.1}], "line 1: `level` must be a number >= 0, got -0.1"),
         ([{"index": 0, "level": float("nan")}], "got nan"),
         ([{"index": 0, "level": "high"}], "got high"),
+        ([{"index": 0, "level": 0, "usable_from": -1}], "`usable_from` must be .* got -1"),
+        ([{"index": 0, "level": 0, "usable_from": "later"}], 'or "never", got later'),
         ([{"index": 0, "level": [0.1, -1]}], "got -1"),
         (
             [{"index": i, "level": [0.1] * (i + 1)} for i in range(3)],

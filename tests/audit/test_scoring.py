@@ -128,7 +128,9 @@ def test_channels_have_levels_of_their_own(tmp_path):
     # The tolerance of the test for bimodal scores.
     assert torch.allclose(result.levels[10:].median(0).values, reference, rtol=0.03)
     result.write(tmp_path / "audit.jsonl", str)
-    assert torch.allclose(read_levels(tmp_path / "audit.jsonl", 100, 3), result.levels, rtol=1e-5)
+    assert torch.allclose(
+        read_levels(tmp_path / "audit.jsonl", 100, 3).level, result.levels, rtol=1e-5
+    )
 
 
 def test_scores_are_in_the_order_of_the_samples_for_any_buckets():
@@ -188,7 +190,7 @@ def test_what_is_written_is_read_as_levels(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == [f"image {i}" for i in range(10)]
     assert [row["flagged"] for row in rows] == [False] * 5 + [True] * 5
-    levels = read_levels(tmp_path / "audit.jsonl", 10, 1)
+    levels = read_levels(tmp_path / "audit.jsonl", 10, 1).level
     assert torch.allclose(levels, result.levels[:, 0], rtol=1e-5)
 
 

@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler
 from latent_robust.core import (
     OBJECTIVES,
     AdversarialDenoising,
+    Levels,
     NoiseProcess,
     RadiusSchedule,
     Weighting,
@@ -73,7 +74,7 @@ def test_an_objective_is_a_function_of_its_generator(name):
             t,
             noise,
             torch.Generator().manual_seed(seed),
-            levels=levels,
+            levels=Levels(levels),
         ).total
 
     first, again, other = loss(1), loss(1), loss(2)

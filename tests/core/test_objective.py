@@ -10,6 +10,7 @@ from latent_robust.core import (
     ATTACKS,
     OBJECTIVES,
     EquivariancePenalty,
+    Levels,
     NoiseProcess,
     Objective,
     Parameterization,
@@ -600,7 +601,8 @@ def test_every_objective_is_finite_over_the_whole_process(name, parameterization
     process, network = process_of(parameterization), Network()
     t = torch.stack([process.times[0], process.times[-1]])
     sample, noise = torch.randn(2, 2, 1, 6, 6)
-    loss = make_objective(name, process)(network, sample, t, noise, levels=torch.tensor([0.0, 0.4]))
+    levels = Levels(torch.tensor([0.0, 0.4]))
+    loss = make_objective(name, process)(network, sample, t, noise, levels=levels)
     loss.total.backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
 

@@ -4,6 +4,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from latent_robust.core import (
     AdversarialDenoising,
+    Levels,
     NoiseProcess,
     RadiusSchedule,
     make_objective,
@@ -149,7 +150,7 @@ def test_ambient_at_level_zero_is_plain_training(name):
     sample, t, noise = inputs(process)
     plain = make_objective("ddpm", process)(some_network, sample, t, noise).denoising
     ambient = make_objective("ambient", process)(
-        some_network, sample, t, noise, levels=torch.zeros(16)
+        some_network, sample, t, noise, levels=Levels(torch.zeros(16))
     ).denoising
     # The same numbers in another order of operations; 1 / sigma magnifies float32 rounding.
     torch.testing.assert_close(ambient, plain, rtol=1e-3, atol=1e-5)
@@ -175,7 +176,7 @@ def test_ambient_is_minimised_by_the_clean_denoiser(name):
             return gain * a * noisy / alpha + c_noise * noisy / sigma
 
         levels = torch.full((size,), level)
-        return objective(denoise, sample, t, noise, levels=levels).total.double()
+        return objective(denoise, sample, t, noise, levels=Levels(levels)).total.double()
 
     low, middle, high = loss(0.0), loss(0.5), loss(1.0)
     minimiser = 0.5 - (high - low) / (4 * (low + high - 2 * middle))
@@ -197,7 +198,7 @@ def test_ambient_with_a_level_for_each_channel_is_ambient_in_each():
             sample[:, channels],
             t,
             noise[:, channels],
-            levels=levels[:, channels],
+            levels=Levels(levels[:, channels]),
         ).denoising
 
     # Equal but for the order of the sum.
@@ -208,7 +209,7 @@ def test_ambient_uses_a_sample_at_no_less_noise_than_its_noisiest_channel_has():
     sample, noise = torch.randn(2, 2, 2, 4, 4)
     levels = torch.tensor([[0.0, 0.0], [0.0, 0.4]])
     loss = make_objective("ambient", EPSILON)(
-        some_network, sample, torch.tensor([5, 5]), noise, levels=levels
+        some_network, sample, torch.tensor([5, 5]), noise, levels=Levels(levels)
     )
     assert loss.denoising[0] > 0
     assert loss.denoising[1] == 0
@@ -218,7 +219,7 @@ def test_ambient_ignores_times_below_the_level():
     sample, noise = torch.randn(2, 2, 1, 4, 4)
     t = torch.tensor([5, 900])
     loss = make_objective("ambient", EPSILON)(
-        some_network, sample, t, noise, levels=torch.tensor([0.4, 0.4])
+        some_network, sample, t, noise, levels=Levels(torch.tensor([0.4, 0.4]))
     )
     assert loss.denoising[0] == 0
     assert loss.denoising[1] > 0
@@ -231,9 +232,39 @@ def test_ambient_begins_exactly_at_the_level(name):
     t = process.time_of(0.5).repeat(2)
     alpha, sigma = (x.flatten() for x in process(t, sample))
     levels = sigma / alpha * torch.tensor([0.99, 1.01])
-    loss = make_objective("ambient", process)(some_network, sample, t, noise, levels=levels)
+    loss = make_objective("ambient", process)(some_network, sample, t, noise, levels=Levels(levels))
     assert loss.denoising[0] > 0
     assert loss.denoising[1] == 0
+
+
+def test_a_sample_counts_only_where_it_is_usable():
+    sample, noise = torch.randn(2, 3, 1, 4, 4)
+    t = EPSILON.time_of(0.5).repeat(3)
+    levels = Levels(torch.zeros(3), torch.tensor([0.4, 0.6, torch.inf]))
+    loss = make_objective("ambient", EPSILON)(some_network, sample, t, noise, levels=levels)
+    plain = make_objective("ddpm", EPSILON)(some_network, sample, t, noise)
+    assert torch.allclose(loss.denoising[0], plain.denoising[0], rtol=1e-4)
+    assert loss.denoising[1:].tolist() == [0, 0]
+
+
+def test_a_noisy_sample_counts_as_much_as_a_clean_one():
+    """The loss is that of the clean sample's estimate: a gradient that does not shrink by 1 - k."""
+    noise = torch.randn(1, 1, 4, 4)
+    t = EPSILON.time_of(1.0).repeat(1)
+    bias = torch.zeros((), requires_grad=True)
+
+    def curvature(level):
+        def denoise(noisy, t, rows):
+            return noisy + bias
+
+        loss = make_objective("ambient", EPSILON)(
+            denoise, torch.zeros_like(noise), t, noise, levels=Levels(torch.tensor([level]))
+        ).total
+        (slope,) = torch.autograd.grad(loss, bias, create_graph=True)
+        return torch.autograd.grad(slope, bias)[0].item()
+
+    assert curvature(0.7) == pytest.approx(curvature(0.0), rel=1e-5)
+    assert curvature(0.99) < 0.01 * curvature(0.0)  # nearly at its level, it says nothing
 
 
 def test_ambient_without_levels_says_what_it_needs():

@@ -1,11 +1,13 @@
+import math
 from collections import Counter
 from itertools import islice
 
 import pytest
 import torch
 
+from latent_robust.core import NoiseProcess
 from latent_robust.errors import InputError
-from latent_robust.training.batches import StepBatches, without_noisy
+from latent_robust.training.batches import StepBatches, UsableBatches
 
 
 def ten():
@@ -59,9 +61,62 @@ def test_a_resumed_run_sees_the_same_groups():
         assert list(islice(resumed, 40 - start)) == whole[start:]
 
 
-def test_a_sample_with_noise_in_any_channel_is_left_out_and_so_is_an_empty_bucket():
-    levels = torch.tensor([[0, 0], [0, 0.1], [0.1, 0], [0, 0], [0.2, 0.2]])
-    assert without_noisy([[0, 1, 0, 3], [2, 4]], levels) == [[0, 0, 3]]
-    assert without_noisy([range(3), [4, 3]], levels[:, 0]) == [[0, 1], [3]]
-    with pytest.raises(InputError, match="leaves no sample"):
-        without_noisy([[1, 2], [4]], levels)
+PROCESS = NoiseProcess.flow()
+
+
+def usable(buckets, usable_from, size=8, **options):
+    return UsableBatches(
+        buckets,
+        size,
+        3,
+        usable_from=torch.tensor(usable_from),
+        process=PROCESS,
+        draw_times=PROCESS.draw_times,
+        **options,
+    )
+
+
+def noise_levels(times):
+    alpha, sigma = PROCESS.alpha_sigma(times)
+    return sigma / alpha
+
+
+def test_every_sample_of_a_batch_may_be_used_at_its_time():
+    usable_from = [0.0, 0.0, 0.5, 2.0, math.inf, 0.3, 1.0]
+    plan = usable([[0, 1, 2, 3], [4, 5, 6]], usable_from, size=4)
+    seen = Counter()
+    for number in range(300):
+        indices, times = plan.batch(number), plan.times(number)
+        seen.update(indices)
+        assert len({index > 3 for index in indices}) == 1
+        assert (noise_levels(times) >= torch.tensor(usable_from)[indices]).all()
+    assert set(seen) == {0, 1, 2, 3, 5, 6}  # all, but for the one that is never usable
+
+
+def test_times_are_drawn_as_for_clean_data_and_samples_evenly_among_the_usable():
+    """Flow: s = t / (1 - t), so a sample with usable_from 1 is used in half of the times."""
+    plan = usable([range(4)], [0.0, 0.0, 1.0, 1.0], size=100)
+    times = torch.cat([plan.times(number) for number in range(200)])
+    assert abs(times.mean() / 500 - 1) < 0.01
+    seen = Counter(i for number in range(200) for i in plan.batch(number))
+    # Low half: 2 samples share it; high half: 4. So 3/8, 3/8, 1/8, 1/8 of 20,000.
+    for index, share in enumerate((3, 3, 1, 1)):
+        assert seen[index] == pytest.approx(20_000 * share / 8, rel=0.06)
+
+
+def test_usable_batches_resume_and_ranks_share_one_sequence():
+    buckets, usable_from = [range(7), range(7, 12)], [0.0] * 6 + [0.7] * 6
+    whole = list(islice(usable(buckets, usable_from), 12))
+    assert whole[7:] == list(islice(usable(buckets, usable_from, start=7), 5))
+    ranks = [list(islice(usable(buckets, usable_from, rank=r, ranks=2), 6)) for r in (0, 1)]
+    assert whole == [batch for pair in zip(*ranks, strict=True) for batch in pair]
+
+
+def test_where_no_sample_is_usable_another_time_is_drawn():
+    plan = usable([range(3)], [3.0, 3.0, 4.0])
+    assert all((noise_levels(plan.times(number)) >= 3).all() for number in range(50))
+
+
+def test_nothing_usable_is_refused():
+    with pytest.raises(InputError, match="no sample is usable at any noise level"):
+        usable([range(2)], [math.inf, math.inf])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny import Points, Recording, make_trainer
 from torch import nn
 
+from latent_robust.core import Levels
 from latent_robust.core.batch import Loss
 from latent_robust.errors import Diverged, InputError
 from latent_robust.training import loop
@@ -428,12 +429,18 @@ def test_each_micro_batch_of_each_step_draws_numbers_of_its_own(tmp_path):
         assert len(values.unique(dim=0)) == 6
 
 
-def test_each_sample_has_its_own_level(tmp_path):
-    levels = torch.arange(37.0)
-    trainer = make_trainer(tmp_path, objective="ddpm", levels=levels)
+def test_each_sample_comes_with_its_own_level_and_at_a_time_that_suits_it(tmp_path):
+    levels = Levels(torch.arange(37.0) / 37)
+    trainer = make_trainer(tmp_path, objective="ddpm", levels=levels, gradient_accumulation=2)
     trainer.objective = recording = Recording(trainer.objective)
     assert trainer.train()
-    assert [level.tolist() for level in recording.levels] == trainer.task.dataset.seen
+    seen = trainer.task.dataset.seen
+    assert [given.level.tolist() for given in recording.levels] == [
+        levels.level[indices].tolist() for indices in seen
+    ]
+    for given, t in zip(recording.levels, recording.times, strict=True):
+        alpha, sigma = trainer.task.process.alpha_sigma(t)
+        assert (sigma / alpha >= given.usable_from - 1e-6).all()
 
 
 def test_an_auxiliary_loss_is_added_to_the_objectives(tmp_path, monkeypatch):

@@ -1,0 +1,59 @@
+"""Two numbers for each sample: how noisy it is, and from which noise level on it may be used.
+
+| sample | level | usable_from |
+|---|---|---|
+| clean | 0 | 0 |
+| with Gaussian noise of standard deviation tau | tau | tau |
+| with other dirt, which noise of level f hides | 0 | f |
+| another kind of image, which no noise makes usable | 0 | infinity |
+
+The second number is that of Daras et al. 2025, "Ambient Diffusion Omni".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The two numbers of N samples, in the samples' units.
+
+    level: (N,) or (N, C), >= 0, standard deviation of the Gaussian noise in each sample, or in each
+        of its channels.
+    usable_from: (N,), the least s = sigma / alpha at which a sample is used, infinity for never.
+        At least the largest level: lower values are raised to it, and None means just that.
+    """
+
+    level: Tensor
+    usable_from: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        least = self.level.reshape(len(self.level), -1).amax(1)
+        given = least if self.usable_from is None else self.usable_from
+        object.__setattr__(self, "usable_from", torch.maximum(given.to(least), least))
+
+    def __len__(self) -> int:
+        return len(self.level)
+
+    def __getitem__(self, rows: Any) -> Levels:
+        """The numbers of some samples: anything that indexes a tensor's first dimension."""
+        return Levels(self.level[rows], self.usable_from[rows])
+
+    def to(self, device: torch.device) -> Levels:
+        parts = (part.to(device, non_blocking=True) for part in (self.level, self.usable_from))
+        return Levels(*parts)
+
+    @classmethod
+    def never_for(cls, left_out: Tensor) -> Levels:
+        """A filter: samples that are clean, or never used. left_out: (N,), bool."""
+        return cls(torch.zeros(len(left_out)), torch.where(left_out, torch.inf, 0.0))
+
+    def without_noisy(self) -> Levels:
+        """The same, but no sample with a level above 0 is ever used."""
+        noisy = self.level.reshape(len(self), -1).gt(0).any(1)
+        return Levels(self.level, self.usable_from.masked_fill(noisy, torch.inf))
