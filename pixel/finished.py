@@ -12,17 +12,23 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from latent_robust.audit import Audit, audit_images
+from latent_robust.audit import Audit, audit_by_trusted, audit_images, noisy_views
 from latent_robust.core import NoiseProcess
-from latent_robust.data import ContaminatedImages, open_images, parse_contamination
+from latent_robust.data import ContaminatedImages
 from latent_robust.errors import InputError
 from latent_robust.evaluation.sampling import generate_samples, sampling_scheduler
 from latent_robust.subset import evenly_spaced
 
+from .data import contaminated_images
+from .data import open_part as _open
+
 # Options of `generate` that not every kind of run has.
 GENERATION_OPTIONS = frozenset({"sampler", "stop_at"})
+
+ALL_FILES = {"max_bad_fraction": 1.0}  # the run has already reported unreadable files
 
 
 def load_run(run: Path, sampler: str) -> tuple[UNet2DModel, Any]:
@@ -81,29 +87,15 @@ def training_images(
     config: dict[str, Any], *, offline: bool, limit: int | None = None
 ) -> ContaminatedImages:
     """The data of the run with its contamination. limit: use only the first N files."""
-    return ContaminatedImages(
-        _open(config, config["data"], offline, limit),
-        parse_contamination(config["contamination"]),
-        config["seed"],
-    )
+    return contaminated_images({**config, **ALL_FILES, "limit": limit, "offline": offline})
 
 
 def original_images(
     config: dict[str, Any], *, offline: bool, data: str | None = None, limit: int | None = None
 ) -> ContaminatedImages:
     """The data of the run before contamination, or other `data`, at the size of the run."""
-    return ContaminatedImages(_open(config, data or config["data"], offline, limit), [], 0)
-
-
-def _open(config: dict[str, Any], data: str, offline: bool, limit: int | None):
-    return open_images(
-        data,
-        size=config["size"],
-        channels=config["channels"],
-        limit=limit,
-        max_bad_fraction=1.0,  # the run has already reported unreadable files
-        offline=offline,
-    )
+    images = _open({**config, **ALL_FILES, "offline": offline}, data or config["data"], limit)
+    return ContaminatedImages(images, [], 0)
 
 
 def clean_images(config: dict[str, Any], count: int, *, offline: bool) -> Tensor:
@@ -114,23 +106,30 @@ def clean_images(config: dict[str, Any], count: int, *, offline: bool) -> Tensor
     return original_images(config, offline=offline, data=reference, limit=limit).clean_tensor(count)
 
 
-def load_auditor(
-    run: Path, dataset: ContaminatedImages, device: torch.device | str
-) -> tuple[Callable, NoiseProcess]:
-    """=>  `denoise_batch`, as `audit_samples` needs it, and the noise process of the network.
-
-    denoise_batch: indices into `dataset`  =>  its samples (B, C, H, W), and denoise(noisy, t)."""
+def audit_with(
+    run: Path, dataset: ContaminatedImages, *, device: torch.device | str, seed: int
+) -> Audit:
+    """Score the images with the network of a finished run, and judge them by the trusted ones."""
     network, scheduler = load_run(run, "ddim")
     network.to(device)
+    process = NoiseProcess.from_scheduler(scheduler)
     channels = network.config.in_channels
+
+    def load(indices: Sequence[int] | Tensor) -> Tensor:
+        return dataset.__getitems__(indices)["sample"]
 
     def denoise(noisy: Tensor, t: Tensor) -> Tensor:
         return network(noisy, t).sample[:, :channels]  # the rest is the learned variance, if any
 
     def denoise_batch(indices: Sequence[int]) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
-        return dataset.__getitems__(indices)["sample"].to(device), denoise
+        return load(indices).to(device), denoise
 
-    return denoise_batch, NoiseProcess.from_scheduler(scheduler)
+    audit = audit_images(denoise_batch, process, dataset, seed=seed)
+    if not dataset.trusted:
+        return audit
+    blocks = [module for module in network.modules() if isinstance(module, ResnetBlock2D)]
+    view = noisy_views(denoise_batch, process, blocks, seed)
+    return audit_by_trusted(audit, dataset.trusted, view, load, seed)
 
 
 def audit(
@@ -138,8 +137,7 @@ def audit(
 ) -> tuple[Audit, ContaminatedImages]:
     """Score the training images of the run with its network.  =>  the audit, and these images."""
     images = training_images(config, offline=offline, limit=config["limit"])
-    denoise_batch, process = load_auditor(run, images, device)
-    return audit_images(denoise_batch, process, images, seed=config["seed"]), images
+    return audit_with(run, images, device=device, seed=config["seed"]), images
 
 
 def training_and_held_out(

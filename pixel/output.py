@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latent_robust.audit import audit_facts, images_to_measure
 from latent_robust.audit.spectrum import CLEAN, measure_spectrum
-from latent_robust.data import ContaminatedImages, open_images
+from latent_robust.data import ContaminatedImages
 from latent_robust.evaluation.directory import begin_directory
 from latent_robust.evaluation.features import make_extractors
 from latent_robust.evaluation.figures import save_grid
@@ -24,6 +24,7 @@ from latent_robust.training.directory import (
 )
 
 from .config import PixelConfig
+from .data import open_part
 from .task import COLUMNS, PREVIEW, PixelTask
 
 logger = logging.getLogger(__name__)
@@ -48,13 +49,7 @@ class Output:
         if not accelerator.is_main_process:
             return
         if config.reference is not None:
-            images = open_images(
-                config.reference,
-                size=config.size,
-                channels=config.channels,
-                max_bad_fraction=config.max_bad_fraction,
-                offline=config.offline,
-            )
+            images = open_part(config.model_dump(), config.reference, None)
             self.clean = ContaminatedImages(images, [], config.seed)
         elif dataset.corruptions:
             self.clean = dataset

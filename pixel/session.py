@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from latent_robust.audit import audit_images, images_to_measure, read_levels, recommend
+from latent_robust.audit import images_to_measure, read_levels, recommend
 from latent_robust.core import Levels, Weighting, derive_seed
-from latent_robust.data import ContaminatedImages, open_images, parse_contamination
+from latent_robust.data import ContaminatedImages
 from latent_robust.training.continuation import identity
 from latent_robust.training.directory import AUDIT, is_finished, write_config
 from latent_robust.training.loop import Trainer
@@ -21,7 +21,8 @@ from latent_robust.training.resume import saved_checkpoint
 from latent_robust.training.run import complete, compute_on_main
 
 from .config import PixelConfig
-from .finished import load_auditor
+from .data import contaminated_images
+from .finished import audit_with
 from .network import start_from
 from .output import Output
 from .task import PixelTask
@@ -38,16 +39,7 @@ class PixelSession:
         accelerator: Accelerator,
     ):
         self.accelerator = accelerator
-        images = open_images(
-            config.data,
-            size=config.size,
-            channels=config.channels,
-            limit=config.limit,
-            max_bad_fraction=config.max_bad_fraction,
-            offline=config.offline,
-        )
-        corruptions = parse_contamination(config.contamination)
-        dataset = ContaminatedImages(images, corruptions, config.seed)
+        dataset = contaminated_images(config.model_dump())
         dataset.materialize()
         weighting = resolve_weighting(config, dataset, accelerator)
         self.runs = without_repetition(
@@ -128,8 +120,7 @@ def find_levels(output: Output, accelerator: Accelerator) -> Levels:
 
         def write(file: Path) -> None:
             auditor = out / config.auditor_run
-            denoise_batch, process = load_auditor(auditor, dataset, accelerator.device)
-            audit = audit_images(denoise_batch, process, dataset, seed=config.seed)
+            audit = audit_with(auditor, dataset, device=accelerator.device, seed=config.seed)
             print(f"audit: {audit.summary()}")
             audit.write(file, dataset.name)
 

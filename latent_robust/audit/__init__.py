@@ -8,10 +8,12 @@ from latent_robust.lazy import lazy_names
 
 _MODULES = {
     "Audit": "result",
+    "audit_by_trusted": "trusted",
     "audit_facts": "result",
     "audit_images": "scoring",
     "audit_samples": "scoring",
     "images_to_measure": "spectrum",
+    "noisy_views": "hidden",
     "read_levels": "levels",
     "recommend": "spectrum",
 }

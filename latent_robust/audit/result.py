@@ -15,6 +15,8 @@ from latent_robust.core import Levels
 from latent_robust.files import write_jsonl
 
 from .bimodality import is_bimodal
+from .judge import area
+from .judgement import ByTrusted
 from .levels import root_mean_square, rounded
 
 
@@ -26,12 +28,22 @@ class Audit:
     deviation of the noise in each channel, in units of the samples, 0 for a clean sample; noise:
     the noise level s = sigma / alpha at which the scores were taken; separation: Otsu's criterion
     of the log scores, in [0, 1].
+
+    usable_from: (N,), the least noise level at which a sample is used; None: its own level.
+    by_trusted: what trusted samples add (trusted.py), None without any.
     """
 
     scores: Tensor
     levels: Tensor
     noise: float
     separation: float
+    usable_from: Tensor | None = None
+    by_trusted: ByTrusted | None = None
+
+    @property
+    def flagged(self) -> Tensor:
+        """(N,), bool: which samples are not used at every noise level."""
+        return Levels(self.levels, self.usable_from).usable_from > 0
 
     @property
     def bimodal(self) -> bool:
@@ -48,17 +60,19 @@ class Audit:
             text += f" (median level {median:.3f}, 90 % are from {low:.3f} to {high:.3f})"
         shape = "bimodal" if self.bimodal else "unimodal"
         separation = f"separation {self.separation:.2f} of 1"
-        return f"{text}; scores at noise level {self.noise} are {shape} ({separation})"
+        text = f"{text}; scores at noise level {self.noise} are {shape} ({separation})"
+        return text if self.by_trusted is None else f"{text}\n{self.by_trusted.summary()}"
 
     def rows(self, name: Callable[[int], str]) -> Iterator[dict[str, Any]]:
         """Rows {"index", "name", "score", "level", "usable_from", "flagged"}. name: index => name
         of a sample.
 
         `level` is a number, or a list if there are several channels; `flagged` is true for a
-        noisy sample.
+        sample that is not used at every noise level. Trusted samples add more (`ByTrusted.row`).
         """
-        usable_from = Levels(self.levels).usable_from
+        usable_from = Levels(self.levels, self.usable_from).usable_from
         columns = zip(self.scores.tolist(), self.levels.tolist(), usable_from.tolist(), strict=True)
+        more = self.by_trusted.row if self.by_trusted is not None else _nothing
         for index, (score, levels, least) in enumerate(columns):
             numbers = [rounded(level) for level in levels]
             yield {
@@ -67,12 +81,17 @@ class Audit:
                 "score": rounded(score),
                 "level": numbers if len(numbers) > 1 else numbers[0],
                 "usable_from": rounded(least),
-                "flagged": any(levels),
+                "flagged": least > 0,
+                **more(index),
             }
 
     def write(self, path: str | Path, name: Callable[[int], str]) -> None:
         """Write `rows(name)` as JSON lines, which `--levels` reads; completely or not at all."""
         write_jsonl(self.rows(name), path)
+
+
+def _nothing(index: int) -> dict[str, Any]:
+    return {}
 
 
 def audit_facts(path: Path, dirty: Tensor | None) -> dict[str, Any]:
@@ -99,4 +118,22 @@ def audit_facts(path: Path, dirty: Tensor | None) -> dict[str, Any]:
 
         scores = [row["score"] for row in rows]
         facts["roc_auc"] = round(float(roc_auc_score(dirty.numpy(), scores)), 4)
+    if any(row.get("trusted") for row in rows):
+        facts.update(_facts_of_likeness(rows, dirty))
+    return facts
+
+
+def _facts_of_likeness(rows: list[dict], dirty: Tensor) -> dict[str, Any]:
+    """What trusted samples tell: the noise level that hides the dirt, and the area under the ROC
+    curve of clean against dirty samples."""
+    facts: dict[str, Any] = {"trusted": sum(row["trusted"] for row in rows)}
+    judged = [i for i, row in enumerate(rows) if row["likeness"] is not None]
+    hidden = [rows[i]["usable_from"] for i in judged if rows[i]["flagged"]]
+    if hidden:
+        facts["hidden_from"] = hidden[0]
+    others = torch.tensor([i for i in judged if not rows[i]["trusted"]], dtype=torch.long)
+    likeness = torch.tensor([rows[i]["likeness"] for i in others.tolist()])
+    truth = dirty[others]
+    if truth.any() and not truth.all():
+        facts["likeness_area"] = round(area(likeness[~truth], likeness[truth]), 4)
     return facts

@@ -26,6 +26,12 @@ def check(config: PixelConfig) -> None:
         if spec is not None:
             parse_spec(spec, IMAGE_FORMS)
     check_contamination(config.contamination)
+    if config.trusted is not None:
+        from latent_robust.data.trusted import parse_trusted
+
+        trusted = parse_trusted(config.trusted, config.contamination)
+        if trusted.data is not None:
+            parse_spec(trusted.data, IMAGE_FORMS)
 
 
 def describe(config: PixelConfig) -> str:

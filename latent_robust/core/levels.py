@@ -30,12 +30,14 @@ class Levels:
     """
 
     level: Tensor
-    usable_from: Tensor = None  # type: ignore[assignment]
+    usable_from: Tensor
 
-    def __post_init__(self) -> None:
-        least = self.level.reshape(len(self.level), -1).amax(1)
-        given = least if self.usable_from is None else self.usable_from
-        object.__setattr__(self, "usable_from", torch.maximum(given.to(least), least))
+    def __init__(self, level: Tensor, usable_from: Tensor | None = None):
+        least = level.reshape(len(level), -1).amax(1)
+        if usable_from is not None:
+            least = torch.maximum(usable_from.to(least), least)
+        object.__setattr__(self, "level", level)
+        object.__setattr__(self, "usable_from", least)
 
     def __len__(self) -> int:
         return len(self.level)

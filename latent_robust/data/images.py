@@ -118,6 +118,36 @@ class ImageSet:
         return image
 
 
+class JoinedImages:
+    """Two image sets as one: the images of the second follow those of the first."""
+
+    def __init__(self, first: ImageSet, second: ImageSet):
+        self.parts = (first, second)
+        self.spec, self.size, self.channels = first.spec, first.size, first.channels
+        self.offline = first.offline
+        self.ignored = first.ignored + second.ignored
+        self.quarantine = [*first.quarantine, *second.quarantine]
+        self.labels = None  # the classes of two sources need not agree
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def image(self, index: int) -> Tensor:
+        part, index = self._place(index)
+        return part.image(index)
+
+    def name(self, index: int) -> str:
+        part, index = self._place(index)
+        return part.name(index)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(p.fingerprint() for p in self.parts).encode()).hexdigest()
+
+    def _place(self, index: int) -> tuple[ImageSet, int]:
+        first, second = self.parts
+        return (first, index) if index < len(first) else (second, index - len(first))
+
+
 def open_images(
     spec: str,
     *,

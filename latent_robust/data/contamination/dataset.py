@@ -28,10 +28,21 @@ from .kinds.image import Outliers
 
 
 class ContaminatedDataset(ABC):
-    """A dataset with corruptions, applied in their order. seed: of every random choice."""
+    """A dataset with corruptions, applied in their order. seed: of every random choice.
 
-    def __init__(self, corruptions: Sequence[Corruption], seed: int, context: CorruptionContext):
+    trusted: indices of samples that the user vouches for; no corruption hits them.
+    """
+
+    def __init__(
+        self,
+        corruptions: Sequence[Corruption],
+        seed: int,
+        context: CorruptionContext,
+        trusted: Sequence[int] = (),
+    ):
         self.seed = seed
+        self.trusted = list(trusted)
+        self._spared = frozenset(self.trusted)
         self.corruptions = [
             corruption.prepare(context, partial(self._generator, position))
             for position, corruption in enumerate(corruptions)
@@ -87,6 +98,8 @@ class ContaminatedDataset(ABC):
     def _fingerprint(self, *parts: Any) -> str:
         """SHA-256 of `parts`, the seed, the corruptions and the sources of the outliers."""
         content = [*parts, self.seed]
+        if self.trusted:
+            content.append(self.trusted)
         for corruption in self.corruptions:
             content.append([corruption.kind, _parameters(corruption)])
             if isinstance(corruption, Outliers):
@@ -100,8 +113,11 @@ class ContaminatedDataset(ABC):
         """Yield each corruption that hits `index`, its record, and the generator for `change`."""
         for position, corruption in enumerate(self.corruptions):
             generator = self._generator(position, index)
-            if corruption.hits(index, generator):
+            if self._is_hit(corruption, index, generator):
                 yield corruption, corruption.draw(index, size, generator), generator
+
+    def _is_hit(self, corruption: Corruption, index: int, generator: Generator) -> bool:
+        return index not in self._spared and corruption.hits(index, generator)
 
     def _contaminate(self, image: Tensor, index: int) -> tuple[Tensor, list[dict]]:
         """The corrupted image and its records. image: (C, h, w) in [0, 1]."""

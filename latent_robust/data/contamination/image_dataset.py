@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from latent_robust.data.images import SMALL, ImageSet
+from latent_robust.data.images import SMALL, ImageSet, JoinedImages
 from latent_robust.subset import evenly_spaced
 
 from .corruption import Corruption, CorruptionContext
@@ -22,16 +22,24 @@ from .dataset import ContaminatedDataset, to_sample
 class ContaminatedImages(ContaminatedDataset, Dataset):
     """Contaminated images as samples in [-1, 1]. Gaussian noise may exceed this range.
 
+    trusted: indices of images that no corruption hits.
+
     `__getitems__` returns a complete batch as one dict; a DataLoader must not collate it again.
     """
 
-    def __init__(self, images: ImageSet, corruptions: Sequence[Corruption], seed: int):
+    def __init__(
+        self,
+        images: ImageSet | JoinedImages,
+        corruptions: Sequence[Corruption],
+        seed: int,
+        trusted: Sequence[int] = (),
+    ):
         self.images = images
         self._samples: Tensor | None = None
         context = CorruptionContext(
             side=images.size, channels=images.channels, offline=images.offline
         )
-        super().__init__(corruptions, seed, context)
+        super().__init__(corruptions, seed, context, trusted)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -32,7 +32,7 @@ class ContaminatedPairs(ContaminatedDataset):
     bucket_sizes: (height, width) in pixels; each image is cropped and resized to the nearest one
     before it is contaminated; encode: images (B, 3, h, w) in [-1, 1] => latents, differentiable,
     needed only by encoder-poison, which attacks it; offline: read the outliers' sources from the
-    local cache only.
+    local cache only; trusted: indices of pairs that no corruption hits.
 
     Raises InputError for a corruption that these pairs do not allow.
     """
@@ -45,6 +45,7 @@ class ContaminatedPairs(ContaminatedDataset):
         bucket_sizes: list[Size],
         encode: Callable[[Tensor], Tensor] | None = None,
         offline: bool = False,
+        trusted: Sequence[int] = (),
     ):
         self.pairs = pairs
         self.bucket_sizes = [tuple(bucket) for bucket in bucket_sizes]
@@ -54,7 +55,7 @@ class ContaminatedPairs(ContaminatedDataset):
         context = CorruptionContext(
             side=side, channels=3, offline=offline, pairs=pairs, encode=encode
         )
-        super().__init__(corruptions, seed, context)
+        super().__init__(corruptions, seed, context, trusted)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -138,7 +139,7 @@ class ContaminatedPairs(ContaminatedDataset):
             before = list(captions)
             for index in range(len(self)):
                 generator = self._generator(position, index)
-                if not corruption.hits(index, generator):
+                if not self._is_hit(corruption, index, generator):
                     continue
                 record = corruption.draw(index, self.bucket(index), generator)
                 captions[index] = corruption.recaption(before, index, record)

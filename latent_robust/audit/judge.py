@@ -1,0 +1,157 @@
+"""Judge samples by a few that the user vouches for: does each look as the trusted ones do?
+
+Two judges answer, each by a score, higher for samples like the trusted ones:
+
+- "features": a linear discriminant on the hidden features of a denoiser that was trained on all
+  samples. It knows what the data share, and sees all that changes an image as a whole.
+- "details": a small convolutional network. It sees local dirt at random places.
+
+A sample is always judged by a fit that has not seen it (cross-fitting). So the area under the ROC
+curve of trusted against other samples is honest, and needs no labels: the judge with the larger
+area is taken. If no area differs from a half, the judges cannot tell the two apart: either all
+samples are clean, or they do not see the dirt. Then nothing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from latent_robust.core import derive_generator
+
+from .judgement import Judgement
+
+Judge = Callable[[Tensor], Tensor]  # weights (N,), 1 for trusted => scores (N,)
+# noise level, number of the view, indices (n,) => features (n, D)
+View = Callable[[float, int, Tensor], Tensor]
+
+# Noise levels at which samples are compared, in units of the samples.
+NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3)
+VIEWS = 2  # noisy views of each sample at each level
+FOLDS = 5
+SHRINKAGE = 0.8  # share of the identity in the covariance of the standardized features
+ROUNDS = 2
+# The largest of two areas that are a half exceeds it by this many standard errors in 1 % of cases.
+SURE = 2.6
+
+
+def judge_samples(judges: Mapping[str, Judge], trusted: Tensor) -> Judgement:
+    """trusted: (N,), bool."""
+    weights = trusted.float()
+    first = {name: judge(weights) for name, judge in judges.items()}
+    areas = {name: area(scores[trusted], scores[~trusted]) for name, scores in first.items()}
+    best = max(areas, key=areas.__getitem__)
+    if areas[best] <= least_area(int(trusted.sum()), int((~trusted).sum())):
+        return Judgement(first[best], torch.zeros_like(trusted), weights, None, areas)
+    scores = first[best]
+    for _ in range(ROUNDS - 1):
+        weights = as_trusted(scores, trusted)
+        scores = judges[best](weights)
+    dirty, share = decide(scores, trusted)
+    return Judgement(scores, dirty, weights, best, areas, share)
+
+
+def area(higher: Tensor, lower: Tensor) -> float:
+    """Area under the ROC curve: how often a score of `higher` exceeds one of `lower`."""
+    ordered = lower.sort().values
+    below = torch.searchsorted(ordered, higher).double()
+    not_above = torch.searchsorted(ordered, higher, right=True).double()
+    return float((below + not_above).mean() / (2 * len(lower)))
+
+
+def least_area(trusted: int, others: int) -> float:
+    """The area that two samples of one distribution rarely exceed (Mann and Whitney 1947)."""
+    return 0.5 + SURE * sqrt((trusted + others + 1) / (12 * trusted * others))
+
+
+def as_trusted(scores: Tensor, trusted: Tensor) -> Tensor:
+    """How far each sample counts as trusted in the next round, (N,): as far as it looks so."""
+    weights = (scores - scores[trusted].median()).clamp_max(0).exp()
+    return weights.masked_fill(trusted, 1.0)
+
+
+def decide(scores: Tensor, trusted: Tensor) -> tuple[Tensor, float]:
+    """=>  which samples are dirty, (N,), and their share among those that are not trusted.
+
+    Half of the clean samples score above the median of the trusted ones, and hardly any dirty one.
+    That gives the share. The threshold is halfway between the medians of the two groups.
+    """
+    others, middle = scores[~trusted], scores[trusted].median()
+    share = max(0.0, 1 - 2 * float((others > middle).double().mean()))
+    if share == 0:
+        return torch.zeros_like(trusted), 0.0
+    threshold = (middle + others.quantile(share / 2)) / 2
+    return (scores < threshold) & ~trusted, share
+
+
+# ------------------------------------------------------------------ the judge of features
+
+
+@dataclass
+class FeatureJudge:
+    """A shrunken linear discriminant, in closed form. view: of the denoiser's features; count: how
+    many samples there are."""
+
+    view: View
+    count: int
+    seed: int = 0
+    _views: dict[float, Tensor] = field(default_factory=dict)
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        everything = torch.arange(self.count)
+        return torch.stack(
+            [self.at(level, weights, everything).mean(0) for level in NOISE_LEVELS]
+        ).sum(0)
+
+    def at(self, noise_level: float, weights: Tensor, indices: Tensor) -> Tensor:
+        """Scores (V, n) of noisy views of these samples, fitted on them alone."""
+        fold = folds(weights[indices] == 1, self.seed, FOLDS)
+        return discriminant(self._standardized(noise_level, indices), weights[indices], fold)
+
+    def _standardized(self, noise_level: float, indices: Tensor) -> Tensor:
+        """Views (V, n, D). Those of all samples are kept, since each round uses them."""
+        if noise_level in self._views and len(indices) == self.count:
+            return self._views[noise_level]
+        views = torch.stack([self.view(noise_level, n, indices) for n in range(VIEWS)])
+        views = (views - views.mean((0, 1))) / views.std((0, 1)).clamp_min(1e-6)
+        if len(indices) == self.count:
+            self._views[noise_level] = views
+        return views
+
+
+def folds(trusted: Tensor, seed: int, count: int) -> Tensor:
+    """The fold of each sample, (N,), 0 .. count - 1; trusted and other samples evenly in each."""
+    fold = torch.zeros(len(trusted), dtype=torch.long)
+    generator = derive_generator(seed, "folds")
+    for group in (trusted, ~trusted):
+        indices = group.nonzero().flatten()
+        order = torch.randperm(len(indices), generator=generator)
+        fold[indices[order]] = torch.arange(len(indices)) % count
+    return fold
+
+
+def discriminant(views: Tensor, weights: Tensor, fold: Tensor) -> Tensor:
+    """Scores (V, N) of a linear discriminant that was fitted without the sample's own fold.
+
+    views: (V, N, D), standardized; weights: (N,), how far a sample counts as trusted, and the rest
+    as another one. The score is the logarithm of the ratio of the two densities.
+    """
+    flat = views.flatten(0, 1)
+    identity = torch.eye(flat.shape[1])
+    covariance = (1 - SHRINKAGE) * flat.T @ flat / len(flat) + SHRINKAGE * identity
+    seen = (fold[None] != torch.arange(FOLDS)[:, None]).float()  # (F, N)
+    means = views.mean(0)
+    positive, negative = (_weighted_means(means, seen * w) for w in (weights, 1 - weights))
+    directions = torch.linalg.solve(covariance, (positive - negative).T)  # (D, F)
+    offsets = ((positive + negative) * directions.T).sum(1) / 2
+    scores = views @ directions - offsets  # (V, N, F)
+    return scores.gather(2, fold[None, :, None].expand(len(views), -1, 1))[..., 0]
+
+
+def _weighted_means(values: Tensor, weights: Tensor) -> Tensor:
+    """values: (N, D); weights: (F, N).  =>  (F, D)."""
+    return weights @ values / weights.sum(1, keepdim=True)
