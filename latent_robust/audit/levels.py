@@ -27,9 +27,10 @@ def root_mean_square(levels: Tensor) -> Tensor:
 def read_levels(path: str | Path, count: int, channels: int) -> Levels:
     """Read the levels of `count` samples.
 
-    path: a JSON-lines file as an audit writes it, with one row {"index", "level", "usable_from"}
-    per sample, in units of the samples. `level` is one number or a list with one for each channel.
-    `usable_from` is a number, or "never"; it may be missing, and then follows from the level.
+    path: a JSON-lines file as an audit writes it, with one row {"index", "level", "usable_from",
+    "trusted"} per sample, in units of the samples. `level` is one number or a list with one for
+    each channel. `usable_from` is a number, or "never"; it may be missing, and then follows from
+    the level. `trusted` may be missing too.
 
     Raises InputError for a file or line that cannot be read; an index that is missing, repeated or
     out of range; a number that is negative or not finite; and a list of another length.
@@ -37,12 +38,15 @@ def read_levels(path: str | Path, count: int, channels: int) -> Levels:
     path = Path(path)
     levels: dict[int, list[float]] = {}
     usable_from: dict[int, float] = {}
+    trusted: list[int] = []
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            index, level, least = _row(line, f"{path}, line {number}", count)
+            index, level, least, vouched = _row(line, f"{path}, line {number}", count)
             if index in levels:
                 raise InputError(f"{path}, line {number}: index {index} appears twice")
             levels[index], usable_from[index] = level, least
+            if vouched:
+                trusted.append(index)
     missing = [index for index in range(count) if index not in levels]
     if missing:
         examples = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
@@ -59,7 +63,9 @@ def read_levels(path: str | Path, count: int, channels: int) -> Levels:
             "one per channel: was it made for this dataset?"
         )
     column = torch.tensor([usable_from[index] for index in range(count)])
-    return Levels(torch.tensor(table).squeeze(1), column)
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[trusted] = True
+    return Levels(torch.tensor(table).squeeze(1), column, mask)
 
 
 def _lines(path: Path) -> list[str]:
@@ -71,8 +77,9 @@ def _lines(path: Path) -> list[str]:
         raise InputError(f"{path} is not a text file of JSON lines") from error
 
 
-def _row(line: str, where: str, count: int) -> tuple[int, list[float], float]:
-    """=>  index; its levels, one or one per channel; usable_from. where: for the message."""
+def _row(line: str, where: str, count: int) -> tuple[int, list[float], float, bool]:
+    """=>  index; its levels, one or one per channel; usable_from; trusted. where: for the
+    message."""
     try:
         row = json.loads(line)
         index, level = row["index"], row["level"]
@@ -83,7 +90,11 @@ def _row(line: str, where: str, count: int) -> tuple[int, list[float], float]:
     levels = level if isinstance(level, list) and level else [level]
     numbers = [_number(value, "level", where) for value in levels]
     least = row.get("usable_from", 0.0)
-    return index, numbers, inf if least == NEVER else _number(least, "usable_from", where)
+    vouched = row.get("trusted", False)
+    if type(vouched) is not bool:
+        raise InputError(f"{where}: `trusted` must be true or false, got {vouched}")
+    usable_from = inf if least == NEVER else _number(least, "usable_from", where)
+    return index, numbers, usable_from, vouched
 
 
 def _number(value: Any, name: str, where: str) -> float:

@@ -27,28 +27,35 @@ class Levels:
         of its channels.
     usable_from: (N,), the least s = sigma / alpha at which a sample is used, infinity for never.
         At least the largest level: lower values are raised to it, and None means just that.
+    trusted: (N,), bool, samples that the user vouches for; None: no sample. Training draws them
+        more often where they are few (training/batches.py).
     """
 
     level: Tensor
     usable_from: Tensor
+    trusted: Tensor
 
-    def __init__(self, level: Tensor, usable_from: Tensor | None = None):
+    def __init__(
+        self, level: Tensor, usable_from: Tensor | None = None, trusted: Tensor | None = None
+    ):
         least = level.reshape(len(level), -1).amax(1)
         if usable_from is not None:
             least = torch.maximum(usable_from.to(least), least)
         object.__setattr__(self, "level", level)
         object.__setattr__(self, "usable_from", least)
+        none = torch.zeros(len(level), dtype=torch.bool, device=level.device)
+        object.__setattr__(self, "trusted", none if trusted is None else trusted)
 
     def __len__(self) -> int:
         return len(self.level)
 
     def __getitem__(self, rows: Any) -> Levels:
         """The numbers of some samples: anything that indexes a tensor's first dimension."""
-        return Levels(self.level[rows], self.usable_from[rows])
+        return Levels(self.level[rows], self.usable_from[rows], self.trusted[rows])
 
     def to(self, device: torch.device) -> Levels:
-        parts = (part.to(device, non_blocking=True) for part in (self.level, self.usable_from))
-        return Levels(*parts)
+        parts = (self.level, self.usable_from, self.trusted)
+        return Levels(*(part.to(device, non_blocking=True) for part in parts))
 
     @classmethod
     def never_for(cls, left_out: Tensor) -> Levels:
@@ -58,4 +65,4 @@ class Levels:
     def without_noisy(self) -> Levels:
         """The same, but no sample with a level above 0 is ever used."""
         noisy = self.level.reshape(len(self), -1).gt(0).any(1)
-        return Levels(self.level, self.usable_from.masked_fill(noisy, torch.inf))
+        return Levels(self.level, self.usable_from.masked_fill(noisy, torch.inf), self.trusted)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from latent_robust.core import NoiseProcess, derive_generator
+from latent_robust.core import Levels, NoiseProcess, derive_generator
 from latent_robust.errors import InputError
 
+LEAST_TRUSTED = 0.1  # share of trusted samples at each noise level, if there are any
 TIMES = 10_000  # drawn, to know how high noise levels training goes
 DrawTimes = Callable[[int, torch.Generator], Tensor]
 
@@ -119,11 +120,12 @@ class UsableBatches(StepBatches):
     The times of a batch are drawn first, as in plain training; then, for each time, a sample of the
     bucket that may be used at that noise level, each with the same probability (Daras et al. 2025,
     "Ambient Diffusion Omni"). So no step is wasted on samples whose loss would be 0, and low noise
-    levels are trained as often as without dirt.
+    levels are trained as often as without dirt. Trusted samples are drawn for at least a tenth of
+    the times at each noise level.
 
-    usable_from: (N,), of all samples in the buckets; see core/levels.py. draw_times: the task's.
-    Where a bucket has no sample for a time, another time is drawn. Samples that no time of the
-    process reaches are left out. Raises InputError if none is left.
+    levels: of all samples in the buckets. draw_times: the task's. Where a bucket has no sample for
+    a time, another time is drawn. Samples that no time of the process reaches are left out. Raises
+    InputError if none is left.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class UsableBatches(StepBatches):
         size: int,
         seed: int,
         *,
-        usable_from: Tensor,
+        levels: Levels,
         process: NoiseProcess,
         draw_times: DrawTimes,
         **position: int,
@@ -140,18 +142,17 @@ class UsableBatches(StepBatches):
         self.process, self.draw_times = process, draw_times
         often = draw_times(TIMES, derive_generator(seed, "times"))
         highest = self._noise_levels(often).max()  # that training reaches, now and then
-        ordered = []
-        for bucket in buckets:
-            least, order = usable_from[list(bucket)].sort(stable=True)
-            used = least.isfinite() & (least <= highest)
-            ordered.append([bucket[i] for i in order[used].tolist()])
-        buckets = [bucket for bucket in ordered if bucket]
-        if not buckets:
+        usable = levels.usable_from.isfinite() & (levels.usable_from <= highest)
+        kept = [[index for index in bucket if usable[index]] for bucket in buckets]
+        super().__init__([bucket for bucket in kept if bucket], size, seed, **position)
+        if not self.buckets:
             raise InputError(
                 "no sample is usable at any noise level; train without --levels or drop_noisy"
             )
-        self._usable_from = [usable_from[bucket] for bucket in buckets]  # of each bucket, ascending
-        super().__init__(buckets, size, seed, **position)
+        self._groups = [  # of each bucket: trusted and other samples, the soonest usable first
+            [_soonest_first(bucket, levels, trusted) for trusted in (True, False)]
+            for bucket in self.buckets
+        ]
 
     def batch(self, number: int) -> list[int]:
         return self._drawn(number)[0]
@@ -162,18 +163,36 @@ class UsableBatches(StepBatches):
 
     def _drawn(self, number: int) -> tuple[list[int], Tensor]:
         bucket, _ = self._place(number)
-        least = self._usable_from[bucket]
+        groups = self._groups[bucket]
+        soonest = min(least[0] for _, least in groups if len(least))
         generator = derive_generator(self.seed, "usable", number * self.ranks + self.rank)
         times = self.draw_times(self.size, generator)
-        while (early := self._noise_levels(times) < least[0]).any():
+        while (early := self._noise_levels(times) < soonest).any():
             times = torch.where(early, self.draw_times(self.size, generator), times)
-        usable = torch.searchsorted(least, self._noise_levels(times), right=True)
-        chosen = (torch.rand(self.size, generator=generator) * usable).long()
-        return [self.buckets[bucket][i] for i in chosen.tolist()], times
+        noise_levels = self._noise_levels(times)
+        counts = [torch.searchsorted(least, noise_levels, right=True) for _, least in groups]
+        trusted, others = counts
+        share = trusted / (trusted + others)
+        share = torch.where((trusted > 0) & (others > 0), share.clamp_min(LEAST_TRUSTED), share)
+        group = (torch.rand(self.size, generator=generator) >= share).long()  # 0: trusted
+        u = torch.rand(self.size, generator=generator)
+        place = (u * torch.stack(counts).gather(0, group[None])[0]).long()
+        rows = zip(group.tolist(), place.tolist(), strict=True)
+        return [groups[g][0][p] for g, p in rows], times
 
     def _noise_levels(self, times: Tensor) -> Tensor:
         alpha, sigma = self.process.alpha_sigma(times)
         return (sigma / alpha).float()
+
+
+def _soonest_first(
+    bucket: Sequence[int], levels: Levels, trusted: bool
+) -> tuple[list[int], Tensor]:
+    """The samples of a bucket that are (not) trusted, and their `usable_from`, both ascending."""
+    members = torch.tensor(bucket)
+    members = members[levels.trusted[members] == trusted]
+    least, order = levels.usable_from[members].sort(stable=True)
+    return members[order].tolist(), least
 
 
 def loader(dataset: Dataset, batches: StepBatches, workers: int, pin: bool) -> DataLoader:

@@ -162,7 +162,7 @@ class Trainer:
             return StepBatches(**settings)
         return UsableBatches(
             **settings,
-            usable_from=self.levels.usable_from,
+            levels=self.levels,
             process=self.task.process,
             draw_times=self.task.draw_times,
         )

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 
-from latent_robust.core import NoiseProcess
+from latent_robust.core import Levels, NoiseProcess
 from latent_robust.errors import InputError
 from latent_robust.training.batches import StepBatches, UsableBatches
 
@@ -64,12 +64,13 @@ def test_a_resumed_run_sees_the_same_groups():
 PROCESS = NoiseProcess.flow()
 
 
-def usable(buckets, usable_from, size=8, **options):
+def usable(buckets, usable_from, size=8, trusted=None, **options):
+    usable_from = torch.tensor(usable_from)
     return UsableBatches(
         buckets,
         size,
         3,
-        usable_from=torch.tensor(usable_from),
+        levels=Levels(0 * usable_from.nan_to_num(posinf=0), usable_from, trusted),
         process=PROCESS,
         draw_times=PROCESS.draw_times,
         **options,
@@ -120,3 +121,16 @@ def test_where_no_sample_is_usable_another_time_is_drawn():
 def test_nothing_usable_is_refused():
     with pytest.raises(InputError, match="no sample is usable at any noise level"):
         usable([range(2)], [math.inf, math.inf])
+
+
+def test_trusted_samples_keep_a_tenth_of_each_noise_level():
+    """One of 40 is trusted. Below s = 1 it is alone; above, it would be drawn once in 40 times."""
+    trusted = torch.arange(40) == 7
+    plan = usable([range(40)], torch.where(trusted, 0.0, 1.0).tolist(), 100, trusted)
+    low, high = [], []
+    for number in range(100):
+        indices, s = torch.tensor(plan.batch(number)), noise_levels(plan.times(number))
+        low += (indices[s < 1] == 7).tolist()
+        high += (indices[s >= 1] == 7).tolist()
+    assert all(low)
+    assert sum(high) / len(high) == pytest.approx(0.1, rel=0.15)
