@@ -13,13 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latent_robust import files
+from latent_robust.audit import judge_network
 from latent_robust.commands.main import main as latent_robust
 from latent_robust.commands.train_pixel import main
+from latent_robust.data import open_images
 from latent_robust.evaluation.runs import read_runs
 from latent_robust.training.directory import OUTPUTS
 from latent_robust.training.loop import Trainer
 from pixel import output
 from pixel.task import PixelTask
+
+DIRTY = "--contamination=gaussian:fraction=0.9,sigma=0.2"
 
 
 def names(folder):
@@ -202,9 +206,6 @@ def test_ambient_takes_its_levels_from_a_file(train, tmp_path):
     assert train("--objective=ambient", "--levels=levels.jsonl", "--out=run") == 0
 
 
-DIRTY = "--contamination=gaussian:fraction=0.9,sigma=0.2"
-
-
 def test_an_audited_run_trains_its_auditor_first_and_on_the_levels_of_its_audit(
     train, tmp_path, capsys
 ):
@@ -227,6 +228,53 @@ def test_an_audited_run_trains_its_auditor_first_and_on_the_levels_of_its_audit(
     assert all(torch.equal(networks[0][k], networks[1][k]) for k in networks[0])
     assert latent_robust(["audit", "run/ddpm", "--out=again.jsonl"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+BLUR = "--contamination=blur:fraction=1,sigma=1"
+
+
+@pytest.fixture
+def quick_judges(monkeypatch):
+    monkeypatch.setattr(judge_network, "STEPS", 2)
+
+
+@pytest.mark.usefixtures("quick_judges")
+def test_an_audited_run_judges_its_images_by_the_trusted_ones(train, tmp_path, capsys):
+    args = ("--objective=audited", "--auditor=ddpm", "--trusted=spare:12")
+    assert train(BLUR, *args, "--out=run") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/audit.jsonl").read_text().splitlines()]
+    manifest = [json.loads(x) for x in (tmp_path / "run/manifest.jsonl").read_text().splitlines()]
+    trusted = [not row["corruptions"] for row in manifest]
+    assert sum(trusted) == 12
+    assert [row["trusted"] for row in rows] == trusted
+    assert not any(row["usable_from"] for row in rows if row["trusted"])
+    assert "trusted" in capsys.readouterr().out
+    # The audit can be repeated, by the command and by the run that goes on.
+    assert latent_robust(["audit", "run/ddpm", "--out=again.jsonl"]) == 0
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "run/audit.jsonl").read_text()
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["audit"]["trusted"] == 12
+
+
+@pytest.mark.usefixtures("quick_judges")
+def test_trusted_images_are_named_or_come_from_a_folder_of_their_own(train, tmp_path):
+    digits = open_images("digits", size=8, channels=1, limit=60)
+    (tmp_path / "names.txt").write_text("".join(f"{digits.name(i)}\n" for i in range(5, 20)))
+    (tmp_path / "mine").mkdir()
+    for index in range(40, 55):
+        array = (255 * digits.image(index)[0]).round().to(torch.uint8).numpy()
+        Image.fromarray(array).save(tmp_path / "mine" / f"{index}.png")
+    args = (BLUR, "--objective=audited", "--auditor=ddpm", "--samples=0")
+    for trusted, count, expected in (
+        ("names:names.txt", 40, range(5, 20)),
+        ("mine", 55, range(40, 55)),
+    ):
+        assert train(*args, f"--trusted={trusted}", f"--out={count}") == 0
+        rows = (tmp_path / f"{count}/manifest.jsonl").read_text().splitlines()
+        clean = [i for i, row in enumerate(rows) if not json.loads(row)["corruptions"]]
+        assert (len(rows), clean) == (count, list(expected))
+    (tmp_path / "names.txt").write_text("nobody\n" * 12)
+    assert train(*args, "--trusted=names:names.txt", "--out=other") == 2
 
 
 def test_a_second_round_is_audited_by_the_first(train, tmp_path, capsys):
@@ -470,13 +518,18 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--attention-levels=8"], "count the 2 resolutions from 0"),
         (["--sampling-steps=2000"], "is more than noise_steps 1000"),
         (["--drop-noisy"], "use objective audited or ambient"),
+        (["--trusted=nowhere"], "no such folder or file"),
+        (["--trusted=names:nowhere"], "no such folder or file"),
+        (["--trusted=spare:20"], "give a folder of images that you vouch for"),
+        ([DIRTY, "--trusted=spare:few"], "needs a whole number >= 10, got 'few'"),
+        ([DIRTY, "--trusted=spare:40"], "nothing is left to judge"),
         (
             [
                 "--contamination=gaussian:fraction=1,sigma=0.1",
                 "--objective=ambient",
                 "--drop-noisy",
             ],
-            "leaves no sample",
+            "no sample is usable",
         ),
         (["--objective=audited", "--auditor=base"], "`auditor` = 'base'"),
         (["--init=nowhere"], "has no finished network"),
