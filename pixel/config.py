@@ -48,6 +48,12 @@ class PixelConfig(TrainConfig):
         "DATA",
         common=True,
     )
+    tag_dirt: bool = setting(
+        False,
+        "for audited and ambient: use dirty images at every noise level, as a class of their own "
+        "that is not generated, instead of only where noise hides the dirt",
+        STRENGTH,
+    )
     rounds: int = setting(
         1,
         "for audited: repeat audit and training N times, each audit with the newest network",
@@ -168,6 +174,10 @@ class PixelConfig(TrainConfig):
                 f"sampling_steps {self.sampling_steps} is more than noise_steps "
                 f"{self.noise_steps}; use fewer"
             )
+        if self.tag_dirt and not self.facts.needs_levels:
+            raise ValueError("tag_dirt needs noise levels: use objective audited or ambient")
+        if self.tag_dirt and (self.drop_noisy or self.learned_variance):
+            raise ValueError("tag_dirt works without drop_noisy and learned_variance; choose one")
         if self.rounds > 1 and not any(facts.needs_audit for facts in self.trained):
             raise ValueError(f"rounds {self.rounds} is for the objective audited; leave it at 1")
         if self.parameterization == "sample" and not all(f.equivariant for f in self.trained):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_robust.audit import Audit, audit_by_trusted, audit_images, noisy_views
 from latent_robust.core import NoiseProcess
@@ -24,6 +24,7 @@ from latent_robust.subset import evenly_spaced
 
 from .data import contaminated_images
 from .data import open_part as _open
+from .tagged import untagged
 
 # Options of `generate` that not every kind of run has.
 GENERATION_OPTIONS = frozenset({"sampler", "stop_at"})
@@ -31,7 +32,7 @@ GENERATION_OPTIONS = frozenset({"sampler", "stop_at"})
 ALL_FILES = {"max_bad_fraction": 1.0}  # the run has already reported unreadable files
 
 
-def load_run(run: Path, sampler: str) -> tuple[UNet2DModel, Any]:
+def load_run(run: Path, sampler: str) -> tuple[nn.Module, Any]:
     """=>  the network with averaged (EMA) weights in evaluation mode, and a scheduler.
 
     sampler: "ddim" or "ddpm"; flow matching ignores it. Raises InputError if the run is unfinished.
@@ -42,7 +43,7 @@ def load_run(run: Path, sampler: str) -> tuple[UNet2DModel, Any]:
     config = DDPMScheduler.load_config(run / "scheduler")
     flow = config["_class_name"] == "FlowMatchEulerDiscreteScheduler"
     scheduler_class = FlowMatchEulerDiscreteScheduler if flow else DDPMScheduler
-    return network, sampling_scheduler(scheduler_class.from_config(config), sampler)
+    return untagged(network), sampling_scheduler(scheduler_class.from_config(config), sampler)
 
 
 def choose_sampler(wanted: str | None, config: dict[str, Any]) -> str:

@@ -10,11 +10,13 @@ from diffusers import (
     SchedulerMixin,
     UNet2DModel,
 )
+from torch import nn
 
 from latent_robust.training.continuation import refuse_another
 
 from .config import PixelConfig
 from .finished import load_run
+from .tagged import CLASSES, DrawnAsClean
 
 # Settings that fix the network and its target. --init needs a run with the same ones.
 NETWORK_FIELDS = (
@@ -25,10 +27,11 @@ NETWORK_FIELDS = (
 
 
 def build_network(config: PixelConfig) -> UNet2DModel:
-    """A network with a learned variance has 2 C output channels: the mean, then the variance."""
+    """A network with a learned variance has 2 C output channels: the mean, then the variance. One
+    with classes begins by treating both alike."""
     levels = range(len(config.block_out_channels))
     attention = ["Attn" if i in config.attention_levels else "" for i in levels]
-    return UNet2DModel(
+    network = UNet2DModel(
         sample_size=config.size,
         in_channels=config.channels,
         out_channels=config.channels * (2 if config.learned_variance else 1),
@@ -42,7 +45,11 @@ def build_network(config: PixelConfig) -> UNet2DModel:
         attn_norm_num_groups=config.norm_groups,
         resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
         dropout=config.dropout,
+        num_class_embeds=CLASSES if config.tag_dirt else None,
     )
+    if config.tag_dirt:
+        nn.init.zeros_(network.class_embedding.weight)
+    return network
 
 
 def start_from(network: UNet2DModel, config: PixelConfig, run: Path) -> None:
@@ -51,7 +58,10 @@ def start_from(network: UNet2DModel, config: PixelConfig, run: Path) -> None:
     Raises InputError if `run` is not a finished run, or if its network has other settings."""
     other, _ = load_run(run, "ddim")
     refuse_another(run, config, NETWORK_FIELDS)
-    network.load_state_dict(other.state_dict())
+    state = (other.network if isinstance(other, DrawnAsClean) else other).state_dict()
+    own = network.state_dict()
+    # A network without classes leaves those of the other as they begin.
+    network.load_state_dict({name: state.get(name, own[name]) for name in own})
 
 
 def training_scheduler(config: PixelConfig) -> SchedulerMixin:

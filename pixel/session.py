@@ -88,7 +88,10 @@ def train(output: Output, accelerator: Accelerator) -> bool:
         return True
     levels = find_levels(output, accelerator) if config.facts.needs_levels else None
     torch.manual_seed(derive_seed(config.seed, "weights"))
-    task = PixelTask(config, dataset, out, accelerator.is_main_process)
+    tagged = levels if config.tag_dirt else None
+    task = PixelTask(config, dataset, out, accelerator.is_main_process, tagged)
+    if levels is not None and config.tag_dirt:
+        levels = Levels(levels.level, trusted=levels.trusted)  # the class does the rest
     # An audited run goes on from the network of its auditor.
     start = out / config.auditor_run if config.facts.needs_audit else config.init
     if start is not None and saved_checkpoint(config.resume, out) is None:

@@ -16,14 +16,18 @@ from latent_robust import files
 from latent_robust.audit import judge_network
 from latent_robust.commands.main import main as latent_robust
 from latent_robust.commands.train_pixel import main
+from latent_robust.core import Levels, NoiseProcess
 from latent_robust.data import open_images
 from latent_robust.evaluation.runs import read_runs
 from latent_robust.training.directory import OUTPUTS
 from latent_robust.training.loop import Trainer
 from pixel import output
+from pixel.config import PixelConfig
+from pixel.network import build_network
+from pixel.tagged import CLEAN, DIRTY, DrawnAsClean, tags
 from pixel.task import PixelTask
 
-DIRTY = "--contamination=gaussian:fraction=0.9,sigma=0.2"
+NOISY = "--contamination=gaussian:fraction=0.9,sigma=0.2"
 
 
 def names(folder):
@@ -209,7 +213,7 @@ def test_ambient_takes_its_levels_from_a_file(train, tmp_path):
 def test_an_audited_run_trains_its_auditor_first_and_on_the_levels_of_its_audit(
     train, tmp_path, capsys
 ):
-    assert train(DIRTY, "--objective=audited", "--auditor=ddpm", "--out=run") == 0
+    assert train(NOISY, "--objective=audited", "--auditor=ddpm", "--out=run") == 0
     auditor = yaml.safe_load((tmp_path / "run/ddpm/config.yaml").read_text())
     assert auditor["objective"] == "ddpm"
     rows = [json.loads(line) for line in (tmp_path / "run/audit.jsonl").read_text().splitlines()]
@@ -220,7 +224,7 @@ def test_an_audited_run_trains_its_auditor_first_and_on_the_levels_of_its_audit(
     assert latent_robust(["audit", "run/ddpm", "--out=again.jsonl"]) == 0
     assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "run/audit.jsonl").read_text()
     args = ("--objective=ambient", "--levels=again.jsonl", "--init=run/ddpm")
-    assert train(DIRTY, *args, "--out=ambient") == 0
+    assert train(NOISY, *args, "--out=ambient") == 0
     networks = [
         load_file(tmp_path / run / "unet/diffusion_pytorch_model.safetensors")
         for run in ("run", "ambient")
@@ -256,6 +260,38 @@ def test_an_audited_run_judges_its_images_by_the_trusted_ones(train, tmp_path, c
     assert metrics["audit"]["trusted"] == 12
 
 
+def test_dirty_images_can_be_a_class_that_is_not_generated(train, tmp_path):
+    rows = [{"index": i, "level": 0, "usable_from": (0, 0.5, "never")[i % 3]} for i in range(40)]
+    (tmp_path / "levels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    args = ("--objective=ambient", "--levels=levels.jsonl", "--tag-dirt", "--learning-rate=0.05")
+    assert train(*args, "--out=run") == 0
+    weights = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
+    clean, dirty = weights["class_embedding.weight"]
+    assert not torch.equal(clean, dirty)
+    assert latent_robust(["sample", "run", "--count=4", "--out=samples.png"]) == 0
+    assert train(*args, "--init=run", "--out=next") == 0
+    assert latent_robust(["audit", "run", "--out=audit.jsonl"]) == 0
+
+
+def test_an_image_is_dirty_below_the_level_that_hides_it():
+    process = NoiseProcess.flow()
+    times = torch.cat([process.time_of(s)[None] for s in (0.1, 0.9, 0.9, 3.0)])
+    levels = Levels(torch.zeros(4), torch.tensor([0.5, 0.5, torch.inf, 0.0]))
+    assert tags(process, times, levels).tolist() == [DIRTY, CLEAN, DIRTY, CLEAN]
+
+
+def test_a_network_with_classes_is_drawn_away_from_the_dirty_one():
+    network = build_network(PixelConfig(tag_dirt=True, objective="audited")).eval()
+    noisy, t = torch.randn(3, 1, 8, 8), torch.full((3,), 500)
+    with torch.no_grad():
+        network.class_embedding.weight.normal_()
+        clean, dirty = (
+            network(noisy, t, class_labels=torch.full((3,), label)).sample for label in (0, 1)
+        )
+        drawn = DrawnAsClean(network, 0.5)(noisy, t).sample
+    assert torch.allclose(drawn, 1.5 * clean - 0.5 * dirty, atol=1e-5)
+
+
 @pytest.mark.usefixtures("quick_judges")
 def test_trusted_images_are_named_or_come_from_a_folder_of_their_own(train, tmp_path):
     digits = open_images("digits", size=8, channels=1, limit=60)
@@ -278,7 +314,7 @@ def test_trusted_images_are_named_or_come_from_a_folder_of_their_own(train, tmp_
 
 
 def test_a_second_round_is_audited_by_the_first(train, tmp_path, capsys):
-    args = (DIRTY, "--objective=audited", "--auditor=ddpm")
+    args = (NOISY, "--objective=audited", "--auditor=ddpm")
     assert train(*args, "--rounds=2", "--out=run") == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "  " in line]
     assert rows[-4:] == ["ddpm", "audited", "run", "training"]
@@ -337,7 +373,7 @@ def test_a_run_starts_from_the_network_of_another(train, finished_run, tmp_path,
 
 
 def test_an_audited_run_that_stopped_uses_the_audit_it_made(train, tmp_path):
-    assert train(DIRTY, "--objective=audited", "--out=run") == 0
+    assert train(NOISY, "--objective=audited", "--out=run") == 0
     whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
     (tmp_path / "run/metrics.json").unlink()
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
@@ -389,7 +425,7 @@ def test_the_auditor_of_an_audited_run_chooses_as_well(train, tmp_path, capsys):
 
 def test_an_audited_baseline_has_an_auditor_of_its_own(train, tmp_path):
     args = ("--objective=input-perturbation", "--compare-with=audited", "--auditor=ddpm")
-    assert train(DIRTY, *args, "--out=run") == 0
+    assert train(NOISY, *args, "--out=run") == 0
     assert {"audited/ddpm/metrics.json", "audited/audit.jsonl", "audited/metrics.json"} <= names(
         tmp_path / "run"
     )
@@ -397,7 +433,7 @@ def test_an_audited_baseline_has_an_auditor_of_its_own(train, tmp_path):
 
 def test_a_plain_run_keeps_auto_in_its_configuration(train, tmp_path, capsys):
     """Else a robust run with this configuration would train without the regularizer."""
-    assert train(DIRTY, "--limit=400", "--objective=ddpm", "--out=run") == 0
+    assert train(NOISY, "--limit=400", "--objective=ddpm", "--out=run") == 0
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (config["weight"], config["band"]) == ("auto", "auto")
     args = ["--config=run/config.yaml", "--objective=robust-adversarial", "--out=robust"]
@@ -406,7 +442,7 @@ def test_a_plain_run_keeps_auto_in_its_configuration(train, tmp_path, capsys):
 
 
 def test_a_finished_run_is_measured_again_with_other_settings(train, tmp_path):
-    assert train(DIRTY, "--out=run") == 0
+    assert train(NOISY, "--out=run") == 0
     metrics = tmp_path / "run/metrics.json"
     first = metrics.read_text()
     metrics.write_text(first + "\n")
@@ -419,7 +455,7 @@ def test_a_finished_run_is_measured_again_with_other_settings(train, tmp_path):
 
 
 def test_a_finished_run_is_trained_again_from_a_checkpoint_that_is_named(train, tmp_path):
-    assert train(DIRTY, "--out=run") == 0
+    assert train(NOISY, "--out=run") == 0
     whole = load_file(tmp_path / "run/unet/diffusion_pytorch_model.safetensors")
     shutil.rmtree(tmp_path / "run/unet")
     assert main(["--resume", "run/checkpoints/step-00000002", "--out=run"]) == 0
@@ -518,11 +554,13 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--attention-levels=8"], "count the 2 resolutions from 0"),
         (["--sampling-steps=2000"], "is more than noise_steps 1000"),
         (["--drop-noisy"], "use objective audited or ambient"),
+        (["--tag-dirt"], "use objective audited or ambient"),
+        ([NOISY, "--objective=ambient", "--tag-dirt", "--drop-noisy"], "choose one"),
         (["--trusted=nowhere"], "no such folder or file"),
         (["--trusted=names:nowhere"], "no such folder or file"),
         (["--trusted=spare:20"], "give a folder of images that you vouch for"),
-        ([DIRTY, "--trusted=spare:few"], "needs a whole number >= 10, got 'few'"),
-        ([DIRTY, "--trusted=spare:40"], "nothing is left to judge"),
+        ([NOISY, "--trusted=spare:few"], "needs a whole number >= 10, got 'few'"),
+        ([NOISY, "--trusted=spare:40"], "nothing is left to judge"),
         (
             [
                 "--contamination=gaussian:fraction=1,sigma=0.1",
