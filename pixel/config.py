@@ -93,9 +93,9 @@ class PixelConfig(TrainConfig):
     )
     features: tuple[str, ...] | None = setting(
         None,
-        "feature spaces in which distances are measured: pixels, digits, fashion-mnist, "
-        "inception, dinov2:DIR, open_clip:NAME:FILE, FILE.safetensors (default: pixels; for digits "
-        "also digits)",
+        "feature spaces in which distances are measured: pixels, digits, fashion-mnist, cifar10, "
+        "inception, dinov2:DIR, open_clip:NAME:FILE, FILE.safetensors (default: pixels; for "
+        "digits also digits)",
         WATCH,
         "NAME,...",
     )

@@ -55,6 +55,12 @@ def test_shipped_scene_network_knows_shapes_and_colours():
     assert description["accuracy"] > 0.99
 
 
+def test_shipped_cifar_network_was_trained_well():
+    network, description = load_network(ASSETS / "cifar10.safetensors")
+    assert (network.size, network.channels, description["body"]) == (32, 3, "residual")
+    assert description["accuracy"] > 0.8
+
+
 def test_digit_features_see_noise(digits):
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     images = digits[0][order]
@@ -82,11 +88,11 @@ def test_features_do_not_depend_on_the_batch(digits):
     torch.testing.assert_close(together[150:], extractor(digits[0][150:200]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["digits", "fashion-mnist", "scenes"])
+@pytest.mark.parametrize("spec", ["digits", "fashion-mnist", "scenes", "cifar10"])
 def test_gray_colour_and_size_are_fitted_to_the_network(spec):
     gray = torch.rand(4, 1, 28, 28) * 2 - 1
     extractor = make_extractor(spec)
-    assert extractor(gray).shape == (4, 64)
+    assert extractor(gray).shape == (4, 128 if spec == "cifar10" else 64)
     # Luma weights sum to 0.9999 in torchvision.
     torch.testing.assert_close(
         extractor(gray), extractor(gray.expand(-1, 3, -1, -1)), rtol=1e-2, atol=1e-2
