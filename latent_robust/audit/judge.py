@@ -35,6 +35,7 @@ VIEWS = 2  # noisy views of each sample at each level
 FOLDS = 5
 SHRINKAGE = 0.8  # share of the identity in the covariance of the standardized features
 ROUNDS = 2
+REFINEMENTS = 10  # of the threshold
 # The largest of two areas that are a half exceeds it by this many standard errors in 1 % of cases.
 SURE = 2.6
 
@@ -51,8 +52,8 @@ def judge_samples(judges: Mapping[str, Judge], trusted: Tensor) -> Judgement:
     for _ in range(ROUNDS - 1):
         weights = as_trusted(scores, trusted)
         scores = judges[best](weights)
-    dirty, share = decide(scores, trusted)
-    return Judgement(scores, dirty, weights, best, areas, share)
+    share = dirty_share(first[best], trusted)
+    return Judgement(scores, decide(scores, trusted, share), weights, best, areas, share)
 
 
 def area(higher: Tensor, lower: Tensor) -> float:
@@ -74,18 +75,31 @@ def as_trusted(scores: Tensor, trusted: Tensor) -> Tensor:
     return weights.masked_fill(trusted, 1.0)
 
 
-def decide(scores: Tensor, trusted: Tensor) -> tuple[Tensor, float]:
-    """=>  which samples are dirty, (N,), and their share among those that are not trusted.
+def dirty_share(scores: Tensor, trusted: Tensor) -> float:
+    """The estimated share of dirty samples among those that are not trusted, in [0, 1].
 
     Half of the clean samples score above the median of the trusted ones, and hardly any dirty one.
-    That gives the share. The threshold is halfway between the medians of the two groups.
+    scores: of the first round. Later ones lift the trusted samples above other clean ones.
     """
-    others, middle = scores[~trusted], scores[trusted].median()
-    share = max(0.0, 1 - 2 * float((others > middle).double().mean()))
+    above = scores[~trusted] > scores[trusted].median()
+    return max(0.0, 1 - 2 * float(above.double().mean()))
+
+
+def decide(scores: Tensor, trusted: Tensor, share: float) -> Tensor:
+    """=>  which samples are dirty, (N,). share: of them, among those that are not trusted.
+
+    The threshold is halfway between the medians of the trusted and of the dirty samples.
+    """
     if share == 0:
-        return torch.zeros_like(trusted), 0.0
+        return torch.zeros_like(trusted)
+    others, middle = scores[~trusted], scores[trusted].median()
     threshold = (middle + others.quantile(share / 2)) / 2
-    return (scores < threshold) & ~trusted, share
+    for _ in range(REFINEMENTS):
+        below = others[others < threshold]
+        if len(below) == 0:
+            break
+        threshold = (middle + below.median()) / 2
+    return (scores < threshold) & ~trusted
 
 
 # ------------------------------------------------------------------ the judge of features
@@ -93,32 +107,31 @@ def decide(scores: Tensor, trusted: Tensor) -> tuple[Tensor, float]:
 
 @dataclass
 class FeatureJudge:
-    """A shrunken linear discriminant, in closed form. view: of the denoiser's features; count: how
-    many samples there are."""
+    """A shrunken linear discriminant, in closed form. view: of the denoiser's features;
+    trusted: (N,), bool, which samples the user vouches for."""
 
     view: View
-    count: int
+    trusted: Tensor
     seed: int = 0
     _views: dict[float, Tensor] = field(default_factory=dict)
 
     def __call__(self, weights: Tensor) -> Tensor:
-        everything = torch.arange(self.count)
-        return torch.stack(
-            [self.at(level, weights, everything).mean(0) for level in NOISE_LEVELS]
-        ).sum(0)
+        everything = torch.arange(len(self.trusted))
+        by_level = [self.at(level, weights, everything).mean(0) for level in NOISE_LEVELS]
+        return torch.stack(by_level).sum(0)
 
     def at(self, noise_level: float, weights: Tensor, indices: Tensor) -> Tensor:
         """Scores (V, n) of noisy views of these samples, fitted on them alone."""
-        fold = folds(weights[indices] == 1, self.seed, FOLDS)
+        fold = folds(self.trusted[indices], self.seed, FOLDS)
         return discriminant(self._standardized(noise_level, indices), weights[indices], fold)
 
     def _standardized(self, noise_level: float, indices: Tensor) -> Tensor:
         """Views (V, n, D). Those of all samples are kept, since each round uses them."""
-        if noise_level in self._views and len(indices) == self.count:
+        if noise_level in self._views and len(indices) == len(self.trusted):
             return self._views[noise_level]
         views = torch.stack([self.view(noise_level, n, indices) for n in range(VIEWS)])
         views = (views - views.mean((0, 1))) / views.std((0, 1)).clamp_min(1e-6)
-        if len(indices) == self.count:
+        if len(indices) == len(self.trusted):
             self._views[noise_level] = views
         return views
 

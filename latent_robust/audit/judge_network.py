@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from math import log
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_robust.core import derive_generator, derive_seed
+from latent_robust.subset import evenly_spaced
 
 from .judge import NOISE_LEVELS, VIEWS, folds
 
@@ -20,7 +21,9 @@ Load = Callable[[Tensor], Tensor]  # indices (B,) => samples (B, C, H, W), about
 FOLDS = 3
 STEPS = 600
 BATCH = 96
-CROP = 32  # pixels; of larger samples the network sees one crop a view
+CROP = 32  # pixels; of larger samples the network sees crops
+MOST = 2048  # other samples that it is fitted to
+SCORED = 256  # samples that are scored at once
 LOWEST, HIGHEST = 0.05, 5.0  # noise levels in training
 WIDTH, TIME = 24, 16
 DATA_STD = 0.7  # of images in [-1, 1]: the input's scale at noise s is sqrt(DATA_STD^2 + s^2)
@@ -56,59 +59,70 @@ def _embedding(noise_level: Tensor) -> Tensor:
 
 @dataclass
 class DetailJudge:
-    """load: the samples. count: how many there are."""
+    """load: the samples. trusted: (N,), bool, which of them the user vouches for.
+
+    It is fitted to the trusted and at most MOST other samples, whose crops are kept in memory.
+    """
 
     load: Load
-    count: int
+    trusted: Tensor
     seed: int = 0
     _fitted: list[_Network] = field(default_factory=list)
     _weights: Tensor = field(default_factory=lambda: torch.zeros(0))  # of the fit
-    _fold: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+
+    def __post_init__(self) -> None:
+        others = (~self.trusted).nonzero().flatten()
+        others = others[evenly_spaced(len(others), MOST)]
+        self._rows = torch.cat([self.trusted.nonzero().flatten(), others]).sort().values
+        self._fold = folds(self.trusted, self.seed, FOLDS)
+        parts = [crops(self.load(rows)) for rows in self._rows.split(SCORED)]
+        self._crops = torch.cat(parts)  # (rows, K, C, h, w)
 
     def __call__(self, weights: Tensor) -> Tensor:
-        everything = torch.arange(self.count)
-        return torch.stack(
-            [self.at(level, weights, everything).mean(0) for level in NOISE_LEVELS]
-        ).mean(0)
+        everything = torch.arange(len(self.trusted))
+        by_level = [self.at(level, weights, everything).mean(0) for level in NOISE_LEVELS]
+        return torch.stack(by_level).mean(0)
 
     @torch.no_grad()
     def at(self, noise_level: float, weights: Tensor, indices: Tensor) -> Tensor:
         """Scores (V, n) of noisy views of these samples, each by a network that has not seen it."""
         if not torch.equal(self._weights, weights):
-            self._fold = folds(weights == 1, self.seed, FOLDS)
             with torch.enable_grad():
                 self._fitted = [self._fit(weights, number) for number in range(FOLDS)]
             self._weights = weights.clone()
         scores = torch.empty(VIEWS, len(indices))
         for number in range(FOLDS):
             places = (self._fold[indices] == number).nonzero().flatten()
-            for rows in places.split(256):
+            for rows in places.split(SCORED):
+                views = crops(self.load(indices[rows]))  # (B, K, C, h, w)
+                level = torch.full((views[:, :, 0, 0, 0].numel(),), noise_level)
                 for view in range(VIEWS):
                     generator = derive_generator(self.seed, "view", view, int(rows[0]))
-                    noisy, level = _noisy(self.load(indices[rows]), noise_level, generator)
-                    scores[view, rows] = self._fitted[number](noisy, level)
+                    noisy = _noisy(views.flatten(0, 1), level, generator)
+                    each = self._fitted[number](noisy, level).view(views.shape[:2])
+                    scores[view, rows] = each.mean(1)
         return scores
 
     def _fit(self, weights: Tensor, number: int) -> _Network:
-        seen = self._fold != number
+        seen = (self._fold != number)[self._rows]
+        weights = weights[self._rows]
         generator = derive_generator(self.seed, "judge", number)
         torch.manual_seed(derive_seed(self.seed, "judge", number))
-        network = _Network(self.load(torch.tensor([0])).shape[1])
+        network = _Network(self._crops.shape[2])
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, STEPS)
         half = BATCH // 2
         target = torch.cat([torch.ones(half), torch.zeros(half)])
+        shares = [share * seen for share in (weights, 1 - weights)]
         for _ in range(STEPS):
             rows = torch.cat(
-                [
-                    torch.multinomial(share * seen, half, True, generator=generator)
-                    for share in (weights, 1 - weights)
-                ]
+                [torch.multinomial(share, half, True, generator=generator) for share in shares]
             )
+            crop = torch.randint(self._crops.shape[1], rows.shape, generator=generator)
             # Both halves have the same noise levels.
             u = torch.rand(half, generator=generator).square().repeat(2)
             level = (log(LOWEST) + u * (log(HIGHEST) - log(LOWEST))).exp()
-            noisy, level = _noisy(self.load(rows), level, generator)
+            noisy = _noisy(self._crops[rows, crop], level, generator)
             loss = F.binary_cross_entropy_with_logits(network(noisy, level), 0.98 * target + 0.01)
             optimizer.zero_grad()
             loss.backward()
@@ -117,14 +131,17 @@ class DetailJudge:
         return network.eval()
 
 
-def _noisy(samples: Tensor, level: Tensor | float, generator) -> tuple[Tensor, Tensor]:
-    """A random crop with noise.  =>  (B, C, h, w), noise levels (B,)."""
-    height, width = samples.shape[-2:]
-    top, left = (
-        int(torch.randint(max(1, side - CROP + 1), (), generator=generator))
-        for side in (height, width)
-    )
-    crop = samples[..., top : top + CROP, left : left + CROP]
-    level = torch.as_tensor(level, dtype=torch.float32).expand(len(crop))
-    noise = torch.randn(crop.shape, generator=generator)
-    return crop + level.view(-1, 1, 1, 1) * noise, level
+def crops(samples: Tensor) -> Tensor:
+    """(B, C, H, W)  =>  (B, K, C, h, w), h, w <= CROP: four crops, or a small image itself."""
+    places = [
+        [(side - CROP) // 4, 3 * (side - CROP) // 4] if side > CROP else [0]
+        for side in samples.shape[-2:]
+    ]
+    parts = [samples[..., top : top + CROP, left : left + CROP] for top, left in product(*places)]
+    return torch.stack(parts, 1)
+
+
+def _noisy(samples: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+    """samples: (B, C, h, w); level: (B,)."""
+    noise = torch.randn(samples.shape, generator=generator)
+    return samples + level.view(-1, 1, 1, 1) * noise

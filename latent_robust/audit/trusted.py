@@ -51,8 +51,8 @@ def audit_by_trusted(
     if len(judged) > len(trusted):
         within = mask[judged]
         judges: dict[str, FeatureJudge | DetailJudge] = {
-            "features": FeatureJudge(lambda s, n, i: view(s, n, judged[i]), len(judged), seed),
-            "details": DetailJudge(lambda i: load(judged[i]), len(judged), seed),
+            "features": FeatureJudge(lambda s, n, i: view(s, n, judged[i]), within, seed),
+            "details": DetailJudge(lambda i: load(judged[i]), within, seed),
         }
         judgement = judge_samples(judges, within)
         if judgement.judge is not None and judgement.dirty.any():

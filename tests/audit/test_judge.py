@@ -10,6 +10,7 @@ from latent_robust.audit.judge import (
     FeatureJudge,
     area,
     decide,
+    dirty_share,
     discriminant,
     folds,
     judge_samples,
@@ -60,8 +61,9 @@ def test_the_share_of_dirt_and_the_threshold_follow_from_the_trusted(share):
     trusted, dirty = masks(share)
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(COUNT, generator=generator) - 6 * dirty.float()
-    found, estimate = decide(scores, trusted)
+    estimate = dirty_share(scores, trusted)
     assert estimate == pytest.approx(share, abs=0.15)
+    found = decide(scores, trusted, estimate)
     assert (found == dirty)[~trusted].double().mean() > 0.98
     assert not found[trusted].any()
 
@@ -70,9 +72,9 @@ def test_where_nothing_is_dirty_nothing_is_found():
     scores = torch.arange(COUNT, dtype=torch.float32)
     trusted = torch.zeros(COUNT, dtype=torch.bool)
     trusted[::15] = True
-    found, share = decide(scores, trusted)
+    share = dirty_share(scores, trusted)
     assert share < 0.05
-    assert found.double().mean() < 0.05
+    assert decide(scores, trusted, share).double().mean() < 0.05
 
 
 def test_a_sample_is_judged_by_a_fit_that_has_not_seen_it():
@@ -89,7 +91,7 @@ def test_a_sample_is_judged_by_a_fit_that_has_not_seen_it():
 @pytest.mark.parametrize("share", [0.9, 0.4])
 def test_dirty_features_are_found(share):
     trusted, dirty = masks(share)
-    judge = FeatureJudge(shifted(dirty, 2.0), COUNT)
+    judge = FeatureJudge(shifted(dirty, 2.0), trusted)
     judgement = judge_samples({"features": judge}, trusted)
     assert judgement.judge == "features"
     assert (judgement.dirty == dirty)[~trusted].double().mean() > 0.97
@@ -97,7 +99,7 @@ def test_dirty_features_are_found(share):
 
 def test_without_a_difference_it_cannot_tell_and_leaves_nothing_out():
     trusted, _ = masks(0.9)
-    judge = FeatureJudge(shifted(torch.zeros(COUNT), 0), COUNT)
+    judge = FeatureJudge(shifted(torch.zeros(COUNT), 0), trusted)
     judgement = judge_samples({"features": judge}, trusted)
     assert judgement.judge is None
     assert not judgement.dirty.any()
@@ -106,8 +108,8 @@ def test_without_a_difference_it_cannot_tell_and_leaves_nothing_out():
 def test_the_judge_that_sees_the_dirt_is_taken():
     trusted, dirty = masks(0.9)
     judges = {
-        "blind": FeatureJudge(shifted(torch.zeros(COUNT), 0), COUNT),
-        "seeing": FeatureJudge(shifted(dirty, 2.0), COUNT),
+        "blind": FeatureJudge(shifted(torch.zeros(COUNT), 0), trusted),
+        "seeing": FeatureJudge(shifted(dirty, 2.0), trusted),
     }
     assert judge_samples(judges, trusted).judge == "seeing"
 
@@ -122,7 +124,7 @@ def test_details_at_random_places_are_seen(monkeypatch):
     for index in dirty.nonzero().flatten().tolist():
         top, left = torch.randint(0, 6, (2,), generator=generator).tolist()
         images[index, :, top : top + 3, left : left + 3] = 1
-    judge = DetailJudge(lambda indices: images[indices], COUNT)
+    judge = DetailJudge(lambda indices: images[indices], trusted)
     scores = judge(trusted.float())
     assert area(scores[~trusted & ~dirty], scores[dirty]) > 0.9
     assert torch.equal(judge(trusted.float()), scores)
