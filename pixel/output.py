@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from latent_robust.audit import audit_facts, images_to_measure
+from latent_robust.audit import audit_facts, to_measure
 from latent_robust.audit.spectrum import CLEAN, measure_spectrum
 from latent_robust.data import ContaminatedImages
 from latent_robust.evaluation.directory import begin_directory
@@ -108,9 +108,7 @@ class Output:
 
     def _data_look_clean(self) -> bool:
         """Whether the spectrum of the training images shows no noise."""
-        size, channels = self.config.size, self.config.channels
-        images = self.dataset.sample_tensor(limit=images_to_measure(size, channels))
-        return measure_spectrum(images).level < CLEAN
+        return measure_spectrum(*to_measure(self.dataset)).level < CLEAN
 
     def _measure(self, samples: Tensor) -> dict:
         count = max(len(samples), REFERENCE)

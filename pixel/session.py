@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from latent_robust.audit import images_to_measure, read_levels, recommend
+from latent_robust.audit import read_levels, recommend, to_measure
 from latent_robust.core import Levels, Weighting, derive_seed
 from latent_robust.data import ContaminatedImages
 from latent_robust.training.continuation import identity
@@ -69,11 +69,9 @@ def resolve_weighting(
     given = config.given_weighting
     if given is None:
         return {}
+    samples, left = to_measure(dataset)
     recommendation = recommend(
-        dataset.sample_tensor(limit=images_to_measure(config.size, config.channels)),
-        config.forecast_attack,
-        config.parameterization,
-        **given,
+        samples, config.forecast_attack, config.parameterization, left=left, **given
     )
     chosen = {**recommendation.settings(), **given}
     if accelerator.is_main_process:

@@ -12,10 +12,11 @@ _MODULES = {
     "audit_facts": "result",
     "audit_images": "scoring",
     "audit_samples": "scoring",
-    "images_to_measure": "spectrum",
     "noisy_views": "hidden",
     "read_levels": "levels",
     "recommend": "spectrum",
+    "reduced_noise": "reduction",
+    "to_measure": "reduction",
 }
 
 __all__ = sorted(_MODULES)

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +32,9 @@ from latent_robust.subset import evenly_spaced
 
 from .bimodality import is_bimodal, otsu
 from .calibration import REFERENCE_SAMPLES, add_missing_noise, are_similar, estimate_levels
+from .reduction import ReducedImages, to_measure
 from .result import Audit
-from .spectrum import CLEAN, images_to_measure, measure_spectrum
+from .spectrum import CLEAN, measure_spectrum
 
 # Noise levels s at which scores are tried, in units of the samples. The one with the largest
 # separation is used.
@@ -49,16 +49,6 @@ CLEANEST_SHARE = 0.05  # samples that count as clean if the scores are unimodal
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 DenoiseBatch = Callable[[Sequence[int]], tuple[Tensor, Denoise]]
-
-
-class ImageSamples(Protocol):
-    """Images as a model is trained on them, e.g. ContaminatedImages."""
-
-    def __len__(self) -> int: ...
-
-    def sample_tensor(self, limit: int | None = None) -> Tensor:
-        """`limit` evenly spaced samples (None: all), (N, C, H, W) in [-1, 1]."""
-        ...
 
 
 @torch.no_grad()
@@ -124,12 +114,11 @@ def audit_samples(
 
 
 def audit_images(
-    denoise_batch: DenoiseBatch, process: NoiseProcess, images: ImageSamples, *, seed: int = 0
+    denoise_batch: DenoiseBatch, process: NoiseProcess, images: ReducedImages, *, seed: int = 0
 ) -> Audit:
     """`audit_samples` for images, whose white noise is measured from their spectrum first."""
-    _, channels, size, _ = images.sample_tensor(limit=1).shape
-    subset = images.sample_tensor(limit=images_to_measure(size, channels))
-    level = measure_spectrum(subset).level
+    samples, left = to_measure(images)
+    level = measure_spectrum(samples, left).level
     noise_std = level if level >= CLEAN else 0.0
     return audit_samples(
         denoise_batch, process, [range(len(images))], noise_std=noise_std, seed=seed

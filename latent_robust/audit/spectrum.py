@@ -5,9 +5,9 @@ the smallest eigenvalues of the images' covariance are the noise (Chen, Zhu and 
 and subtracting it gives the clean spectrum. `forecast_std` predicts the spectrum after training
 with each weight and band; the recommended pair comes nearest to the clean spectrum.
 
-Only white noise is measured. Blur, recompression and watermarks count as structure, and noise that
-was resized or blurred with its image is no longer white. Clipped noise reads too low where much of
-an image is black or white.
+Only white noise is measured, and what a known reduction leaves of it (reduction.py). Blur,
+recompression and watermarks count as structure, and so does noise that was resized or blurred with
+its image before. Clipped noise reads too low where much of an image is black or white.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class Recommendation:
         if self.clean:
             return (
                 f"{noise}\nThe images look clean: leave the regularizer off. This test does not "
-                "detect blur, recompression, watermarks, or noise that was resized with its image."
+                "detect blur, recompression, watermarks, or noise in images that were made smaller "
+                "before."
             )
         if self.weighting is None:
             return f"{noise}\nno weight and band are forecast to help: leave the regularizer off"
@@ -166,15 +167,16 @@ def recommend(
     attack: str = "displacement",
     parameterization: str = "epsilon",
     *,
+    left: Tensor | None = None,
     weight: float | None = None,
     band: float | Sequence[float] | None = None,
 ) -> Recommendation:
     """The weight and band with the smallest forecast distance to clean images.
 
-    samples: (N, C, H, W) in [-1, 1]; attack, parameterization: as for `forecast_std`; weight, band:
-    fixed by the user, None to search.
+    samples: (N, C, H, W) in [-1, 1]; attack, parameterization: as for `forecast_std`; left: as for
+    `measure_spectrum`; weight, band: fixed by the user, None to search.
     """
-    spectrum = measure_spectrum(samples)
+    spectrum = measure_spectrum(samples, left)
     kind = (attack, parameterization)
     return recommend_for(spectrum, spectrum.level, *kind, weight=weight, band=band)
 
@@ -209,18 +211,30 @@ def images_to_measure(size: int, channels: int) -> int:
     return max(32, min(MAX_IMAGES, MAX_BYTES // (4 * channels * size**2)))
 
 
-def measure_spectrum(samples: Tensor) -> Spectrum:
-    """Spectrum of the samples' patches, and the white noise in it. samples: (N, C, H, W).
+def measure_spectrum(samples: Tensor, left: Tensor | None = None) -> Spectrum:
+    """Spectrum of the samples' patches, and the noise in it.
+
+    samples: (N, C, H, W). left: noise that a reduction left in them, (M, C, H, W), as
+    `reduced_noise` gives it; what is white is measured in the rest.
 
     A covariance needs PATCHES_PER_DIRECTION times as many patches as it has directions, so a few
     small images are cut into smaller patches.
     """
     if all(torch.equal(samples[:, :1], samples[:, c : c + 1]) for c in range(1, samples.shape[1])):
         samples = samples[:, :1]  # gray: equal noise in all channels would not be white
-    covariance = patch_covariance(samples.split(64), patch_side(samples.shape))
-    variances = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
-    noise = noise_variance(variances) ** 0.5
-    return Spectrum(variances.sqrt(), torch.full_like(variances, noise))
+        left = left if left is None else left[:, :1]
+    side = patch_side(samples.shape)
+    covariance = patch_covariance(samples.split(64), side)
+    if left is None:
+        variances = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
+        noise = noise_variance(variances) ** 0.5
+        return Spectrum(variances.sqrt(), torch.full_like(variances, noise))
+    known = patch_covariance(left.split(64), side)
+    rest = torch.linalg.eigvalsh(covariance - known).flip(0).clamp_min(0)
+    variances, directions = torch.linalg.eigh(covariance)
+    along = (directions * (known @ directions)).sum(0) + noise_variance(rest)
+    # Not more than there is: the noise that was measured may be a little too high.
+    return Spectrum(*(v.clamp_min(0).sqrt().flip(0) for v in (variances, along.minimum(variances))))
 
 
 def patch_covariance(chunks: Iterable[Tensor], side: int) -> Tensor:

@@ -157,19 +157,19 @@ def _recommend_images(
     options: argparse.Namespace, corruptions: Sequence[Corruption]
 ) -> tuple[Recommendation, tuple[str, str], list[str]]:
     """=>  the recommendation; attack and parameterization; the start of a training command."""
-    from latent_robust.audit import images_to_measure, recommend
+    from latent_robust.audit import recommend, to_measure
     from latent_robust.data import ContaminatedImages
 
     channels = options.channels or CHANNELS
     images = open_dataset_images(options)
     dirty = ContaminatedImages(images, corruptions, options.seed)
-    samples = dirty.sample_tensor(limit=images_to_measure(options.size, channels))
+    samples, left = to_measure(dirty)
     _print_count(samples, dirty, options.data)
     kind = (_attack(options), options.parameterization or PARAMETERIZATIONS[0])
     command = ["train-pixel", "--size", str(options.size), "--channels", str(channels)]
     if kind[1] != PARAMETERIZATIONS[0]:
         command += ["--parameterization", kind[1]]
-    return recommend(samples, *kind), kind, command
+    return recommend(samples, *kind, left=left), kind, command
 
 
 def _recommend_pairs(

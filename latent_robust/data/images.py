@@ -71,6 +71,18 @@ class ImageSet:
             image = self._reload(index)
         return v2.to_dtype(image, torch.float32, scale=True)
 
+    def original(self, index: int) -> Tensor:
+        """The image at its own resolution: float32 (C, H, W) in [0, 1]."""
+        try:
+            image, _ = self._source.load(self._kept[index], self.channels)
+        except BadImage as bad:
+            raise changed_since_scan(self.name(index), bad.reason) from bad
+        return v2.to_dtype(image, torch.float32, scale=True)
+
+    def fit(self, image: Tensor) -> Tensor:
+        """Crop and resize an image (C, H, W) as `image` does."""
+        return fit_bucket(image, (self.size, self.size))
+
     def name(self, index: int) -> str:
         return self._source.names[self._kept[index]]
 
@@ -109,7 +121,7 @@ class ImageSet:
             image, checksum = self._source.load(index, self.channels)
         except BadImage as bad:
             return None, bad.reason
-        return fit_bucket(image, (self.size, self.size)), f"{checksum:08x}"
+        return self.fit(image), f"{checksum:08x}"
 
     def _reload(self, index: int) -> Tensor:
         image, note = self._load(self._kept[index])
@@ -135,6 +147,13 @@ class JoinedImages:
     def image(self, index: int) -> Tensor:
         part, index = self._place(index)
         return part.image(index)
+
+    def original(self, index: int) -> Tensor:
+        part, index = self._place(index)
+        return part.original(index)
+
+    def fit(self, image: Tensor) -> Tensor:
+        return self.parts[0].fit(image)
 
     def name(self, index: int) -> str:
         part, index = self._place(index)

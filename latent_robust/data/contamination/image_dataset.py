@@ -5,7 +5,7 @@ Small datasets are contaminated once and kept in memory; large ones are contamin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -79,6 +79,15 @@ class ContaminatedImages(ContaminatedDataset, Dataset):
         if complete and self._small():
             self._samples = samples
         return samples
+
+    def originals(self, limit: int) -> Iterator[Tensor]:
+        """At most `limit` images before contamination, (C, H, W) in [-1, 1], at their own
+        resolution."""
+        return (to_sample(self.images.original(i)) for i in evenly_spaced(len(self), limit))
+
+    def fit(self, image: Tensor) -> Tensor:
+        """Crop and resize an image (C, H, W) as the samples were."""
+        return self.images.fit(image)
 
     def materialize(self) -> None:
         """Contaminate a small dataset now and keep it in memory; do nothing for a large one.
