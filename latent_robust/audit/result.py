@@ -58,9 +58,9 @@ class Audit:
             quantiles = torch.tensor([0.05, 0.5, 0.95])
             low, median, high = levels[dirty].quantile(quantiles).tolist()
             text += f" (median level {median:.3f}, 90 % are from {low:.3f} to {high:.3f})"
-        shape = "bimodal" if self.bimodal else "unimodal"
-        separation = f"separation {self.separation:.2f} of 1"
-        text = f"{text}; scores at noise level {self.noise} are {shape} ({separation})"
+        groups = "two groups" if self.bimodal else "one group"
+        text += f"; scores at noise level {self.noise} form {groups} (separation "
+        text += f"{self.separation:.2f} of 1)"
         return text if self.by_trusted is None else f"{text}\n{self.by_trusted.summary()}"
 
     def rows(self, name: Callable[[int], str]) -> Iterator[dict[str, Any]]:

@@ -80,7 +80,8 @@ def audit_samples(
     def errors_of(selected: Tensor, noise_level: float, extra: float = 0.0) -> Tensor:
         """Errors (S, C) in the order of the indices. selected: (N,), bool."""
         batches = _batches(unique, selected, batch)
-        label = f"auditing at noise level {noise_level:.2g}"
+        what = "calibrating" if extra else "auditing"
+        label = f"{what} at noise level {noise_level:.2g}"
         errors = [
             _reconstruction_errors(denoise_batch, process, indices, noise_level, extra, seed)
             for indices in tqdm(batches, label, unit="batch", delay=2, leave=False)

@@ -178,7 +178,7 @@ def _recommend_pairs(
     """As `_recommend_images`, in the latents of a model."""
     from latent_robust.data import ContaminatedPairs, make_buckets
     from latent_robust.latent.base.components import load_components
-    from latent_robust.latent.preparation import of_one_size
+    from latent_robust.latent.preparation import to_measure
     from latent_robust.latent.spectrum import recommend_latents
 
     components = load_components(options.model, offline=options.offline)
@@ -192,12 +192,12 @@ def _recommend_pairs(
         components.encode_means,
         offline=options.offline,
     )
-    samples = of_one_size(dirty, dirty.sample)
+    samples, left = to_measure(dirty)
     _print_count(samples, dirty, options.data)
     kind = (_attack(options), components.process.parameterization.value)
     command = ["finetune-latent", "--lora", "--model", options.model]
     command += ["--resolution", str(options.resolution)]
-    return recommend_latents(samples, components, kind[0]), kind, command
+    return recommend_latents(samples, components, kind[0], left=left), kind, command
 
 
 def _attack(options: argparse.Namespace) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from latent_robust.data.sources.spec import IMAGE_FORMS, parse_spec
+from latent_robust.data.sources.spec import BUILT_IN, IMAGE_FORMS, parse_spec
+from latent_robust.errors import InputError
 from latent_robust.training.plan import describe_schedule
 from pixel.config import PixelConfig
 
@@ -21,7 +22,15 @@ examples:
 
 
 def check(config: PixelConfig) -> None:
-    """Raises InputError for data that do not exist, and for an invalid contamination."""
+    """Raises InputError for data that do not exist, for images of the user's own without a size,
+    and for an invalid contamination."""
+    open_sizes = [name for name in ("size", "channels") if name not in config.model_fields_set]
+    if open_sizes and config.data not in BUILT_IN and config.resume is None:
+        raise InputError(
+            f"--data {config.data} needs --{' and --'.join(open_sizes)}: images are cropped and "
+            "resized to N x N pixels (32 or 64 on a CPU), with --channels 3 for colour or 1 for "
+            "gray"
+        )
     for spec in (config.data, config.reference):
         if spec is not None:
             parse_spec(spec, IMAGE_FORMS)

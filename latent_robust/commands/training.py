@@ -107,14 +107,20 @@ def _train_all(
     accelerator = start_accelerator(config)
     say = print if accelerator.is_main_process else _silent
     say(f"{command.prog} will {command.describe(config)}; run directory: {out}")
-    session = _make_session(command, config, out, runs, accelerator)
-    folders = [folder for _, folder in session.runs]
-    for number, folder in enumerate(folders):
-        if not session.train(number):
+    try:
+        session = _make_session(command, config, out, runs, accelerator)
+        folders = [folder for _, folder in session.runs]
+        for number, folder in enumerate(folders):
+            if not session.train(number):
+                say_how_to_go_on(command.prog, command.module, out, accelerator)
+                return INTERRUPTED
+            if accelerator.is_main_process:
+                report = write_report(folders[: number + 1], folder / "report.html")
+    except KeyboardInterrupt:  # while data are read or audited, or images are generated
+        if (out / "config.yaml").exists():
             say_how_to_go_on(command.prog, command.module, out, accelerator)
             return INTERRUPTED
-        if accelerator.is_main_process:
-            report = write_report(folders[: number + 1], folder / "report.html")
+        raise
     if accelerator.is_main_process:
         print(f"\n{metrics_text(folders)}")
         print(f"\n{session.what_was_made()}\nreport: {report}")

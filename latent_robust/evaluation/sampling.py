@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from latent_robust.core import NoiseProcess, derive_generator
 from latent_robust.errors import InputError
@@ -117,7 +118,8 @@ def generate_samples(
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
         scheduler.set_timesteps(steps, device=device)
         last = last_step(scheduler, stop_at)
-        for step, t in enumerate(scheduler.timesteps):
+        label = f"generating images {images.start + 1:,} to {images.stop:,} of {count:,}"
+        for step, t in enumerate(tqdm(scheduler.timesteps, label, delay=2, leave=False)):
             if perturb is not None:
                 x = perturb(x, step, images)
             output = predict(network, scheduler, x, t)

@@ -33,7 +33,7 @@ from .config import LatentConfig
 from .full_finetune import save_network
 from .lora.files import KOHYA_NAME, save_lora
 from .lora.verify import verify_lora
-from .preparation import Preparation, Prompts, of_one_size, select_images
+from .preparation import Preparation, Prompts, select_images, to_measure
 from .sampling import generate_images
 from .scene_match import match_scenes
 from .validation_loss import validation_losses
@@ -186,7 +186,7 @@ class LatentOutput:
     def _data_look_clean(self) -> bool:
         """Whether the spectrum of the training images shows no noise."""
         pairs = self.prepared.pairs
-        return measure_spectrum(of_one_size(pairs, pairs.sample)).level < CLEAN
+        return measure_spectrum(*to_measure(pairs)).level < CLEAN
 
     def _measure(self) -> dict:
         """The metrics of generated images; only that it diverged if these are not finite."""

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from latent_robust.audit import read_levels
+from latent_robust.audit import read_levels, reduced_noise
+from latent_robust.audit.reduction import ORIGINALS
 from latent_robust.core import Levels, Weighting
 from latent_robust.data import (
     ContaminatedPairs,
@@ -28,6 +29,7 @@ from latent_robust.data import (
     open_reference,
     parse_contamination,
 )
+from latent_robust.data.buckets import fit_bucket
 from latent_robust.data.images import SMALL
 from latent_robust.data.sources.scene_sources import scene_named
 from latent_robust.data.sources.scenes import Scene
@@ -195,6 +197,15 @@ def of_one_size(
     return torch.stack([image(members[i]) for i in evenly_spaced(len(members), count)])
 
 
+def to_measure(pairs: ContaminatedPairs) -> tuple[Tensor, Tensor | None]:
+    """=>  samples and what noise a reduction left in them, as `measure_spectrum` takes both."""
+    members = list(dict.fromkeys(max(pairs.buckets(), key=len)))
+    chosen = [members[i] for i in evenly_spaced(len(members), ORIGINALS)]
+    bucket = pairs.bucket(chosen[0])
+    left = reduced_noise(map(pairs.original, chosen), lambda image: fit_bucket(image, bucket))
+    return of_one_size(pairs, pairs.sample), left
+
+
 def cache_folder(config: LatentConfig, out: Path) -> Path | None:
     """None if the run has no cache."""
     return (config.cache_dir or out / "cache") if config.cache else None
@@ -288,10 +299,12 @@ def _recommend(
     given: dict[str, float | list[float]],
 ) -> dict[str, Any]:
     """=>  "settings" and "summary" of the recommendation, as JSON."""
+    samples, left = to_measure(pairs)
     recommendation = recommend_latents(
-        of_one_size(pairs, pairs.sample),
+        samples,
         components,
         config.forecast_attack,
+        left=left,
         batch=config.batch_size,
         **given,
     )

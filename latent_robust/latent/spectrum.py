@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .base.components import Components
 
 # Raise it when a change of the code gives the same pairs another recommendation.
-VERSION = 3
+VERSION = 4
 
 # Patches of latents are larger than those of images, with fewer patches per direction: the noise is
 # not read off the smallest variances. For the demo a patch is the whole latent, and 256 latents are
@@ -46,6 +46,7 @@ def recommend_latents(
     components: Components,
     attack: str,
     *,
+    left: Tensor | None = None,
     batch: int = 1,
     weight: float | None = None,
     band: float | Sequence[float] | None = None,
@@ -53,19 +54,25 @@ def recommend_latents(
     """As `latent_robust.audit.spectrum.recommend`, for the latents of images.
 
     samples: some dozens of training samples, (N, 3, H, W), in [-1, 1] or beyond; attack: as
-    `forecast_std` takes it; batch: samples encoded at a time; weight, band: fixed values, None to
+    `forecast_std` takes it; left: noise that a reduction left in the samples, as `measure_spectrum`
+    takes it; batch: samples encoded at a time; weight, band: fixed values, None to
     choose them. InputError if the VAE overflows.
     """
-    noise = measure_spectrum(samples).level
+    noise = measure_spectrum(samples, left).level
     parameterization = components.process.parameterization.value
-    spectrum = latent_spectrum(samples, noise, components, batch)
+    spectrum = latent_spectrum(samples, noise, components, batch, left)
     return recommend_for(spectrum, noise, attack, parameterization, weight=weight, band=band)
 
 
 def latent_spectrum(
-    samples: Tensor, noise: float, components: Components, batch: int = 1
+    samples: Tensor,
+    noise: float,
+    components: Components,
+    batch: int = 1,
+    left: Tensor | None = None,
 ) -> Spectrum:
-    """samples, batch: as `recommend_latents` takes them; noise: its standard deviation in them.
+    """samples, batch, left: as `recommend_latents` takes them; noise: its standard deviation in the
+    samples.
 
     Noise in latents is not white: the encoder scales it differently in each channel and mixes the
     channels. It cannot be read off the latents, because their own structure is as fine as the
@@ -75,7 +82,7 @@ def latent_spectrum(
     and the images must be the real ones. The VAE's own noise (the latents' std) belongs to the
     training target and is not counted as noise.
     """
-    means, stds, changes = _encode_twice(samples, noise, components, batch)
+    means, stds, changes = _encode_twice(samples, noise, components, batch, left)
     largest = min(LARGEST_PATCH, isqrt(MAX_DIRECTIONS // means.shape[1]))
     side = patch_side(means.shape, largest, PATCHES_PER_DIRECTION)
     own = nn.functional.unfold(stds.square(), side, stride=side).double().mean((0, 2))
@@ -99,10 +106,18 @@ def encoder_gain(samples: Sequence[Tensor], level: float, components: Components
 
 @torch.no_grad()
 def _encode_twice(
-    samples: Tensor, level: float, components: Components, batch: int
+    samples: Tensor,
+    level: float,
+    components: Components,
+    batch: int,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """=>  mean and std of the latents, and the change of the mean when noise of standard deviation
-    `level` is added to the samples, each (N, c, h, w)."""
+    `level` is added to the samples, each (N, c, h, w). Of the noise, `left` is what it is known to
+    be, and the rest is white."""
+    white = level
+    if left is not None:
+        white = max(0.0, level**2 - float(left.square().mean())) ** 0.5
     means, stds, changes = [], [], []
     for indices in torch.arange(len(samples)).split(batch):
         chunk = samples[indices]
@@ -112,8 +127,11 @@ def _encode_twice(
                 for index in indices.tolist()
             ]
         )
+        noise = white * noise
+        if left is not None:
+            noise = noise + left[indices % len(left)]
         mean, std = components.encode_images(chunk)
-        noisy, _ = components.encode_images(chunk + level * noise)
+        noisy, _ = components.encode_images(chunk + noise)
         means.append(mean)
         stds.append(std)
         changes.append(noisy - mean)

@@ -10,6 +10,23 @@ from latent_robust.evaluation.verdict import verdict
 DATA = {"data": "digits", "contamination": "gaussian:fraction=0.9,sigma=0.2", "steps": 100}
 
 
+def test_less_noise_than_clean_images_have_is_called_smoother():
+    """The estimate takes sharp edges for noise, so less is not always better."""
+    outcome = verdict(
+        [make_run("ddpm", 2.0, noise=0.38), make_run("robust-random", 0.7, noise=0.2)]
+    )
+    assert "0.20 against 0.38 (clean images 0.24; less is smoother than they are)" in str(outcome)
+
+
+def test_distances_in_raw_pixels_are_named_as_well():
+    """They are what the tables of README show."""
+    spaces = {"pixels": 0.5, "digits": 0.7}
+    outcome = verdict(
+        [make_run("ddpm", {"pixels": 1.8, "digits": 2.0}), make_run("robust-random", spaces)]
+    )
+    assert "In raw pixels: 0.500 against 1.80." in outcome.evidence
+
+
 def make_run(
     objective: str,
     distances: dict[str, float] | float | None,

@@ -18,7 +18,7 @@ from latent_robust.latent.base.families import time_ids
 from latent_robust.latent.base.library_logging import silence_libraries
 from latent_robust.latent.base.recognise import pipeline_class, recognise
 
-from .tiny import make_pipeline
+from .tiny import FAMILIES, make_pipeline
 
 HEIGHT, WIDTH = 32, 40
 CAPTIONS = ["a photo of a cat", "", "two red dogs on a very long blue sofa " * 20]
@@ -98,6 +98,10 @@ def flux_schnell():
 
 
 VARIANTS = {"sd3 without T5": sd3_without_t5, "flux schnell": flux_schnell}
+
+
+def test_every_family_is_tested():
+    assert set(PARAMETERIZATIONS) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", [*PARAMETERIZATIONS, *VARIANTS])

@@ -89,6 +89,10 @@ class ContaminatedPairs(ContaminatedDataset):
         """The sample before contamination, (3, h, w) in [-1, 1]. For evaluation."""
         return to_sample(self._image(index))
 
+    def original(self, index: int) -> Tensor:
+        """The image before contamination at its own resolution: (3, H, W) in [-1, 1]."""
+        return to_sample(self.pairs.image(index).float() / 255)
+
     def buckets(self) -> list[list[int]]:
         """The indices of each bucket that has any, each index as often as its pair repeats."""
         buckets: dict[Size, list[int]] = {bucket: [] for bucket in self.bucket_sizes}
