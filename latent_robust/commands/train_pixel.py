@@ -24,6 +24,9 @@ examples:
 def check(config: PixelConfig) -> None:
     """Raises InputError for data that do not exist, for images of the user's own without a size,
     and for an invalid contamination."""
+    for spec in (config.data, config.reference):
+        if spec is not None:
+            parse_spec(spec, IMAGE_FORMS)
     open_sizes = [name for name in ("size", "channels") if name not in config.model_fields_set]
     if open_sizes and config.data not in BUILT_IN and config.resume is None:
         raise InputError(
@@ -31,9 +34,6 @@ def check(config: PixelConfig) -> None:
             "resized to N x N pixels (32 or 64 on a CPU), with --channels 3 for colour or 1 for "
             "gray"
         )
-    for spec in (config.data, config.reference):
-        if spec is not None:
-            parse_spec(spec, IMAGE_FORMS)
     check_contamination(config.contamination)
     if config.trusted is not None:
         from latent_robust.data.trusted import parse_trusted

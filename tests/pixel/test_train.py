@@ -27,6 +27,7 @@ from pixel.network import build_network
 from pixel.tagged import CLEAN, DIRTY, DrawnAsClean, tags
 from pixel.task import PixelTask
 
+GRAY_8 = ("--size=8", "--channels=1")
 NOISY = "--contamination=gaussian:fraction=0.9,sigma=0.2"
 
 
@@ -178,7 +179,7 @@ def test_contaminate_then_train_on_the_copy_and_evaluate_it(train, tmp_path, cap
         == 0
     )
     assert len(list((tmp_path / "dirty").glob("*.png"))) == 40
-    assert train("--data=dirty", "--out=run") == 0
+    assert train("--data=dirty", *GRAY_8, "--out=run") == 0
     capsys.readouterr()
     assert (
         latent_robust(
@@ -541,7 +542,7 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--steps=x"], "`steps` = 'x'"),
         (["--data=digit"], "digits"),
         (["--data=nowhere/at/all"], "no such folder or file"),
-        (["--data=hf:nobody/nothing"], "offline"),
+        (["--data=hf:nobody/nothing", *GRAY_8], "offline"),
         (["--contamination=gauss:fraction=1"], "gaussian"),
         (["--contamination=gaussian:sigma=1"], "fraction"),
         (["--objective=ambient"], "levels"),
@@ -556,6 +557,8 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
         (["--drop-noisy"], "use objective audited or ambient"),
         (["--tag-dirt"], "use objective audited or ambient"),
         ([NOISY, "--objective=ambient", "--tag-dirt", "--drop-noisy"], "choose one"),
+        (["--data=."], "needs --size and --channels"),
+        (["--data=.", "--size=16"], "needs --channels"),
         (["--trusted=nowhere"], "no such folder or file"),
         (["--trusted=names:nowhere"], "no such folder or file"),
         (["--trusted=spare:20"], "give a folder of images that you vouch for"),
@@ -606,12 +609,12 @@ def test_broken_images_are_named_and_the_run_goes_on(train, tmp_path, capsys):
     whole = (folder / "00.png").read_bytes()
     (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert train("--data=images", "--max-bad-fraction=0.1", "--out=run") == 0
+    assert train("--data=images", *GRAY_8, "--max-bad-fraction=0.1", "--out=run") == 0
     rows = [json.loads(row) for row in (tmp_path / "run/quarantine.jsonl").read_text().splitlines()]
     assert {os.path.basename(row["name"]) for row in rows} == {"empty.png", "text.png", "torn.png"}
     assert "3 broken images" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert train("--data=images", "--max-bad-fraction=0.05", "--out=run2") == 2
+    assert train("--data=images", *GRAY_8, "--max-bad-fraction=0.05", "--out=run2") == 2
     assert "torn.png" in capsys.readouterr().err
     args = ["recommend", "--data=images", "--size=8", "--channels=1"]
     assert latent_robust(args) == 2
@@ -628,6 +631,17 @@ def test_a_run_that_diverged_says_so_in_its_metrics(train, tmp_path, monkeypatch
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["diverged"] is True
     assert "pixels" not in metrics
+
+
+def test_an_interrupt_at_any_time_says_how_to_go_on(train, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output.Output, "finish", interrupted)
+        assert train("--out=run") == 1
+    assert "stopped; go on with: train-pixel --resume run" in capsys.readouterr().err
+    assert main(["--resume", "run", "--device=cpu"]) == 0
 
 
 def test_a_full_disk_ends_the_run_clearly(train, monkeypatch, capsys):
@@ -661,7 +675,7 @@ def test_a_run_does_not_go_on_with_other_images(train, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for number in range(8):
         Image.new("L", (8, 8), 30 * number).save(tmp_path / "images" / f"{number}.png")
-    command = ("--data=images", "--samples=0", "--objective=ddpm", "--out=run")
+    command = ("--data=images", *GRAY_8, "--samples=0", "--objective=ddpm", "--out=run")
     assert train(*command) == 0
     (tmp_path / "run/metrics.json").unlink()
     Image.new("L", (8, 8), 31).save(tmp_path / "images/1.png")
