@@ -40,14 +40,6 @@ class PixelConfig(TrainConfig):
     )
     size: int = setting(8, "crop and resize images to N x N pixels", NEED, common=True, ge=4)
     channels: Literal[1, 3] = setting(1, "1 for gray images, 3 for RGB", NEED, "N", common=True)
-    trusted: str | None = setting(
-        None,
-        "for audited: 20 to 100 clean images that you vouch for, by which the others are judged; "
-        "data in the form of --data, or names:FILE with names of images in the data",
-        STRENGTH,
-        "DATA",
-        common=True,
-    )
     tag_dirt: bool = setting(
         False,
         "for audited and ambient: use dirty images at every noise level, as a class of their own "

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from latent_robust.audit import Audit, audit_by_trusted, audit_images, noisy_views
@@ -128,8 +127,7 @@ def audit_with(
     audit = audit_images(denoise_batch, process, dataset, seed=seed)
     if not dataset.trusted:
         return audit
-    blocks = [module for module in network.modules() if isinstance(module, ResnetBlock2D)]
-    view = noisy_views(denoise_batch, process, blocks, seed)
+    view = noisy_views(denoise_batch, process, network, seed)
     return audit_by_trusted(audit, dataset.trusted, view, load, seed)
 
 

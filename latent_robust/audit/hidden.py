@@ -14,19 +14,40 @@ from .judge import View
 from .scoring import BATCH, DenoiseBatch
 
 
+def feature_blocks(network: nn.Module) -> list[nn.Module]:
+    """The residual blocks of a U-Net, or a transformer's feed-forward layers of image tokens."""
+    from diffusers.models.attention import FeedForward
+    from diffusers.models.resnet import ResnetBlock2D
+
+    named = dict(network.named_modules())
+    residual = [module for module in named.values() if isinstance(module, ResnetBlock2D)]
+    if residual:
+        return list(residual)
+    return [m for name, m in named.items() if isinstance(m, FeedForward) and name.endswith(".ff")]
+
+
 def noisy_views(
-    denoise_batch: DenoiseBatch, process: NoiseProcess, blocks: Sequence[nn.Module], seed: int
+    denoise_batch: DenoiseBatch,
+    process: NoiseProcess,
+    network: nn.Module,
+    seed: int,
+    bucket: Tensor | None = None,
+    batch: int = BATCH,
 ) -> View:
     """=>  view(noise level, number, indices): the features (n, D) of noisy samples.
 
-    denoise_batch: as for `audit_samples`. blocks: of its network; see `hidden_features`.
+    denoise_batch: as for `audit_samples`, with this network. bucket: (N,), only samples of the same
+    one may share a batch of at most `batch`; None: all may.
     """
+    blocks = feature_blocks(network)
 
     @torch.no_grad()
     def view(noise_level: float, number: int, indices: Tensor) -> Tensor:
-        found = []
+        found, order = [], []
         with hidden_features(blocks) as features:
-            for rows in indices.split(BATCH):
+            for places in _batches(indices, bucket, batch):
+                rows = indices[places]
+                order.append(places)
                 sample, denoise = denoise_batch(rows.tolist())
                 stream = (seed, "view", number, int(rows[0]))
                 generator = derive_generator(*stream, device=sample.device)
@@ -34,9 +55,22 @@ def noisy_views(
                 t = process.time_of(noise_level).to(sample.device).expand(len(sample))
                 denoise(process.add_noise(sample, noise, t), t)
                 found.append(features())
-        return torch.cat(found)
+        return torch.cat(found)[torch.cat(order).argsort()]
 
     return view
+
+
+def _batches(indices: Tensor, bucket: Tensor | None, batch: int) -> list[Tensor]:
+    """Places in `indices`, in batches of one bucket each."""
+    everything = torch.arange(len(indices))
+    if bucket is None:
+        return list(everything.split(batch))
+    buckets = bucket[indices]
+    return [
+        places
+        for number in buckets.unique()
+        for places in everything[buckets == number].split(batch)
+    ]
 
 
 @contextmanager
@@ -44,13 +78,15 @@ def hidden_features(blocks: Sequence[nn.Module]) -> Iterator[Callable[[], Tensor
     """Collect the outputs of `blocks` in a forward pass.
 
     Yields features() => (B, D), float32 on the CPU: mean and standard deviation over all places of
-    each channel of each block, from the latest pass. blocks: their outputs are (B, C, ...).
+    each channel of each block, from the latest pass. blocks: their outputs are images (B, C, H, W)
+    or tokens (B, T, C).
     """
     outputs: dict[int, Tensor] = {}
 
     def keep(number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            flat = output.detach().float().flatten(2)
+            values = output.detach().float()
+            flat = values.flatten(2) if values.ndim == 4 else values.transpose(1, 2)
             outputs[number] = torch.cat([flat.mean(2), flat.std(2, correction=0)], 1).cpu()
 
         return hook

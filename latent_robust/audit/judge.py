@@ -34,6 +34,7 @@ NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3)
 VIEWS = 2  # noisy views of each sample at each level
 FOLDS = 5
 SHRINKAGE = 0.8  # share of the identity in the covariance of the standardized features
+MOST_FEATURES = 1024  # more are projected at random: a covariance of 15,000 takes 2 GB
 ROUNDS = 2
 REFINEMENTS = 10  # of the threshold
 # The largest of two areas that are a half exceeds it by this many standard errors in 1 % of cases.
@@ -131,6 +132,10 @@ class FeatureJudge:
             return self._views[noise_level]
         views = torch.stack([self.view(noise_level, n, indices) for n in range(VIEWS)])
         views = (views - views.mean((0, 1))) / views.std((0, 1)).clamp_min(1e-6)
+        if views.shape[2] > MOST_FEATURES:
+            shape = (views.shape[2], MOST_FEATURES)
+            generator = derive_generator(self.seed, "projection")
+            views = views @ torch.randn(shape, generator=generator) / shape[0] ** 0.5
         if len(indices) == len(self.trusted):
             self._views[noise_level] = views
         return views

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from math import log
@@ -16,7 +16,8 @@ from latent_robust.subset import evenly_spaced
 
 from .judge import NOISE_LEVELS, VIEWS, folds
 
-Load = Callable[[Tensor], Tensor]  # indices (B,) => samples (B, C, H, W), about [-1, 1]
+# indices (B,) => B samples (C, H, W), about [-1, 1]; of one size, or CROP pixels a side at least
+Load = Callable[[Tensor], Iterable[Tensor]]
 
 FOLDS = 3
 STEPS = 600
@@ -75,8 +76,7 @@ class DetailJudge:
         others = others[evenly_spaced(len(others), MOST)]
         self._rows = torch.cat([self.trusted.nonzero().flatten(), others]).sort().values
         self._fold = folds(self.trusted, self.seed, FOLDS)
-        parts = [crops(self.load(rows)) for rows in self._rows.split(SCORED)]
-        self._crops = torch.cat(parts)  # (rows, K, C, h, w)
+        self._crops = self._load_crops(self._rows)  # (rows, K, C, h, w)
 
     def __call__(self, weights: Tensor) -> Tensor:
         everything = torch.arange(len(self.trusted))
@@ -94,7 +94,7 @@ class DetailJudge:
         for number in range(FOLDS):
             places = (self._fold[indices] == number).nonzero().flatten()
             for rows in places.split(SCORED):
-                views = crops(self.load(indices[rows]))  # (B, K, C, h, w)
+                views = self._crops_of(indices[rows])  # (B, K, C, h, w)
                 level = torch.full((views[:, :, 0, 0, 0].numel(),), noise_level)
                 for view in range(VIEWS):
                     generator = derive_generator(self.seed, "view", view, int(rows[0]))
@@ -102,6 +102,15 @@ class DetailJudge:
                     each = self._fitted[number](noisy, level).view(views.shape[:2])
                     scores[view, rows] = each.mean(1)
         return scores
+
+    def _load_crops(self, rows: Tensor) -> Tensor:
+        return torch.stack([crops(sample) for part in rows.split(64) for sample in self.load(part)])
+
+    def _crops_of(self, rows: Tensor) -> Tensor:
+        """Of many samples, each round and level loads them again."""
+        if len(self._rows) == len(self.trusted):
+            return self._crops[rows]
+        return self._load_crops(rows)
 
     def _fit(self, weights: Tensor, number: int) -> _Network:
         seen = (self._fold != number)[self._rows]
@@ -131,14 +140,14 @@ class DetailJudge:
         return network.eval()
 
 
-def crops(samples: Tensor) -> Tensor:
-    """(B, C, H, W)  =>  (B, K, C, h, w), h, w <= CROP: four crops, or a small image itself."""
+def crops(sample: Tensor) -> Tensor:
+    """(C, H, W)  =>  (K, C, h, w), h, w <= CROP: four crops, or a small image itself."""
     places = [
         [(side - CROP) // 4, 3 * (side - CROP) // 4] if side > CROP else [0]
-        for side in samples.shape[-2:]
+        for side in sample.shape[-2:]
     ]
-    parts = [samples[..., top : top + CROP, left : left + CROP] for top, left in product(*places)]
-    return torch.stack(parts, 1)
+    parts = [sample[:, top : top + CROP, left : left + CROP] for top, left in product(*places)]
+    return torch.stack(parts)
 
 
 def _noisy(samples: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:

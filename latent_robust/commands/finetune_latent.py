@@ -11,7 +11,7 @@ from latent_robust.latent.base.model_spec import DEMO, model_kind
 from latent_robust.latent.config import LatentConfig
 from latent_robust.training.plan import describe_schedule
 
-from .training import TrainCommand, check_contamination, run_training
+from .training import TrainCommand, check_contamination, check_trusted, run_training
 
 EXAMPLES = """\
 examples:
@@ -41,6 +41,7 @@ def check(config: LatentConfig) -> None:
         if spec is not None:
             parse_spec(spec, PAIR_FORMS)
     check_contamination(config.contamination)
+    check_trusted(config, PAIR_FORMS)
 
 
 def describe(config: LatentConfig) -> str:

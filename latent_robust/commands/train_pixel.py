@@ -10,7 +10,7 @@ from latent_robust.errors import InputError
 from latent_robust.training.plan import describe_schedule
 from pixel.config import PixelConfig
 
-from .training import TrainCommand, check_contamination, run_training
+from .training import TrainCommand, check_contamination, check_trusted, run_training
 
 EXAMPLES = """\
 examples:
@@ -35,12 +35,7 @@ def check(config: PixelConfig) -> None:
             "gray"
         )
     check_contamination(config.contamination)
-    if config.trusted is not None:
-        from latent_robust.data.trusted import parse_trusted
-
-        trusted = parse_trusted(config.trusted, config.contamination)
-        if trusted.data is not None:
-            parse_spec(trusted.data, IMAGE_FORMS)
+    check_trusted(config, IMAGE_FORMS)
 
 
 def describe(config: PixelConfig) -> str:

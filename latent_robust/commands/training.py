@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from latent_robust.data.sources.spec import parse_spec
 from latent_robust.training.continuation import configure_continuation, saved_options
 from latent_robust.training.directory import choose_directory, refuse_occupied
 from latent_robust.training.options import Config, dump, given_options, parse_options
@@ -139,6 +140,16 @@ def check_contamination(spec: str) -> None:
         from latent_robust.data import parse_contamination
 
         parse_contamination(spec)
+
+
+def check_trusted(config: Any, forms: Mapping[str, str]) -> None:
+    """Raises InputError for trusted samples that do not exist. Imports torch if there are any."""
+    if config.trusted is not None:
+        from latent_robust.data.trusted import parse_trusted
+
+        trusted = parse_trusted(config.trusted, config.contamination)
+        if trusted.data is not None:
+            parse_spec(trusted.data, forms)
 
 
 def _silent(*_: object) -> None:

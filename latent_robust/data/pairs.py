@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -87,6 +88,18 @@ class PairSet:
             setattr(selected, field, [values[i] for i in indices])
         return selected
 
+    def joined(self, other: PairSet) -> PairSet:
+        """A new dataset: these pairs, then those of `other`."""
+        both = copy.copy(self)
+        both.__dict__.pop("_fingerprint", None)
+        for field in ("captions", "repeats", "sizes", "quarantine", "without_image", "_names"):
+            setattr(both, field, [*getattr(self, field), *getattr(other, field)])
+        both.ignored = self.ignored + other.ignored
+        both._checksums = [*self._checksums, *other._checksums]
+        both._keys = [(pairs._read, key) for pairs in (self, other) for key in pairs._keys]
+        both._read = _read_by_source
+        return both
+
     def checksum(self, index: int) -> str:
         """SHA-256 (hex) of the stored bytes of the image."""
         return self._checksums[index].hex()
@@ -151,6 +164,12 @@ class PairSet:
             self._keys.append(pairs.keys[index])
             self.captions.append(pairs.captions[index])
             self.repeats.append(pairs.repeats[index])
+
+
+def _read_by_source(key: tuple[Callable[[Any], bytes], Any]) -> bytes:
+    """The bytes of an image of joined datasets. key: how its own dataset reads it, and its key."""
+    read, own = key
+    return read(own)
 
 
 def open_pairs(

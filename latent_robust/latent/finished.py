@@ -14,7 +14,7 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
-from latent_robust.audit import Audit, audit_samples
+from latent_robust.audit import Audit, audit_by_trusted, audit_samples, noisy_views
 from latent_robust.audit.scoring import BATCH
 from latent_robust.data import (
     ContaminatedPairs,
@@ -33,7 +33,7 @@ from .config import LatentConfig
 from .eval_mode import evaluation_mode
 from .lora.files import load_lora, start_from_lora
 from .precision import load_dtypes
-from .preparation import contaminated_pairs, select_images
+from .preparation import contaminated_pairs, open_trusted, select_images
 from .sampling import generate_images
 from .task import EncodedPairs
 
@@ -130,13 +130,15 @@ def audit(
     =>  the audit, and the pairs. InputError if the run has not finished."""
     components = load_finished(run, config, device=device, offline=offline)
     settings = LatentConfig.model_validate({**config, "offline": offline})
+    source, trusted = open_trusted(settings, _pairs(config, offline, config["data"]))
     pairs = contaminated_pairs(
-        settings, components, _pairs(config, offline, config["data"]), settings.contamination
+        settings, components, source, settings.contamination, trusted=trusted
     )
     captions = [pairs.caption(index) for index in range(len(pairs))]
     result = audit_pairs(
         components,
         Uncached(pairs, components),
+        pairs,
         captions if settings.text_encoder else None,
         seed=settings.seed,
     )
@@ -145,25 +147,56 @@ def audit(
 
 def audit_pairs(
     components: Components,
-    pairs: EncodedPairs,
+    encoded: EncodedPairs,
+    pairs: ContaminatedPairs,
     captions: Sequence[str] | None = None,
     *,
     seed: int = 0,
 ) -> Audit:
-    """Audit encoded pairs with a model.
+    """Audit pairs with a model: their noise and, by the trusted ones, other dirt.
 
-    captions: by index, needed if the text encoders were trained, because `pairs` hold the outputs
-    of the untrained ones."""
-    firsts = [pairs.__getitems__(bucket[:1])["size"][0, -2:] for bucket in pairs.buckets()]
+    encoded: the same pairs in latents. captions: by index, needed if the text encoders were
+    trained, because `encoded` holds the outputs of the untrained ones."""
+    buckets = encoded.buckets()
+    firsts = [encoded.__getitems__(bucket[:1])["size"][0, -2:] for bucket in buckets]
     largest = max(int(height * width) for height, width in firsts)
+    batch = min(BATCH, max(1, PIXELS // largest))
     with evaluation_mode(components.network):
-        return audit_samples(
-            lambda indices: _denoise_batch(components, pairs.__getitems__(indices), captions),
+        audit = audit_samples(
+            lambda indices: _denoise_batch(components, encoded.__getitems__(indices), captions),
             components.process,
-            pairs.buckets(),
-            batch=min(BATCH, max(1, PIXELS // largest)),
+            buckets,
+            batch=batch,
             seed=seed,
         )
+        if not pairs.trusted:
+            return audit
+        bucket_of = torch.zeros(len(pairs), dtype=torch.long)
+        for number, bucket in enumerate(buckets):
+            bucket_of[bucket] = number
+        view = noisy_views(
+            lambda indices: _denoise_without_captions(components, encoded, indices),
+            components.process,
+            components.network,
+            seed,
+            bucket_of,
+            batch,
+        )
+        return audit_by_trusted(
+            audit, pairs.trusted, view, lambda rows: map(pairs.sample, rows.tolist()), seed
+        )
+
+
+def _denoise_without_captions(
+    components: Components, encoded: EncodedPairs, indices: Sequence[int]
+) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """As `_denoise_batch`, with the empty caption: a caption can be as wrong as an image."""
+    batch = encoded.__getitems__(indices)
+    text = {
+        key: value.expand(len(indices), *value.shape[1:])
+        for key, value in encoded.empty_text.items()
+    }
+    return _denoise_batch(components, {**batch, "text": text}, None)
 
 
 def _denoise_batch(

@@ -7,7 +7,7 @@ the encoders can be unloaded afterwards.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from latent_robust.data.buckets import fit_bucket
 from latent_robust.data.images import SMALL
 from latent_robust.data.sources.scene_sources import scene_named
 from latent_robust.data.sources.scenes import Scene
+from latent_robust.data.trusted import parse_trusted, refuse_unfit, trusted_indices
 from latent_robust.errors import InputError
 from latent_robust.evaluation.metrics import REFERENCE, require_enough
 from latent_robust.subset import evenly_spaced
@@ -115,9 +116,9 @@ def prepare(
     InputError for data that cannot be used."""
     say = print if accelerator.is_main_process else _silent
     contaminate = partial(contaminated_pairs, config, components)
-    source = _open_data(config, out)
+    source, trusted = open_trusted(config, _open_data(config, out))
     _print_data(config, source, say)
-    pairs = contaminate(source, config.contamination)
+    pairs = contaminate(source, config.contamination, trusted=trusted)
     reference = _open_reference(config, source, pairs, out)
     require_enough(config.features, config.samples, pairs, reference)
     weighting = _choose_weighting(config, components, pairs, out, accelerator, say)
@@ -167,10 +168,11 @@ def contaminated_pairs(
     specs: str,
     *,
     buckets: bool | None = None,
+    trusted: Sequence[int] = (),
 ) -> ContaminatedPairs:
     """The pairs at the run's resolution, contaminated by `specs` with its seed. The corruption
     encoder-poison attacks the run's model. buckets: None for the run's setting, False for
-    squares."""
+    squares. trusted: indices of pairs that are spared."""
     sides = {} if (config.buckets if buckets is None else buckets) else {"max_ratio": 1.0}
     return ContaminatedPairs(
         pairs,
@@ -180,6 +182,7 @@ def contaminated_pairs(
         # The pairs live longer than the network, and hold the VAE only if they need it.
         encode=_vae_alone(components).encode_means if "encoder-poison" in specs else None,
         offline=config.offline,
+        trusted=trusted,
     )
 
 
@@ -228,6 +231,25 @@ def _open_data(config: LatentConfig, out: Path) -> PairSet:
         folder_repeats=config.folder_repeats,
         scan_cache=_cache_file(config, out, "images.json"),
     )
+
+
+def open_trusted(config: LatentConfig, source: PairSet) -> tuple[PairSet, list[int]]:
+    """=>  the pairs with the trusted ones, and the indices of these."""
+    if config.trusted is None:
+        return source, []
+    spec = parse_trusted(config.trusted, config.contamination)
+    if spec.data is None:
+        names = [source.name(index) for index in range(len(source))]
+        return source, trusted_indices(spec, names, config.seed)
+    trusted = open_reference(
+        spec.data,
+        config.caption_column,
+        max_bad_fraction=config.max_bad_fraction,
+        offline=config.offline,
+    )
+    refuse_unfit(len(trusted), len(source))
+    both = source.joined(trusted)
+    return both, list(range(len(source), len(both)))
 
 
 def _print_data(config: LatentConfig, source: PairSet, say: Callable[[str], None]) -> None:
@@ -380,7 +402,9 @@ def _squares(
 ) -> ContaminatedPairs:
     """`pairs` as squares. If they are squares already, the same object: poison and outliers are
     expensive and must not be computed twice."""
-    return contaminate(source, config.contamination, buckets=False) if config.buckets else pairs
+    if not config.buckets:
+        return pairs
+    return contaminate(source, config.contamination, buckets=False, trusted=pairs.trusted)
 
 
 def _choose_prompts(

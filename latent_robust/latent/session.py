@@ -232,7 +232,13 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Levels:
 
     def write(file: Path) -> None:
         captions = prepared.captions if config.text_encoder else None
-        audit = partial(audit_pairs, pairs=prepared.dataset, captions=captions, seed=config.seed)
+        audit = partial(
+            audit_pairs,
+            encoded=prepared.dataset,
+            pairs=prepared.pairs,
+            captions=captions,
+            seed=config.seed,
+        )
         if config.auditor == BASE and config.init is None:
             result = audit(output.components)  # still the base model: new adapters add 0
         else:

@@ -156,6 +156,14 @@ class TrainConfig(BaseModel):
         STRENGTH,
         "FILE",
     )
+    trusted: str | None = setting(
+        None,
+        "for audited: 20 to 100 clean samples that you vouch for, by which the others are judged; "
+        "data in the form of --data, or names:FILE with names of samples in the data",
+        STRENGTH,
+        "DATA",
+        common=True,
+    )
     drop_noisy: bool = setting(
         False,
         "for audited and ambient: leave noisy samples out, instead of training on them at noise "

@@ -23,9 +23,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from latent_robust.audit import judge_network
 from latent_robust.commands.finetune_latent import COMMAND, main
 from latent_robust.commands.main import main as latent_robust
 from latent_robust.commands.training import configure
+from latent_robust.data import open_pairs
 from latent_robust.errors import InputError
 from latent_robust.evaluation import report
 from latent_robust.latent import memory, output, preparation, session
@@ -252,6 +254,29 @@ def test_what_it_says(finished_run, finetune, capfd):
     assert "encoded 10 images and 10 captions (0 and 0 were cached already)" in out
     bars = [line for line in error.replace("\r", "\n").splitlines() if line.strip()]
     assert all(bar.startswith("robust-random: ") for bar in bars)
+
+
+@pytest.mark.usefixtures("unverified")
+def test_pairs_are_judged_by_the_trusted_ones(finetune, tmp_path, monkeypatch):
+    """Named ones, which no contamination hits, or those of a folder, which join the data."""
+    monkeypatch.setattr(judge_network, "STEPS", 2)
+    scenes = open_pairs("scenes", limit=14)
+    (tmp_path / "mine").mkdir()
+    for index in range(len(scenes)):
+        Image.fromarray(scenes.image(index).permute(1, 2, 0).numpy()).save(
+            tmp_path / "mine" / f"{index}.png"
+        )
+    args = ("--lora", "--objective=audited", "--contamination=blur:fraction=1,sigma=1")
+    args += ("--samples=0", "--prompts=[]", "--limit=30")
+    for trusted, count in (("spare:12", 30), ("mine", 44)):
+        assert finetune(*args, f"--trusted={trusted}", f"--out={count}") == 0
+        rows = [json.loads(x) for x in (tmp_path / f"{count}/audit.jsonl").read_text().splitlines()]
+        manifest = (tmp_path / f"{count}/manifest.jsonl").read_text().splitlines()
+        clean = [not json.loads(row)["corruptions"] for row in manifest]
+        assert [row["trusted"] for row in rows] == clean
+        assert len(rows) == count
+        assert sum(clean) == (12 if count == 30 else 14)
+        assert all(row["likeness"] is not None for row in rows)
 
 
 @pytest.mark.usefixtures("unverified")
