@@ -144,6 +144,7 @@ def _columns(results: Sequence[dict]) -> list[Column]:
         front = name == headline
         columns += [
             Column(span, fid, (name, "frechet"), less, front=front, needs_reference=True),
+            Column(span, "MIND", (name, "mind"), less, needs_reference=True),
             Column(span, kid, (name, "kid"), less, (name, "kid_std"), needs_reference=True),
             Column(span, "precision", (name, "precision"), more, needs_reference=True),
             Column(span, "recall", (name, "recall"), more, needs_reference=True),
@@ -157,6 +158,7 @@ def _columns(results: Sequence[dict]) -> list[Column]:
             "images", "noise", ("residual_noise",), reference,
             target=target, front=True, needs_reference=True,
         ),
+        Column("images", "detail", ("detail",), target=1.0, needs_reference=True),
         Column("images", "nearest", ("nearest_distance",)),
         Column("images", "likeness", ("training_similarity", "mean")),
         *(

@@ -8,9 +8,11 @@ from latent_robust.errors import InputError
 from latent_robust.evaluation.features import Extractor, make_extractor
 from latent_robust.evaluation.metrics import (
     FeatureCache,
+    detail,
     evaluate,
     frechet_distance,
     kernel_distance,
+    mind,
     nearest_distance,
     nearest_similarity,
     precision_recall,
@@ -157,7 +159,9 @@ def test_evaluation_is_json_and_names_its_extractors():
     result = evaluate(images[:30], images, extractors, training=images[:30])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["pixels"].keys() == result["digits"].keys()
-    assert set(result["pixels"]) == {"frechet", "kid", "kid_std", "precision", "recall"}
+    assert set(result["pixels"]) == {
+        "frechet", "kid", "kid_std", "mind", "precision", "recall",
+    }  # fmt: skip
     assert (result["samples"], result["reference"]) == (30, 60)
     assert result["nearest_distance"] == 0
     # Float32 features, so a cosine of 1 is good to 1e-6.
@@ -202,3 +206,35 @@ def test_unequal_shapes_are_refused():
         nearest_distance(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8))
     with pytest.raises(InputError, match="3x3"):
         residual_noise(torch.zeros(2, 1, 2, 8))
+
+
+@pytest.mark.parametrize("count", [400, 250])
+def test_mind_of_a_shift_is_its_square_and_of_equal_sets_zero(count):
+    """Of sets of another size, quantiles are compared; they differ by sampling alone."""
+    x = whitened(400, 6, seed=0)
+    shift = torch.tensor([3.0, 0, 0, -4.0, 0, 0])
+    assert mind(x, x) == 0
+    # The squared cosine of a random direction with the shift is 1 / 6 on average; over 256
+    # directions its standard error is 6 %.
+    tolerance = 0.15 if count == 400 else 0.25
+    assert mind(x[:count] + shift, x) == pytest.approx(25, rel=tolerance)
+    assert mind(x[:count], x) < 0.3
+
+
+def test_mind_sees_what_mean_and_covariance_do_not():
+    normal = whitened(4000, 2, seed=0)
+    signs = 2.0 * (torch.rand(4000, 2, generator=torch.Generator().manual_seed(1)) < 0.5) - 1
+    signs = (signs - signs.mean(0)).double()
+    signs = signs / signs.std(0)
+    assert frechet_distance(signs, normal) < 0.01
+    assert mind(signs, normal) > 20 * mind(whitened(4000, 2, seed=2), normal)
+
+
+def test_detail_rises_with_noise_and_falls_with_smoothing():
+    images = gaussian(50, 3, 16, 16, seed=0)
+    assert detail(images) == pytest.approx(
+        1, rel=0.02
+    )  # white noise of variance 1, at every frequency
+    assert detail(2 * images) == pytest.approx(4 * detail(images))
+    smooth = torch.nn.functional.avg_pool2d(images, 3, 1)
+    assert detail(smooth) < 0.1
