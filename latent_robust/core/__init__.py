@@ -11,6 +11,7 @@ _MODULES = {
     "AdversarialDenoising": "peers",
     "Ambient": "peers",
     "EquivariancePenalty": "objective",
+    "Hellinger": "peers",
     "InputPerturbation": "peers",
     "Levels": "levels",
     "Loss": "batch",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # a type checker needs the names themselves; running code mus
     from .parameterization import Parameterization as Parameterization
     from .peers import AdversarialDenoising as AdversarialDenoising
     from .peers import Ambient as Ambient
+    from .peers import Hellinger as Hellinger
     from .peers import InputPerturbation as InputPerturbation
     from .peers import PseudoHuber as PseudoHuber
     from .perturbation import adversarial_perturbation as adversarial_perturbation

@@ -62,6 +62,8 @@ def make_objective(
             return penalized(attack, equivariant=False)
         case "pseudo-huber":
             return peers.PseudoHuber(process, huber_c)
+        case "hellinger":
+            return peers.Hellinger(process, huber_c)
         case "input-perturbation":
             return peers.InputPerturbation(process, gamma)
         case "at-diff":

@@ -36,9 +36,36 @@ class PseudoHuber(Objective):
         self.c = c
 
     def denoising(self, prediction: Tensor, noisy: Tensor, of: Noising) -> Tensor:
-        c = (1 - self.c) * (of.alpha / (of.alpha + of.sigma)).square() + self.c  # 1 / (1 + s)^2
+        c = scheduled(self.c, of)
         huber = 2 * c * (((prediction - self.target(of)).square() + c.square()).sqrt() - c)
         return huber.flatten(1).mean(1)
+
+
+class Hellinger(Objective):
+    """NED: c^2 (1 - exp(-e / c^2)) for the mean squared error e of a sample.
+
+    Li and Dong 2026, "Robust Diffusion Models via Divergence-Induced Weighted Denoising": the
+    Hellinger divergence gives a sample the weight exp(-e / c^2), so that one of large error has
+    hardly any influence. The paper's abstract leaves the scale open; c(t) is that of `PseudoHuber`.
+
+    c: in (0, 1], else ValueError.
+    """
+
+    def __init__(self, process: NoiseProcess, c: float = HUBER_C):
+        if not 0 < c <= 1:
+            raise ValueError(f"Hellinger `c` must lie in (0, 1], got {c}")
+        super().__init__(process)
+        self.c = c
+
+    def denoising(self, prediction: Tensor, noisy: Tensor, of: Noising) -> Tensor:
+        scale = scheduled(self.c, of).flatten().square()
+        error = super().denoising(prediction, noisy, of)
+        return -scale * torch.expm1(-error / scale)
+
+
+def scheduled(c: float, of: Noising) -> Tensor:
+    """c(t) = (1 - c) / (1 + s)^2 + c, (B, 1, ...): 1 without noise, c in pure noise."""
+    return (1 - c) * (of.alpha / (of.alpha + of.sigma)).square() + c
 
 
 class InputPerturbation(Objective):

@@ -73,6 +73,7 @@ OBJECTIVES = {
         equivariant=False,
     ),
     "pseudo-huber": ObjectiveFacts("scheduled pseudo-Huber loss"),
+    "hellinger": ObjectiveFacts("denoising in which samples of large error count little (NED)"),
     "input-perturbation": ObjectiveFacts("DDPM-IP", standard_noising=False),
     "at-diff": ObjectiveFacts(
         "adversarial training of the denoising loss itself", standard_noising=False

@@ -188,7 +188,7 @@ class TrainConfig(BaseModel):
         RadiusSchedule.bias_max, "largest bias of the radius", STRENGTH, yaml_only=True, ge=0
     )
     huber_c: float = setting(
-        HUBER_C, "for pseudo-huber: its c", STRENGTH, yaml_only=True, gt=0, le=1
+        HUBER_C, "for pseudo-huber and hellinger: their c", STRENGTH, yaml_only=True, gt=0, le=1
     )
     gamma: float = setting(
         GAMMA, "for input-perturbation: its strength", STRENGTH, yaml_only=True, ge=0

@@ -41,6 +41,29 @@ def test_pseudo_huber_is_the_squared_error_where_errors_are_small():
     torch.testing.assert_close(loss.denoising, torch.full((16,), 1e-6), atol=2.5e-7, rtol=0)
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_hellinger_weighs_a_sample_by_the_exponential_of_its_error(name):
+    """Small errors are squared errors; the influence of large ones vanishes, by exp(-e / c^2)."""
+    process = PROCESSES[name]
+    sample, t, noise = inputs(process)
+    alpha, sigma = (x.flatten() for x in process(t, sample))
+    c = (1 - 0.3) / (1 + sigma / alpha).square() + 0.3
+    target = process.parameterization.target(sample, noise, *process(t, sample))
+    distance = torch.full((16,), 0.0, requires_grad=True)
+
+    def off(noisy, t, rows):
+        return target + distance.view(-1, *[1] * (sample.ndim - 1))
+
+    for error in (1e-2, 0.5, 5.0):
+        with torch.no_grad():
+            distance.fill_(error)
+        objective = make_objective("hellinger", process, huber_c=0.3)
+        loss = objective(off, sample, t, noise).denoising
+        assert torch.allclose(loss, c**2 * (1 - (-(error**2) / c**2).exp()), rtol=2e-3)
+        (influence,) = torch.autograd.grad(loss.sum(), distance)
+        assert torch.allclose(influence, 2 * error * (-(error**2) / c**2).exp(), rtol=2e-3)
+
+
 def test_pseudo_huber_grows_linearly_where_errors_are_large():
     sample, t, noise = inputs(EPSILON)
     losses = [
