@@ -85,7 +85,10 @@ def check(options: argparse.Namespace) -> None:
     if options.is_run:
         refuse_options(options, ("size", "channels"), "is the run's own: leave it out")
     else:
-        parse_spec(options.images, IMAGE_FORMS)
+        try:
+            parse_spec(options.images, IMAGE_FORMS)
+        except InputError as error:
+            raise InputError(f"{error}; a run is the directory of a training") from error
         refuse_options(
             options, ("steps", "sampler", "stop_at"), "is for runs, which generate images"
         )

@@ -57,7 +57,7 @@ def test_help_of_training_shows_the_most_used_options(command, capsys):
         (["report", "nowhere"], "nowhere is not a run directory"),
         (["attack", "nowhere", "--out=x.json"], "nowhere is not a run directory"),
         (["memorization", "nowhere", "--out=x.json"], "nowhere is not a run directory"),
-        (["evaluate", "nowhere"], "no such folder or file: 'nowhere'"),
+        (["evaluate", "nowhere"], "a run is the directory of a training"),
         (["evaluate", "runs"], "has no config.yaml"),
         (["recommend", "--data=nowhere", "--size=8"], "no such folder or file: 'nowhere'"),
         (["recommend", "--data=runs", "--pairs", "--model=no/such/model"], "does not exist"),
