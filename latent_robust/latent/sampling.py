@@ -7,6 +7,7 @@ import copy
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from latent_robust.core import derive_generator
 
@@ -46,9 +47,18 @@ def generate_images(
     family = components.family
     count, images = len(next(iter(text.values()))), []
     batch_size = batch_size or min(128, max(1, PIXELS // (size[0] * size[1])))
-    with evaluation_mode(components.network, components.vae):
+    starts = range(0, count, batch_size)
+    progress = tqdm(
+        total=len(starts) * steps, desc=f"generating {count:,} images", delay=2, leave=False
+    )
+
+    def on_step(pipeline: DiffusionPipeline, step: int, t: Tensor, tensors: dict) -> dict:
+        progress.update()
+        return tensors
+
+    with evaluation_mode(components.network, components.vae), progress:
         pipeline = _without_encoders(components.pipeline)
-        for start in range(0, count, batch_size):
+        for start in starts:
             rows = {key: value[start : start + batch_size] for key, value in text.items()}
             numbers = range(start, min(start + batch_size, count))
             latents = pipeline(
@@ -59,6 +69,7 @@ def generate_images(
                 guidance_scale=guidance,
                 generator=[derive_generator(seed, "sample", first + i) for i in numbers],
                 output_type="latent",
+                callback_on_step_end=on_step,
             ).images
             latents = family.unpack(latents, pipeline, size)
             images.append(components.decode_latents(latents.float()).clamp(-1, 1).cpu())
