@@ -23,7 +23,8 @@ def feature_blocks(network: nn.Module) -> list[nn.Module]:
     residual = [module for module in named.values() if isinstance(module, ResnetBlock2D)]
     if residual:
         return list(residual)
-    return [m for name, m in named.items() if isinstance(m, FeedForward) and name.endswith(".ff")]
+    own = {name: m for name, m in named.items() if isinstance(m, FeedForward)}
+    return [module for name, module in own.items() if name.rpartition(".")[2] == "ff"]
 
 
 def noisy_views(
