@@ -526,7 +526,7 @@ def test_without_data_it_is_the_demo(capsys):
 
 
 def test_dry_run_touches_nothing(train, tmp_path, capsys):
-    assert train("--dry-run", "--data=hf:some/where") == 0
+    assert train("--dry-run", "--data=hf:some/where", *GRAY_8) == 0
     assert list(tmp_path.iterdir()) == []
     out = capsys.readouterr().out
     assert yaml.safe_load(out)["data"] == "hf:some/where"
