@@ -17,6 +17,11 @@ from latent_robust.core import Levels, NoiseProcess, derive_generator
 from latent_robust.errors import InputError
 
 LEAST_TRUSTED = 0.1  # share of trusted samples at each noise level, if there are any
+# If each clean sample would be seen more often than this, a run draws samples first. Measured, with
+# a tenth of the data clean: at 80 times (a LoRA, 1,000 steps of 16) drawing the noise level first
+# takes captions from 60 to 74 % right at the same distance; at 1,768 times (digits, 5,000 steps of
+# 64) clean images are memorized, and the distance in pixels is 0.304 instead of 0.228.
+MOST_DRAWS = 300
 TIMES = 10_000  # drawn, to know how high noise levels training goes
 DrawTimes = Callable[[int, torch.Generator], Tensor]
 
@@ -143,12 +148,7 @@ class UsableBatches(StepBatches):
         often = draw_times(TIMES, derive_generator(seed, "times"))
         highest = self._noise_levels(often).max()  # that training reaches, now and then
         usable = levels.usable_from.isfinite() & (levels.usable_from <= highest)
-        kept = [[index for index in bucket if usable[index]] for bucket in buckets]
-        super().__init__([bucket for bucket in kept if bucket], size, seed, **position)
-        if not self.buckets:
-            raise InputError(
-                "no sample is usable at any noise level; train without --levels or drop_noisy"
-            )
+        super().__init__(only(buckets, usable), size, seed, **position)
         self._groups = [  # of each bucket: trusted and other samples, the soonest usable first
             [_soonest_first(bucket, levels, trusted) for trusted in (True, False)]
             for bucket in self.buckets
@@ -183,6 +183,22 @@ class UsableBatches(StepBatches):
     def _noise_levels(self, times: Tensor) -> Tensor:
         alpha, sigma = self.process.alpha_sigma(times)
         return (sigma / alpha).float()
+
+
+def only(buckets: Sequence[Sequence[int]], usable: Tensor) -> list[list[int]]:
+    """The buckets with only the samples that are usable, (N,), bool. InputError if none is."""
+    kept = [[index for index in bucket if usable[index]] for bucket in buckets]
+    if not any(kept):
+        raise InputError(
+            "no sample is usable at any noise level; train without --levels or drop_noisy"
+        )
+    return [bucket for bucket in kept if bucket]
+
+
+def draws_of_clean(levels: Levels, draws: int) -> float:
+    """How often a run of `draws` samples in all would see each clean one at low noise levels, if
+    every draw were one that may be used."""
+    return draws / max(1, int((levels.usable_from == 0).sum()))
 
 
 def _soonest_first(

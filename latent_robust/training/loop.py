@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from latent_robust.core import Levels, NoiseProcess, Objective, derive_generator, derive_seed
 
-from .batches import StepBatches, UsableBatches, loader
+from .batches import MOST_DRAWS, StepBatches, UsableBatches, draws_of_clean, loader, only
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .log import RunLog
@@ -158,11 +158,17 @@ class Trainer:
             "rank": self.accelerator.process_index,
             "ranks": self.accelerator.num_processes,
         }
-        if self.levels is None:
+        levels, config = self.levels, self.config
+        if levels is None:
             return StepBatches(**settings)
+        draws = config.steps * config.gradient_accumulation * config.batch_size * settings["ranks"]
+        if draws_of_clean(levels, draws) > MOST_DRAWS and not levels.trusted.any():
+            # The objective gives the loss 0 to samples that are too noisy for their time.
+            usable = levels.usable_from.isfinite()
+            return StepBatches(**{**settings, "buckets": only(self.task.buckets, usable)})
         return UsableBatches(
             **settings,
-            levels=self.levels,
+            levels=levels,
             process=self.task.process,
             draw_times=self.task.draw_times,
         )

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partialmethod
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from latent_robust.core import Levels
 from latent_robust.core.batch import Loss
 from latent_robust.errors import Diverged, InputError
 from latent_robust.training import loop
+from latent_robust.training.batches import UsableBatches
 from latent_robust.training.checkpoint import list_checkpoints, load_checkpoint, load_latest
 from latent_robust.training.config import TrainConfig
 from latent_robust.training.continuation import identity
@@ -441,6 +443,17 @@ def test_each_sample_comes_with_its_own_level_and_at_a_time_that_suits_it(tmp_pa
     for given, t in zip(recording.levels, recording.times, strict=True):
         alpha, sigma = trainer.task.process.alpha_sigma(t)
         assert (sigma / alpha >= given.usable_from - 1e-6).all()
+
+
+def test_few_clean_samples_are_not_drawn_over_and_over(tmp_path):
+    """Then samples come first; never one that is never used, but also noisy ones at any time."""
+    levels = Levels(torch.zeros(37), torch.tensor([0.0] * 2 + [0.5] * 30 + [torch.inf] * 5))
+    settings = {"objective": "ddpm", "levels": levels, "batch_size": 5}
+    assert isinstance(make_trainer(tmp_path / "a", steps=120, **settings).plan, UsableBatches)
+    plan = make_trainer(tmp_path / "b", steps=121, **settings).plan
+    assert not isinstance(plan, UsableBatches)
+    seen = [index for number in range(64) for index in plan.batch(number)]
+    assert Counter(seen) == dict.fromkeys(range(32), 10)
 
 
 def test_an_auxiliary_loss_is_added_to_the_objectives(tmp_path, monkeypatch):
