@@ -53,8 +53,14 @@ def judge_samples(judges: Mapping[str, Judge], trusted: Tensor) -> Judgement:
     for _ in range(ROUNDS - 1):
         weights = as_trusted(scores, trusted)
         scores = judges[best](weights)
-    share = dirty_share(first[best], trusted)
-    return Judgement(scores, decide(scores, trusted, share), weights, best, areas, share)
+    dirty = decide(scores, trusted, dirty_share(first[best], trusted))
+    return Judgement(scores, dirty, weights, best, areas)
+
+
+def at_each_level(at: Callable[[float, Tensor, Tensor], Tensor], weights: Tensor) -> Tensor:
+    """Scores (L, N) of all samples, the mean over their views. at: a judge's; see FeatureJudge."""
+    everything = torch.arange(len(weights))
+    return torch.stack([at(level, weights, everything).mean(0) for level in NOISE_LEVELS])
 
 
 def area(higher: Tensor, lower: Tensor) -> float:
@@ -117,9 +123,7 @@ class FeatureJudge:
     _views: dict[float, Tensor] = field(default_factory=dict)
 
     def __call__(self, weights: Tensor) -> Tensor:
-        everything = torch.arange(len(self.trusted))
-        by_level = [self.at(level, weights, everything).mean(0) for level in NOISE_LEVELS]
-        return torch.stack(by_level).sum(0)
+        return at_each_level(self.at, weights).sum(0)
 
     def at(self, noise_level: float, weights: Tensor, indices: Tensor) -> Tensor:
         """Scores (V, n) of noisy views of these samples, fitted on them alone."""

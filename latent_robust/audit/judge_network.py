@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latent_robust.core import derive_generator, derive_seed
 from latent_robust.subset import evenly_spaced
 
-from .judge import NOISE_LEVELS, VIEWS, folds
+from .judge import VIEWS, at_each_level, folds
 
 # indices (B,) => B samples (C, H, W), about [-1, 1]; of one size, or CROP pixels a side at least
 Load = Callable[[Tensor], Iterable[Tensor]]
@@ -79,9 +79,7 @@ class DetailJudge:
         self._crops = self._load_crops(self._rows)  # (rows, K, C, h, w)
 
     def __call__(self, weights: Tensor) -> Tensor:
-        everything = torch.arange(len(self.trusted))
-        by_level = [self.at(level, weights, everything).mean(0) for level in NOISE_LEVELS]
-        return torch.stack(by_level).mean(0)
+        return at_each_level(self.at, weights).mean(0)
 
     @torch.no_grad()
     def at(self, noise_level: float, weights: Tensor, indices: Tensor) -> Tensor:

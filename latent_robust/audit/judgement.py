@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +20,7 @@ class Judgement:
 
     scores: (N,), higher for samples like the trusted ones. dirty: (N,), bool. weights: (N,), how
     far each counted as trusted in the last round. judge: the name of the one that was taken, None
-    if none can tell. areas: of each judge, trusted against other samples. share: estimated share of
-    dirty samples among the others.
+    if none can tell. areas: of each judge, trusted against other samples.
     """
 
     scores: Tensor
@@ -30,7 +28,6 @@ class Judgement:
     weights: Tensor
     judge: str | None
     areas: Mapping[str, float]
-    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,13 +91,15 @@ class ByTrusted:
         share = VANISHED * kept / max(1, samples)
         return [c for c in self.clusters if c.kept < share * c.samples]
 
-    def row(self, index: int) -> dict[str, Any]:
-        """What a row of the audit gains: {"trusted", "likeness"}."""
-        place = (self.judged == index).nonzero().flatten()
-        likeness = None
-        if self.judgement is not None and len(place):
-            likeness = rounded(float(self.judgement.scores[place[0]]))
-        return {"trusted": bool(self.trusted[index]), "likeness": likeness}
+    def columns(self) -> dict[str, list]:
+        """What the rows of the audit gain: "trusted", and "likeness", None where it was not
+        judged."""
+        likeness: list[float | str | None] = [None] * len(self.trusted)
+        if self.judgement is not None:
+            pairs = zip(self.judged.tolist(), self.judgement.scores.tolist(), strict=True)
+            for index, score in pairs:
+                likeness[index] = rounded(score)
+        return {"trusted": self.trusted.tolist(), "likeness": likeness}
 
 
 def _from(level: float) -> str:

@@ -43,7 +43,12 @@ class Audit:
     @property
     def flagged(self) -> Tensor:
         """(N,), bool: which samples are not used at every noise level."""
-        return Levels(self.levels, self.usable_from).usable_from > 0
+        return self._least > 0
+
+    @property
+    def _least(self) -> Tensor:
+        """(N,), `usable_from` as training takes it: never below a sample's own level."""
+        return Levels(self.levels, self.usable_from).usable_from
 
     @property
     def bimodal(self) -> bool:
@@ -68,11 +73,11 @@ class Audit:
         of a sample.
 
         `level` is a number, or a list if there are several channels; `flagged` is true for a
-        sample that is not used at every noise level. Trusted samples add more (`ByTrusted.row`).
+        sample that is not used at every noise level. Trusted samples add more columns
+        (`ByTrusted.columns`).
         """
-        usable_from = Levels(self.levels, self.usable_from).usable_from
-        columns = zip(self.scores.tolist(), self.levels.tolist(), usable_from.tolist(), strict=True)
-        more = self.by_trusted.row if self.by_trusted is not None else _nothing
+        columns = zip(self.scores.tolist(), self.levels.tolist(), self._least.tolist(), strict=True)
+        more = {} if self.by_trusted is None else self.by_trusted.columns()
         for index, (score, levels, least) in enumerate(columns):
             numbers = [rounded(level) for level in levels]
             yield {
@@ -82,16 +87,12 @@ class Audit:
                 "level": numbers if len(numbers) > 1 else numbers[0],
                 "usable_from": rounded(least),
                 "flagged": least > 0,
-                **more(index),
+                **{key: column[index] for key, column in more.items()},
             }
 
     def write(self, path: str | Path, name: Callable[[int], str]) -> None:
         """Write `rows(name)` as JSON lines, which `--levels` reads; completely or not at all."""
         write_jsonl(self.rows(name), path)
-
-
-def _nothing(index: int) -> dict[str, Any]:
-    return {}
 
 
 def audit_facts(path: Path, dirty: Tensor | None) -> dict[str, Any]:
@@ -114,10 +115,8 @@ def audit_facts(path: Path, dirty: Tensor | None) -> dict[str, Any]:
     facts["clean_but_flagged"] = int((~dirty & flagged).sum())
     facts["dirty_but_kept"] = int((dirty & ~flagged).sum())
     if dirty.any() and not dirty.all():
-        from sklearn.metrics import roc_auc_score
-
-        scores = [row["score"] for row in rows]
-        facts["roc_auc"] = round(float(roc_auc_score(dirty.numpy(), scores)), 4)
+        scores = torch.tensor([row["score"] for row in rows], dtype=torch.float64)
+        facts["roc_auc"] = round(area(scores[dirty], scores[~dirty]), 4)
     if any(row.get("trusted") for row in rows):
         facts.update(_facts_of_likeness(rows, dirty))
     return facts
