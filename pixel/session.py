@@ -127,8 +127,7 @@ def find_levels(output: Output, accelerator: Accelerator) -> Levels:
 
         file = compute_on_main(out / AUDIT, accelerator, write)
     if file is not None:
-        levels = read_levels(file, len(dataset), config.channels)
-        return levels.without_noisy() if config.drop_noisy else levels
+        return read_levels(file, len(dataset), config.channels)
     # drop_noisy without levels leaves out every image with a corruption of any kind.
     if config.drop_noisy:
         return Levels.never_for(dataset.dirty())

@@ -116,10 +116,10 @@ TESTS: list[tuple[str, list[tuple[str, ...]]]] = [
     (r"latent/validation_loss", [("tests/latent/test_validation.py",)]),
     (r"latent/scene_match", [("tests/latent/test_scene_match.py",)]),
     (r"latent/base/families", [("tests/latent/test_families.py",)]),
-    (r"latent/(preparation|session)", FINETUNE),
+    (r"latent/(data|preparation|session)", FINETUNE),
 ]
 # Sampled mutants of these would need the slow tests of whole runs.
-NOT_SAMPLED = r"latent/(preparation|session)"
+NOT_SAMPLED = r"latent/(data|preparation|session)"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .options import (
     DETAILS,
     IMAGES_HELP,
     NEED,
+    add_channels,
     add_common,
     add_features,
     add_max_bad_fraction,
@@ -69,13 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     details.add_argument(
         "--size", type=int, metavar="N", help="datasets: crop and resize to N x N pixels"
     )
-    details.add_argument(
-        "--channels",
-        type=int,
-        choices=(1, 3),
-        metavar="N",
-        help=f"datasets: 1 for gray, 3 for RGB (default: {CHANNELS})",
-    )
+    add_channels(details, "datasets")
     add_max_bad_fraction(details)
     add_common(parser)
 

@@ -91,6 +91,17 @@ def add_help_and_version(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_channels(group: argparse._ArgumentGroup, what: str) -> None:
+    """what: that the option is for."""
+    group.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        metavar="N",
+        help=f"{what}: 1 for gray, 3 for RGB (default: {CHANNELS})",
+    )
+
+
 def add_max_bad_fraction(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-bad-fraction",
@@ -169,13 +180,7 @@ def add_dataset(
         "prompt, ...)",
     )
     details = parser.add_argument_group(DETAILS)
-    details.add_argument(
-        "--channels",
-        type=int,
-        choices=(1, 3),
-        metavar="N",
-        help=f"images: 1 for gray, 3 for RGB (default: {CHANNELS})",
-    )
+    add_channels(details, "images")
     details.add_argument("--limit", type=int, metavar="N", help="use only the first N images")
     add_max_bad_fraction(details)
     return pairs, details

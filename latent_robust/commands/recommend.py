@@ -178,7 +178,7 @@ def _recommend_pairs(
     """As `_recommend_images`, in the latents of a model."""
     from latent_robust.data import ContaminatedPairs, make_buckets
     from latent_robust.latent.base.components import load_components
-    from latent_robust.latent.preparation import to_measure
+    from latent_robust.latent.data import to_measure
     from latent_robust.latent.spectrum import recommend_latents
 
     components = load_components(options.model, offline=options.offline)

@@ -62,7 +62,7 @@ class Levels:
         """A filter: samples that are clean, or never used. left_out: (N,), bool."""
         return cls(torch.zeros(len(left_out)), torch.where(left_out, torch.inf, 0.0))
 
-    def without_noisy(self) -> Levels:
-        """The same, but no sample with a level above 0 is ever used."""
-        noisy = self.level.reshape(len(self), -1).gt(0).any(1)
-        return Levels(self.level, self.usable_from.masked_fill(noisy, torch.inf), self.trusted)
+    def clean_only(self) -> Levels:
+        """The same, but samples that are not usable at every noise level never are."""
+        dirty = self.usable_from > 0
+        return Levels(self.level, self.usable_from.masked_fill(dirty, torch.inf), self.trusted)

@@ -83,6 +83,10 @@ class ImageSet:
         """Crop and resize an image (C, H, W) as `image` does."""
         return fit_bucket(image, (self.size, self.size))
 
+    def joined(self, other: ImageSet) -> JoinedImages:
+        """These images, then those of `other`, which have the same size and channels."""
+        return JoinedImages(self, other)
+
     def name(self, index: int) -> str:
         return self._source.names[self._kept[index]]
 

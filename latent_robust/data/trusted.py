@@ -5,8 +5,10 @@ They are clean, and few: 20 to 100. Other samples are judged by them (audit/trus
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -17,6 +19,21 @@ from .sources.spec import existing_path
 
 LEAST = 10  # fewer say nothing
 FORMS = {"names": "names:FILE (names of samples in the data, one a line)", "spare": "spare:N"}
+
+
+class Joinable(Protocol):
+    """ImageSet and PairSet."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def joined(self, other):
+        """These samples, then those of `other`."""
+        ...
+
+
+SomeData = TypeVar("SomeData", bound=Joinable)
 
 
 @dataclass(frozen=True)
@@ -53,31 +70,40 @@ def parse_trusted(spec: str, contamination: str) -> TrustedSpec:
     return TrustedSpec(data=spec)
 
 
-def trusted_indices(spec: TrustedSpec, names: list[str], seed: int) -> list[int]:
-    """The trusted samples of the data itself, ascending. names: of all its samples.
+def add_trusted(
+    spec: str | None,
+    data: SomeData,
+    open_other: Callable[[str], SomeData],
+    *,
+    contamination: str,
+    seed: int,
+) -> tuple[SomeData, list[int]]:
+    """=>  the data with the trusted samples, and the indices of these, ascending.
 
-    Raises InputError for a name that no sample has, for fewer than LEAST samples, and if nothing
-    would be left to judge.
+    spec: `--trusted`. open_other: opens other data, which then follow the data.
+
+    Raises InputError as `parse_trusted`; for a name that no sample has; for fewer than LEAST
+    trusted samples; and if nothing would be left to judge.
     """
-    if spec.spare is not None:
-        order = torch.randperm(len(names), generator=derive_generator(seed, "trusted"))
-        chosen = order[: spec.spare].tolist()
-    elif spec.names is not None:
-        chosen = _named(spec.names, names)
+    if spec is None:
+        return data, []
+    parsed, count = parse_trusted(spec, contamination), len(data)
+    if parsed.data is not None:
+        data = data.joined(open_other(parsed.data))
+        chosen = list(range(count, len(data)))
+    elif parsed.names is not None:
+        chosen = sorted(_named(parsed.names, [data.name(index) for index in range(count)]))
     else:
-        return []
-    refuse_unfit(len(chosen), len(names) - len(chosen))
-    return sorted(chosen)
-
-
-def refuse_unfit(trusted: int, others: int) -> None:
-    """Raises InputError if there are too few trusted samples, or no others."""
-    if trusted < LEAST:
+        order = torch.randperm(count, generator=derive_generator(seed, "trusted"))
+        chosen = sorted(order[: parsed.spare].tolist())
+    if len(chosen) < LEAST:
         raise InputError(
-            f"--trusted needs at least {LEAST} samples that you vouch for, better 50; got {trusted}"
+            f"--trusted needs at least {LEAST} samples that you vouch for, better 50; got "
+            f"{len(chosen)}"
         )
-    if others < 1:
+    if len(chosen) == len(data):
         raise InputError("every sample is trusted: nothing is left to judge; leave out --trusted")
+    return data, chosen
 
 
 def _named(file: Path, names: list[str]) -> list[int]:

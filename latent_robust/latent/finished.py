@@ -30,10 +30,10 @@ from .base.components import Components, load_components
 from .base.folder import open_part
 from .cache.dataset import Uncached
 from .config import LatentConfig
+from .data import contaminated_pairs, open_trusted, select_images
 from .eval_mode import evaluation_mode
 from .lora.files import load_lora, start_from_lora
 from .precision import load_dtypes
-from .preparation import contaminated_pairs, open_trusted, select_images
 from .sampling import generate_images
 from .task import EncodedPairs
 

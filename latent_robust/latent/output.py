@@ -30,10 +30,11 @@ from latent_robust.training.log import append_row
 
 from .base.components import Components
 from .config import LatentConfig
+from .data import select_images, to_measure
 from .full_finetune import save_network
 from .lora.files import KOHYA_NAME, save_lora
 from .lora.verify import verify_lora
-from .preparation import Preparation, Prompts, select_images, to_measure
+from .preparation import Preparation, Prompts
 from .sampling import generate_images
 from .scene_match import match_scenes
 from .validation_loss import validation_losses

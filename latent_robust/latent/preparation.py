@@ -1,4 +1,4 @@
-"""Prepare a run: open and contaminate the data, recommend weight and band, encode everything.
+"""Prepare a run: contaminate the data, recommend weight and band, encode everything.
 
 All prompts that the text encoders must encode are collected here, before the first step, so that
 the encoders can be unloaded afterwards.
@@ -6,49 +6,43 @@ the encoders can be unloaded afterwards.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
-from latent_robust.audit import read_levels, reduced_noise
-from latent_robust.audit.reduction import ORIGINALS
+from latent_robust.audit import read_levels
 from latent_robust.core import Levels, Weighting
-from latent_robust.data import (
-    ContaminatedPairs,
-    PairSet,
-    make_buckets,
-    open_pairs,
-    open_reference,
-    parse_contamination,
-)
-from latent_robust.data.buckets import fit_bucket
-from latent_robust.data.images import SMALL
+from latent_robust.data import ContaminatedPairs, PairSet
 from latent_robust.data.sources.scene_sources import scene_named
 from latent_robust.data.sources.scenes import Scene
-from latent_robust.data.trusted import parse_trusted, refuse_unfit, trusted_indices
 from latent_robust.errors import InputError
-from latent_robust.evaluation.metrics import REFERENCE, require_enough
+from latent_robust.evaluation.metrics import require_enough
 from latent_robust.subset import evenly_spaced
 
 from .base.components import Components
 from .base.families import Conditions
 from .cache.dataset import LatentCache, Uncached, build_cache
 from .config import LatentConfig
+from .data import (
+    cache_file,
+    cache_folder,
+    contaminated_pairs,
+    of_one_size,
+    open_clean,
+    open_data,
+    open_trusted,
+    print_data,
+    to_measure,
+)
 from .memoize import memoize_json
 from .spectrum import VERSION, encoder_gain, recommend_latents
 from .validation_loss import split_held_out
 
-# Images from which the noise and the spectrum of the latents are measured: more of them if they are
-# small, because a small image contributes few values.
-MIN_SPECTRUM_IMAGES, MAX_SPECTRUM_IMAGES, SPECTRUM_PIXELS = 64, 256, 2**22
 GAIN_IMAGES = 16
 PROMPTS = 4  # generated at every checkpoint
 VALIDATION_PAIRS = 256  # at most; each is evaluated eight times at every checkpoint
@@ -116,10 +110,10 @@ def prepare(
     InputError for data that cannot be used."""
     say = print if accelerator.is_main_process else _silent
     contaminate = partial(contaminated_pairs, config, components)
-    source, trusted = open_trusted(config, _open_data(config, out))
-    _print_data(config, source, say)
+    source, trusted = open_trusted(config, open_data(config, out))
+    print_data(config, source, say)
     pairs = contaminate(source, config.contamination, trusted=trusted)
-    reference = _open_reference(config, source, pairs, out)
+    reference = open_clean(config, source, pairs, out)
     require_enough(config.features, config.samples, pairs, reference)
     weighting = _choose_weighting(config, components, pairs, out, accelerator, say)
     levels = _choose_levels(config, components, pairs)
@@ -150,139 +144,6 @@ def prepare(
     )
 
 
-def select_images(
-    pairs: ContaminatedPairs, image: Callable[[int], Tensor], limit: int = REFERENCE
-) -> Tensor:
-    """=>  (N, 3, side, side): at most `limit` evenly spaced images, fewer if they take much memory.
-
-    image: `pairs.sample` or `pairs.clean`, of pairs that are squares."""
-    height, width = pairs.bucket_sizes[0]
-    affordable = max(64, SMALL // (12 * height * width))
-    return torch.stack([image(i) for i in evenly_spaced(len(pairs), min(limit, affordable))])
-
-
-def contaminated_pairs(
-    config: LatentConfig,
-    components: Components,
-    pairs: PairSet,
-    specs: str,
-    *,
-    buckets: bool | None = None,
-    trusted: Sequence[int] = (),
-) -> ContaminatedPairs:
-    """The pairs at the run's resolution, contaminated by `specs` with its seed. The corruption
-    encoder-poison attacks the run's model. buckets: None for the run's setting, False for
-    squares. trusted: indices of pairs that are spared."""
-    sides = {} if (config.buckets if buckets is None else buckets) else {"max_ratio": 1.0}
-    return ContaminatedPairs(
-        pairs,
-        parse_contamination(specs),
-        config.seed,
-        make_buckets(config.resolution, components.family.multiple, **sides),
-        # The pairs live longer than the network, and hold the VAE only if they need it.
-        encode=_vae_alone(components).encode_means if "encoder-poison" in specs else None,
-        offline=config.offline,
-        trusted=trusted,
-    )
-
-
-def of_one_size(
-    pairs: ContaminatedPairs, image: Callable[[int], Tensor], count: int | None = None
-) -> Tensor:
-    """=>  (N, 3, h, w): evenly spaced images of the bucket with the most pairs.
-
-    image: `pairs.sample` or `pairs.clean`; count: by default as many as a spectrum needs."""
-    members = list(dict.fromkeys(max(pairs.buckets(), key=len)))
-    height, width = pairs.bucket(members[0])
-    if count is None:
-        enough = max(MIN_SPECTRUM_IMAGES, SPECTRUM_PIXELS // (height * width))
-        count = min(MAX_SPECTRUM_IMAGES, enough)
-    return torch.stack([image(members[i]) for i in evenly_spaced(len(members), count)])
-
-
-def to_measure(pairs: ContaminatedPairs) -> tuple[Tensor, Tensor | None]:
-    """=>  samples and what noise a reduction left in them, as `measure_spectrum` takes both."""
-    members = list(dict.fromkeys(max(pairs.buckets(), key=len)))
-    chosen = [members[i] for i in evenly_spaced(len(members), ORIGINALS)]
-    bucket = pairs.bucket(chosen[0])
-    left = reduced_noise(map(pairs.original, chosen), lambda image: fit_bucket(image, bucket))
-    return of_one_size(pairs, pairs.sample), left
-
-
-def cache_folder(config: LatentConfig, out: Path) -> Path | None:
-    """None if the run has no cache."""
-    return (config.cache_dir or out / "cache") if config.cache else None
-
-
-def _vae_alone(components: Components) -> Components:
-    return components.without(components.family.network_name, *components.text_encoders)
-
-
-# ------------------------------------------------------------------------------ opening the data
-
-
-def _open_data(config: LatentConfig, out: Path) -> PairSet:
-    return open_pairs(
-        config.data,
-        caption_column=config.caption_column,
-        limit=config.limit,
-        max_bad_fraction=config.max_bad_fraction,
-        offline=config.offline,
-        folder_repeats=config.folder_repeats,
-        scan_cache=_cache_file(config, out, "images.json"),
-    )
-
-
-def open_trusted(config: LatentConfig, source: PairSet) -> tuple[PairSet, list[int]]:
-    """=>  the pairs with the trusted ones, and the indices of these."""
-    if config.trusted is None:
-        return source, []
-    spec = parse_trusted(config.trusted, config.contamination)
-    if spec.data is None:
-        names = [source.name(index) for index in range(len(source))]
-        return source, trusted_indices(spec, names, config.seed)
-    trusted = open_reference(
-        spec.data,
-        config.caption_column,
-        max_bad_fraction=config.max_bad_fraction,
-        offline=config.offline,
-    )
-    refuse_unfit(len(trusted), len(source))
-    both = source.joined(trusted)
-    return both, list(range(len(source), len(both)))
-
-
-def _print_data(config: LatentConfig, source: PairSet, say: Callable[[str], None]) -> None:
-    say(f"{config.data}: {source.summary()}")
-    for what, names in (
-        ("without a caption", source.without_caption),
-        ("captions without an image", source.without_image),
-    ):
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            print(f"{what}: {shown}", file=sys.stderr)
-
-
-def _open_reference(
-    config: LatentConfig, source: PairSet, pairs: ContaminatedPairs, out: Path
-) -> PairSet | None:
-    """--reference; else the data before contamination; None if they were not contaminated."""
-    if config.reference is not None:
-        return open_reference(
-            config.reference,
-            config.caption_column,
-            max_bad_fraction=config.max_bad_fraction,
-            offline=config.offline,
-            scan_cache=_cache_file(config, out, "images.json"),
-        )
-    return source if pairs.corruptions else None
-
-
-def _cache_file(config: LatentConfig, out: Path, name: str) -> Path | None:
-    folder = cache_folder(config, out)
-    return None if folder is None else folder / name
-
-
 # --------------------------------------------------------------------- weight, band and levels
 
 
@@ -305,7 +166,7 @@ def _choose_weighting(
         inputs = [VERSION, components.identity, components.process.parameterization]
         inputs += [config.forecast_attack, given, pairs.fingerprint()]
         compute = partial(_recommend, config, components, pairs, given)
-        result = [memoize_json(_cache_file(config, out, "recommended.json"), inputs, compute)]
+        result = [memoize_json(cache_file(config, out, "recommended.json"), inputs, compute)]
     result = broadcast_object_list(result)[0]
     weighting = {**result["settings"], **given}
     say(f"{result['summary']}\n{Weighting('band', **weighting)}")
@@ -342,8 +203,7 @@ def _choose_levels(
     if not any(facts.takes_levels for facts in config.trained):
         return None
     if config.levels is not None:
-        levels = read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
-        return levels.without_noisy() if config.drop_noisy else levels
+        return read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
     if config.drop_noisy:  # drops every contaminated pair, also those without a noise level
         return Levels.never_for(pairs.dirty())
     known = pairs.levels()

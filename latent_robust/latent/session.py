@@ -21,13 +21,14 @@ from latent_robust.training.run import complete, compute_on_main
 
 from .base.components import Components, load_components, release_memory
 from .config import LatentConfig
+from .data import cache_folder
 from .finished import audit_pairs, check_compatible, load_finished, start_from
 from .full_finetune import unfreeze_network
 from .lora.adapters import adapted_layers, add_lora
 from .memory import cached_estimate, require_memory
 from .output import Evaluators, LatentOutput
 from .precision import load_dtypes
-from .preparation import Preparation, cache_folder, prepare
+from .preparation import Preparation, prepare
 from .task import LatentTask
 
 
@@ -249,5 +250,4 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Levels:
 
     file = compute_on_main(out / AUDIT, accelerator, write)
     channels = prepared.dataset.__getitems__([0])["mean"].shape[1]
-    levels = read_levels(file, len(prepared.pairs), channels)
-    return levels.without_noisy() if config.drop_noisy else levels
+    return read_levels(file, len(prepared.pairs), channels)

@@ -66,6 +66,10 @@ class StepBatches(Sampler[list[int]]):
         bucket, first = self._place(number)
         return [self._index_at(bucket, position) for position in range(first, first + self.size)]
 
+    def times(self, number: int) -> Tensor | None:
+        """The times (size,) that were drawn for this rank's batch `number`; None: any will do."""
+        return None
+
     def _place(self, number: int) -> tuple[int, int]:
         """The bucket of this rank's batch `number`, and the position of its first sample there."""
         overall = number * self.ranks + self.rank
@@ -158,7 +162,6 @@ class UsableBatches(StepBatches):
         return self._drawn(number)[0]
 
     def times(self, number: int) -> Tensor:
-        """(size,), the times of this rank's batch `number`."""
         return self._drawn(number)[1]
 
     def _drawn(self, number: int) -> tuple[list[int], Tensor]:
@@ -195,10 +198,24 @@ def only(buckets: Sequence[Sequence[int]], usable: Tensor) -> list[list[int]]:
     return [bucket for bucket in kept if bucket]
 
 
-def draws_of_clean(levels: Levels, draws: int) -> float:
-    """How often a run of `draws` samples in all would see each clean one at low noise levels, if
-    every draw were one that may be used."""
-    return draws / max(1, int((levels.usable_from == 0).sum()))
+def batches_for(
+    levels: Levels,
+    draws: int,
+    buckets: Sequence[Sequence[int]],
+    *,
+    process: NoiseProcess,
+    draw_times: DrawTimes,
+    **settings: int,
+) -> StepBatches:
+    """Batches for samples of these levels. draws: samples of the whole run, on all ranks.
+
+    The noise level is drawn first, unless that would show each clean sample more than MOST_DRAWS
+    times; then samples are, and the objective gives those that are too noisy for their time the
+    loss 0."""
+    clean = int((levels.usable_from == 0).sum())
+    if draws > MOST_DRAWS * max(1, clean) and not levels.trusted.any():
+        return StepBatches(only(buckets, levels.usable_from.isfinite()), **settings)
+    return UsableBatches(buckets, levels=levels, process=process, draw_times=draw_times, **settings)
 
 
 def _soonest_first(

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from latent_robust.core import Levels, NoiseProcess, Objective, derive_generator, derive_seed
 
-from .batches import MOST_DRAWS, StepBatches, UsableBatches, draws_of_clean, loader, only
+from .batches import StepBatches, batches_for, loader
 from .checkpoint import save_checkpoint
 from .config import TrainConfig
 from .log import RunLog
@@ -74,7 +74,8 @@ class Trainer:
         identity: JSON values that a resumed run must share (settings, data fingerprint)."""
         self.task, self.objective, self.config = task, objective, config
         self.accelerator, self.out = accelerator, out
-        self.levels, self.identity = levels, identity or {}
+        self.levels = levels.clean_only() if levels is not None and config.drop_noisy else levels
+        self.identity = identity or {}
         self.plan = self._plan()
         self.step = 0
         trained = {n: p for n, p in task.network.named_parameters() if p.requires_grad}
@@ -151,26 +152,23 @@ class Trainer:
 
     def _plan(self) -> StepBatches:
         """Which samples form which batch and, where it matters to samples, which times."""
+        config, task, ranks = self.config, self.task, self.accelerator.num_processes
         settings = {
-            "buckets": self.task.buckets,
-            "size": self.config.batch_size,
-            "seed": self.config.seed,
+            "size": config.batch_size,
+            "seed": config.seed,
             "rank": self.accelerator.process_index,
-            "ranks": self.accelerator.num_processes,
+            "ranks": ranks,
         }
-        levels, config = self.levels, self.config
-        if levels is None:
-            return StepBatches(**settings)
-        draws = config.steps * config.gradient_accumulation * config.batch_size * settings["ranks"]
-        if draws_of_clean(levels, draws) > MOST_DRAWS and not levels.trusted.any():
-            # The objective gives the loss 0 to samples that are too noisy for their time.
-            usable = levels.usable_from.isfinite()
-            return StepBatches(**{**settings, "buckets": only(self.task.buckets, usable)})
-        return UsableBatches(
+        if self.levels is None:
+            return StepBatches(task.buckets, **settings)
+        draws = config.steps * config.gradient_accumulation * config.batch_size * ranks
+        return batches_for(
+            self.levels,
+            draws,
+            task.buckets,
+            process=task.process,
+            draw_times=task.draw_times,
             **settings,
-            levels=levels,
-            process=self.task.process,
-            draw_times=self.task.draw_times,
         )
 
     def train_step(self, batches: Iterator) -> dict[str, Tensor | float]:
@@ -206,10 +204,10 @@ class Trainer:
         generator = derive_generator(*stream, device=device)
         sample, conditions = self.task.prepare(batch, generator)
         number = self.step * config.gradient_accumulation + micro
-        if isinstance(self.plan, UsableBatches):
-            t = self.plan.times(number).to(device, non_blocking=True)
-        else:
-            t = self.task.draw_times(len(sample), generator).to(device)
+        t = self.plan.times(number)
+        if t is None:
+            t = self.task.draw_times(len(sample), generator)
+        t = t.to(device, non_blocking=True)
         noise = torch.randn(sample.shape, generator=generator, device=device)
         levels = self.levels
         if levels is not None:

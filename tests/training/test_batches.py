@@ -134,3 +134,12 @@ def test_trusted_samples_keep_a_tenth_of_each_noise_level():
         high += (indices[s >= 1] == 7).tolist()
     assert all(low)
     assert sum(high) / len(high) == pytest.approx(0.1, rel=0.15)
+
+
+def test_what_is_not_always_usable_is_left_out_where_only_clean_samples_are_wanted():
+    """Noise in any channel, and other dirt that some noise level would hide."""
+    levels = Levels(
+        torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 0.0]]), torch.tensor([0.0, 0.0, 0.5])
+    )
+    assert levels.clean_only().usable_from.tolist() == [0, math.inf, math.inf]
+    assert torch.equal(levels.clean_only().level, levels.level)
