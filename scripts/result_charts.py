@@ -54,11 +54,13 @@ def noise() -> Figure:
             for y, row in enumerate(rows):
                 values = [value / unit for value in distances(name, row, space)]
                 point(axes, mean(values), y, spread(values), color, marker, label if y == 0 else "")
-        unit_line(axes)
-        axes.set_title(f"{title}, 90 % noisy", fontsize=10)
-        axes.set_xlabel("distance to clean images over DDPM's")
-        axes.set_xlim(0, 1.15)
-        label_rows(axes, rows.values())
+        finish_ratios(
+            axes,
+            f"{title}, 90 % noisy",
+            "distance to clean images over DDPM's",
+            1.15,
+            rows.values(),
+        )
     legend_above(figure, panels[0])
     return figure
 
@@ -151,11 +153,7 @@ def dirt() -> Figure:
                 ratio = mean(values) / mean(distances("dirt", f"{kind}: {baseline}", space))
                 label = {"adversarial": "robust-adversarial"}.get(method, method)
                 point(axes, ratio, y + offset, None, color, marker, label if y == 0 else "")
-        unit_line(axes)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("distance over DDPM's with as many steps")
-        axes.set_xlim(0, 1.4)
-        label_rows(axes, rows.values())
+        finish_ratios(axes, title, "distance over DDPM's with as many steps", 1.4, rows.values())
     legend_above(figure, panels[0])
     return figure
 
@@ -252,6 +250,15 @@ def label_rows(axes: Axes, labels) -> None:
 def legend_above(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+
+
+def finish_ratios(axes, title: str, label: str, right: float, rows) -> None:
+    """Title, axes and row labels of a panel of ratios. right: where its axis ends."""
+    unit_line(axes)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(label)
+    axes.set_xlim(0, right)
+    label_rows(axes, rows)
 
 
 def unit_line(axes: Axes) -> None:
