@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latent_robust.data.sources.spec import parse_spec
+from latent_robust.latent.base.model_spec import ModelKind, model_kind
 from latent_robust.training.continuation import configure_continuation, saved_options
 from latent_robust.training.directory import choose_directory, refuse_occupied
 from latent_robust.training.options import Config, dump, given_options, parse_options
@@ -90,6 +91,8 @@ def _run(command: TrainCommand, argv: list[str]) -> int:
     if config.dry_run:
         print(dump(config), end="")
         print(f"# would {command.describe(config)}")
+        for name in on_hub(config):
+            print(f"# not checked: whether the Hugging Face Hub has {name}")
         return DONE
     out = choose_directory(config, command.default_name(config))
     if config.resume is not None and (out / "config.yaml").exists():
@@ -150,6 +153,16 @@ def check_trusted(config: Any, forms: Mapping[str, str]) -> None:
         trusted = parse_trusted(config.trusted, config.contamination)
         if trusted.data is not None:
             parse_spec(trusted.data, forms)
+
+
+def on_hub(config: Any) -> list[str]:
+    """What the run would take from the Hugging Face Hub."""
+    data = [getattr(config, name, None) or "" for name in ("data", "reference", "trusted")]
+    names = [spec.partition(":")[2] for spec in data if spec.startswith("hf:")]
+    model = getattr(config, "model", None)
+    if model is not None and model_kind(model) is ModelKind.HUB:
+        names.append(model)
+    return names
 
 
 def _silent(*_: object) -> None:

@@ -349,6 +349,8 @@ def test_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert yaml.safe_load(out)["data"] == "hf:some/where"
     assert "would train a LoRA of rank 16 for no/where by robust-random on hf:some/where" in out
+    unchecked = [line.rpartition(" ")[2] for line in out.splitlines() if "# not checked" in line]
+    assert unchecked == ["some/where", "no/where"]
     assert list(tmp_path.iterdir()) == []
 
 

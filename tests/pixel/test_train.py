@@ -531,6 +531,7 @@ def test_dry_run_touches_nothing(train, tmp_path, capsys):
     out = capsys.readouterr().out
     assert yaml.safe_load(out)["data"] == "hf:some/where"
     assert "would train robust-adversarial (" in out
+    assert "# not checked: whether the Hugging Face Hub has some/where" in out
     assert train("--dry-run", "--objective=audited", "--compare-with=ddpm") == 0
     assert "would train ddpm, then robust-adversarial, then audited (" in capsys.readouterr().out
 
