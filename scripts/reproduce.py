@@ -11,6 +11,7 @@ command that the table names; --jobs run at a time.
 
 A row with `of: TABLE/ROW` trains nothing. It samples from that row's runs with its own sampler
 options. A row with `init: TABLE/ROW` starts from the weights of that row's run of the same seed.
+A row with `audit_of: TABLE/ROW` uses that row's audit, and starts from its auditor's weights.
 An interrupted run is resumed. A finished run is in results/NAME.json and is not repeated. `all`
 also runs geometry.py.
 """
@@ -35,9 +36,12 @@ from results_io import IMAGES, RESULTS, ROOT, finished, locked, mean_std, render
 
 from latent_robust.commands import finetune_latent, train_pixel
 from latent_robust.files import write_atomically
+from latent_robust.training.directory import AUDIT
 
 EVALUATE = "latent_robust.commands.main"
 MODULES = {module.COMMAND.prog: module.COMMAND.module for module in (train_pixel, finetune_latent)}
+
+BASES = ("of", "init", "audit_of")  # keys of a row that name another row, on which it builds
 
 # Settings that make a run one of seconds.
 QUICK = {
@@ -128,8 +132,8 @@ class Job:
 
     @property
     def base(self) -> Job | None:
-        """The run that it samples from (`of`) or starts from (`init`)."""
-        where = self.row.get("of") or self.row.get("init")
+        """The run that it samples from (`of`), starts from (`init`) or whose audit it uses."""
+        where = next((self.row[key] for key in BASES if key in self.row), None)
         if where is None:
             return None
         table, _, name = where.partition("/")
@@ -223,7 +227,10 @@ class Bench:
             if self.quick and settings.get("drop_noisy"):
                 # An auditor that has learned nothing may flag every sample.
                 settings["objective"] = "ambient"
-            if base:
+            if base and settings.pop("audit_of", None):
+                auditor = yaml.safe_load((base / "config.yaml").read_text())["auditor"]
+                settings.update(levels=str(base / AUDIT), init=str(base / auditor))
+            elif base:
                 settings.update(init=str(base))
             file = out / "settings.yaml"
             text = yaml.safe_dump({k: v for k, v in settings.items() if k != "base"})
