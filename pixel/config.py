@@ -166,10 +166,8 @@ class PixelConfig(TrainConfig):
                 f"sampling_steps {self.sampling_steps} is more than noise_steps "
                 f"{self.noise_steps}; use fewer"
             )
-        if self.tag_dirt and not self.facts.needs_levels:
-            raise ValueError("tag_dirt needs noise levels: use objective audited or ambient")
-        if self.tag_dirt and (self.drop_noisy or self.learned_variance):
-            raise ValueError("tag_dirt works without drop_noisy and learned_variance; choose one")
+        if self.tag_dirt and self.learned_variance:
+            raise ValueError("tag_dirt works without learned_variance; choose one")
         if self.rounds > 1 and not any(facts.needs_audit for facts in self.trained):
             raise ValueError(f"rounds {self.rounds} is for the objective audited; leave it at 1")
         if self.parameterization == "sample" and not all(f.equivariant for f in self.trained):

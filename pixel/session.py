@@ -89,7 +89,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     tagged = levels if config.tag_dirt else None
     task = PixelTask(config, dataset, out, accelerator.is_main_process, tagged)
     if levels is not None and config.tag_dirt:
-        levels = Levels(levels.level, trusted=levels.trusted)  # the class does the rest
+        levels = levels.own_noise()  # the class does the rest
     # An audited run goes on from the network of its auditor.
     start = out / config.auditor_run if config.facts.needs_audit else config.init
     if start is not None and saved_checkpoint(config.resume, out) is None:

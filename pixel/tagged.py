@@ -22,8 +22,7 @@ GUIDANCE = 0.25
 
 def tags(process: NoiseProcess, t: Tensor, levels: Levels) -> Tensor:
     """The class of each of B samples at its time, (B,): dirty below `usable_from`."""
-    alpha, sigma = process.alpha_sigma(t)
-    return torch.where(sigma < alpha * levels.usable_from.to(alpha), DIRTY, CLEAN)
+    return torch.where(levels.usable_at(*process.alpha_sigma(t)), CLEAN, DIRTY)
 
 
 class DrawnAsClean(nn.Module):

@@ -62,6 +62,14 @@ class Levels:
         """A filter: samples that are clean, or never used. left_out: (N,), bool."""
         return cls(torch.zeros(len(left_out)), torch.where(left_out, torch.inf, 0.0))
 
+    def usable_at(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """(N,), bool: which samples may be used at their noise level s = sigma / alpha, (N,)."""
+        return sigma >= alpha * self.usable_from.to(alpha)
+
+    def own_noise(self) -> Levels:
+        """The same, but only its own noise restricts at which levels a sample is used."""
+        return Levels(self.level, trusted=self.trusted)
+
     def clean_only(self) -> Levels:
         """The same, but samples that are not usable at every noise level never are."""
         dirty = self.usable_from > 0

@@ -91,6 +91,14 @@ class LatentConfig(TrainConfig):
         ge=0,
     )
 
+    tag_dirt: str | None = setting(
+        None,
+        "for audited and ambient: use dirty images at every noise level, with these words added to "
+        "their captions, e.g. 'low quality', instead of only where noise hides the dirt",
+        STRENGTH,
+        "WORDS",
+    )
+
     # ------------------------------------------------------------ LoRA
     rank: int = setting(16, "rank of the LoRA", LORA, common=True, ge=1)
     alpha: float | None = setting(
@@ -204,6 +212,8 @@ class LatentConfig(TrainConfig):
             raise ValueError("text_encoder trains adapters, so it needs --lora")
         if self.text_encoder and self.caption_noise:
             raise ValueError("caption_noise perturbs fixed embeddings; use it without text_encoder")
+        if self.tag_dirt is not None and not self.tag_dirt.strip():
+            raise ValueError("tag_dirt needs words, e.g. 'low quality'")
         if self.workers and not self.cache and self._on_cuda():
             raise ValueError("workers cannot encode on a GPU; without a cache set workers to 0")
         self._refuse_dropout_of_a_part(self.dropout)

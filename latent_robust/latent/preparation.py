@@ -228,9 +228,14 @@ def _encode(
 ) -> LatentCache | Uncached:
     folder = cache_folder(config, out)
     if folder is None:
-        return Uncached(pairs, components)
+        return Uncached(pairs, components, config.tag_dirt)
     cache = build_cache(
-        pairs, components, folder, batch_size=config.batch_size, accelerator=accelerator
+        pairs,
+        components,
+        folder,
+        batch_size=config.batch_size,
+        accelerator=accelerator,
+        tag=config.tag_dirt,
     )
     say(cache.summary)
     return cache

@@ -190,6 +190,7 @@ def train(
     components = output.components
     if config.resume is not None and is_finished(config, out):
         return True
+    levels = find_levels(output, accelerator) if config.facts.needs_levels else None
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = LatentTask(
         config,
@@ -198,14 +199,17 @@ def train(
         prepared.train_indices,
         prepared.captions,
         output.on_checkpoint,
+        levels if config.tag_dirt else None,
     )
+    if levels is not None and config.tag_dirt:
+        levels = levels.own_noise()  # the words do the rest
     trainer = Trainer(
         task,
         build_objective(config, task.process),
         config,
         accelerator,
         out=out,
-        levels=find_levels(output, accelerator) if config.facts.needs_levels else None,
+        levels=levels,
         identity=identity(config, prepared.pairs.fingerprint(), accelerator.num_processes),
     )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from latent_robust.core import Parameterization
+from latent_robust.core import Levels, Parameterization
 
 from .base.components import Components
+from .base.families import Conditions
+from .cache.encoding import with_tag
 from .config import LatentConfig
 from .lora.adapters import adapted_parts
 
@@ -18,7 +20,8 @@ from .lora.adapters import adapted_parts
 class EncodedPairs(Protocol):
     """The interface of LatentCache and Uncached."""
 
-    empty_text: dict[str, Tensor]
+    empty_text: Conditions
+    tag_text: Conditions | None
 
     def __len__(self) -> int: ...
 
@@ -27,12 +30,26 @@ class EncodedPairs(Protocol):
     def buckets(self) -> list[list[int]]: ...
 
 
+class BatchConditions(NamedTuple):
+    """The conditions of B samples.
+
+    text: {name: (B, ...)}; or, if the text encoders are trained, B captions, None where dropped.
+    sizes: (B, 6), see `Family.time_ids`. With `--tag-dirt` also tagged, as `text` but with the
+    words for dirt, and the samples' levels."""
+
+    text: Conditions | list[str | None]
+    sizes: Tensor
+    tagged: Conditions | list[str | None] | None = None
+    levels: Levels | None = None
+
+
 class LatentTask:
     """The `Task` of latent_robust/training/loop.py for scaled latents (B, c, h, w).
 
     dataset: the encoded pairs; train_indices: of the pairs to train on; captions: by index, needed
     only if the text encoders are trained, because they must then encode them in every step;
-    on_checkpoint: called with the network and the step.
+    on_checkpoint: called with the network and the step; levels: of each pair, with `--tag-dirt`:
+    a sample then has the words for dirt in its caption where it may not be used as a clean one.
     """
 
     def __init__(
@@ -43,6 +60,7 @@ class LatentTask:
         train_indices: Sequence[int],
         captions: Sequence[str] | None = None,
         on_checkpoint: Callable[[nn.Module, int], None] | None = None,
+        levels: Levels | None = None,
     ):
         self.config, self.components, self.dataset = config, components, dataset
         self.captions = captions if config.text_encoder else None
@@ -52,29 +70,52 @@ class LatentTask:
         buckets = ([i for i in bucket if i in kept] for bucket in dataset.buckets())
         self.buckets = [bucket for bucket in buckets if bucket]
         self._on_checkpoint = on_checkpoint
+        self._levels = levels
 
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Any]:
-        """=>  a sample of the VAE's posterior, (B, c, h, w), and the conditions: text and sizes.
+    def prepare(
+        self, batch: dict[str, Any], generator: torch.Generator
+    ) -> tuple[Tensor, BatchConditions]:
+        """=>  a sample of the VAE's posterior, (B, c, h, w), and its conditions.
 
         A share `caption_dropout` of the captions is replaced by the empty one (classifier-free
-        guidance, Ho & Salimans 2022); `caption_noise` perturbs the text conditions."""
+        guidance, Ho & Salimans 2022), a tagged one by the tag; `caption_noise` perturbs the text
+        conditions."""
         device = generator.device
         mean, std = (batch[key].to(device, non_blocking=True) for key in ("mean", "std"))
         noise = torch.randn(mean.shape, generator=generator, device=device)
         dropped = torch.rand(len(mean), generator=generator, device=device)
         dropped = dropped < self.config.caption_dropout
+        sizes = batch["size"].to(device, non_blocking=True)
         if self.captions is not None:
             rows = zip(batch["index"].tolist(), dropped.tolist(), strict=True)
             text = [None if is_dropped else self.captions[index] for index, is_dropped in rows]
         else:
-            text = {
-                key: self._condition(value.to(device, non_blocking=True), key, dropped, generator)
-                for key, value in batch["text"].items()
-            }
-        return mean + std * noise, (text, batch["size"].to(device, non_blocking=True))
+            text = self._conditions(batch["text"], self.dataset.empty_text, dropped, generator)
+        if self._levels is None:
+            return mean + std * noise, BatchConditions(text, sizes)
+        if self.captions is not None:
+            tagged = [with_tag(caption or "", self.config.tag_dirt) for caption in text]
+        else:
+            tagged = self._conditions(batch["tagged"], self.dataset.tag_text, dropped, generator)
+        levels = self._levels[batch["index"]].to(device)
+        return mean + std * noise, BatchConditions(text, sizes, tagged, levels)
 
-    def _condition(self, value: Tensor, key: str, dropped: Tensor, generator) -> Tensor:
-        """value: (B, ..., width), one of the text conditions; dropped: (B,), bool."""
+    def _conditions(
+        self, text: Conditions, without_caption: Conditions, dropped: Tensor, generator
+    ) -> Conditions:
+        """Text conditions (B, ...) on the device. dropped: (B,), bool, which rows are replaced by
+        `without_caption` (1, ...)."""
+        return {
+            key: _replace_dropped(
+                self._perturbed(value.to(dropped.device, non_blocking=True), generator),
+                without_caption[key],
+                dropped,
+            )
+            for key, value in text.items()
+        }
+
+    def _perturbed(self, value: Tensor, generator: torch.Generator) -> Tensor:
+        """value: (B, ..., width), one of the text conditions."""
         if self.config.caption_noise:
             # Conditional embedding perturbation, Gaussian form (Chen et al. 2024, "Slight
             # corruption in pre-training data makes better diffusion models"). The expected length
@@ -82,7 +123,7 @@ class LatentTask:
             scale = self.config.caption_noise / value.shape[-1] ** 0.5
             noise = torch.randn(value.shape, generator=generator, device=value.device)
             value = value + (scale * noise).to(value.dtype)
-        return _replace_dropped(value, self.dataset.empty_text[key], dropped)
+        return value
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
         """=>  (batch,) times: uniform, or logit-normal over the scheduler's (shifted) times, as in
@@ -95,11 +136,36 @@ class LatentTask:
         rank = (u * len(times)).long().clamp_max(len(times) - 1)
         return times.to(generator.device, non_blocking=True)[rank]
 
-    def denoiser(self, network: nn.Module, conditions: Any) -> Callable[..., Tensor]:
-        text, sizes = conditions
-        if self.captions is None:
-            return self.components.family.denoiser(network, text, sizes)
-        return lambda noisy, t, rows: network(noisy, t, [text[row] for row in rows], sizes[rows])
+    def denoiser(self, network: nn.Module, conditions: BatchConditions) -> Callable[..., Tensor]:
+        family, sizes = self.components.family, conditions.sizes
+        if self.captions is None and conditions.tagged is None:
+            return family.denoiser(network, conditions.text, sizes)
+
+        def denoise(noisy: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            text = self._text_at(t, conditions, rows)
+            if self.captions is None:
+                return family.denoiser(network, text, sizes[rows])(noisy, t)
+            return network(noisy, t, text, sizes[rows])
+
+        return denoise
+
+    def _text_at(
+        self, t: Tensor, conditions: BatchConditions, rows: Tensor
+    ) -> Conditions | list[str | None]:
+        """The text of these rows at their times t, each (b,)."""
+        text, tagged, levels = conditions.text, conditions.tagged, conditions.levels
+        if levels is None:
+            return [text[row] for row in rows]
+        usable = levels[rows].usable_at(*self.process.alpha_sigma(t))
+        if self.captions is not None:
+            pairs = zip(rows.tolist(), usable.tolist(), strict=True)
+            return [(text if clean else tagged)[row] for row, clean in pairs]
+        return {
+            key: torch.where(
+                usable.view(-1, *[1] * (value.ndim - 1)), value[rows], tagged[key][rows]
+            )
+            for key, value in text.items()
+        }
 
     def auxiliary_loss(self, denoise: Callable, sample: Tensor, t: Tensor) -> None:
         return None

@@ -164,6 +164,7 @@ class TrainConfig(BaseModel):
         "DATA",
         common=True,
     )
+    tag_dirt: bool | str | None = None  # each trainer says how dirt is tagged
     drop_noisy: bool = setting(
         False,
         "for audited and ambient: leave noisy samples out, instead of training on them at noise "
@@ -304,6 +305,10 @@ class TrainConfig(BaseModel):
             raise ValueError(f"auditor {self.auditor} needs levels itself; use robust-adversarial")
         if self.drop_noisy and not self.facts.needs_levels:
             raise ValueError("drop_noisy needs noise levels: use objective audited or ambient")
+        if self.tag_dirt and not self.facts.needs_levels:
+            raise ValueError("tag_dirt needs noise levels: use objective audited or ambient")
+        if self.tag_dirt and self.drop_noisy:
+            raise ValueError("tag_dirt uses what drop_noisy leaves out; choose one")
         return self
 
     def _refuse_dropout_of_a_part(self, dropout: float) -> None:

@@ -609,6 +609,26 @@ def test_the_base_model_audits_without_being_trained(finetune, tmp_path):
     assert not list((tmp_path / "run").glob("*/config.yaml"))  # nothing else was trained
 
 
+@pytest.mark.usefixtures("unverified")
+@pytest.mark.parametrize("how", ["--cache", "--no-cache", "--text-encoder"])
+def test_words_for_dirt_change_only_dirty_samples(finetune, tmp_path, how):
+    """A run without any is the same to the bit."""
+    weights = {}
+    for name, least in (("clean", 0), ("dirty", 50)):
+        rows = [{"index": i, "level": 0, "usable_from": least * (i % 2)} for i in range(10)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for tag in ((), ("--tag-dirt=low quality",)):
+            told = ("--lora", how, "--objective=ambient", f"--levels={name}.jsonl", *tag)
+            assert finetune(*told, "--learning-rate=0.01", *UNDRAWN, f"--out={name}{len(tag)}") == 0
+            weights[name, len(tag)] = load_file(tmp_path / f"{name}{len(tag)}" / LORA[0])
+    clean, dirty = (
+        all(torch.equal(weights[name, 0][key], value) for key, value in weights[name, 1].items())
+        for name in ("clean", "dirty")
+    )
+    assert clean
+    assert not dirty
+
+
 STILL = ("--learning-rate=1e-30", "--objective=ddpm", *UNDRAWN)
 
 

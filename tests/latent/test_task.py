@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from latent_robust.core import NoiseProcess, derive_generator
+from latent_robust.core import Levels, NoiseProcess, derive_generator
 from latent_robust.latent.base.components import Components
 from latent_robust.latent.config import LatentConfig
 from latent_robust.latent.lora.adapters import add_lora
-from latent_robust.latent.task import LatentTask
+from latent_robust.latent.task import BatchConditions, LatentTask
 from latent_robust.training.batches import StepBatches
 
 from .tiny import make_pipeline
@@ -19,6 +19,7 @@ class Encoded:
     """Of `count` pairs in two buckets, what LatentCache gives; pair i says i + 1 everywhere."""
 
     empty_text = {"text": torch.zeros(1, 5, WIDTH), "pooled": torch.full((1, WIDTH), -1.0)}
+    tag_text = {"text": torch.full((1, 5, WIDTH), 50.0), "pooled": torch.full((1, WIDTH), 50.0)}
 
     def __init__(self, count=8, std=0.0):
         self.count, self.std = count, std
@@ -32,21 +33,28 @@ class Encoded:
     def __getitems__(self, indices):
         index = torch.tensor(indices)
         number = index.float() + 1
+
+        def text(said):
+            return {
+                "text": said.view(-1, 1, 1).expand(-1, 5, WIDTH).clone(),
+                "pooled": said.view(-1, 1).expand(-1, WIDTH).clone(),
+            }
+
         return {
             "index": index,
             "mean": number.view(-1, 1, 1, 1).expand(-1, 4, 8, 8).clone(),
             "std": torch.full((len(index), 4, 8, 8), self.std),
-            "text": {
-                "text": number.view(-1, 1, 1).expand(-1, 5, WIDTH).clone(),
-                "pooled": number.view(-1, 1).expand(-1, WIDTH).clone(),
-            },
+            "text": text(number),
+            "tagged": text(number + 100),
             "size": torch.tensor([[16, 16]]).expand(len(index), 2),
         }
 
 
-def make_task(loaded, *, family="sd1", dataset=None, training=range(8), **settings) -> LatentTask:
+def make_task(
+    loaded, *, family="sd1", dataset=None, training=range(8), levels=None, **settings
+) -> LatentTask:
     config = LatentConfig(**{"lora": True, **settings})
-    return LatentTask(config, loaded(family), dataset or Encoded(), training)
+    return LatentTask(config, loaded(family), dataset or Encoded(), training, levels=levels)
 
 
 def prepare(task: LatentTask, indices, *where):
@@ -57,7 +65,7 @@ def prepare(task: LatentTask, indices, *where):
 def test_a_dropped_caption_is_the_empty_one_in_all_its_parts(loaded):
     task = make_task(loaded, caption_dropout=0.5)
     indices = list(range(8)) * 8
-    _, (text, _) = prepare(task, indices, 0)
+    _, (text, *_) = prepare(task, indices, 0)
     number = torch.tensor(indices) + 1.0
     dropped = (text["pooled"] == -1).all(1)
     assert 16 < dropped.sum() < 48  # 64 draws of 1/2: beyond four standard deviations of 4
@@ -83,7 +91,7 @@ def test_which_captions_are_dropped_depends_on_seed_and_step_alone(loaded):
 def test_without_dropout_and_noise_captions_are_what_was_encoded(loaded):
     task = make_task(loaded, caption_dropout=0.0)
     batch = task.dataset.__getitems__([1, 5])
-    _, (text, sizes) = prepare(task, [1, 5], 0)
+    _, (text, sizes, *_) = prepare(task, [1, 5], 0)
     assert all(torch.equal(text[key], batch["text"][key]) for key in text)
     assert torch.equal(sizes, batch["size"])
 
@@ -93,7 +101,7 @@ def test_caption_noise_has_the_length_it_says(loaded):
     over n vectors of `width` values strays by sqrt(2 / (n width)) of it, here .9 %."""
     task = make_task(loaded, caption_dropout=0.0, caption_noise=0.7)
     indices = list(range(8)) * 10
-    _, (text, _) = prepare(task, indices, 0)
+    _, (text, *_) = prepare(task, indices, 0)
     moved = text["text"] - task.dataset.__getitems__(indices)["text"]["text"]
     assert moved.square().sum(-1).mean().sqrt().item() == pytest.approx(0.7, rel=0.02)
 
@@ -101,7 +109,7 @@ def test_caption_noise_has_the_length_it_says(loaded):
 def test_caption_noise_does_not_touch_dropped_captions(loaded):
     """Guidance compares with the empty caption itself."""
     task = make_task(loaded, caption_dropout=0.5, caption_noise=1.0)
-    _, (text, _) = prepare(task, list(range(8)) * 4, 0)
+    _, (text, *_) = prepare(task, list(range(8)) * 4, 0)
     assert (text["text"] == 0).flatten(1).all(1).any()
 
 
@@ -167,7 +175,8 @@ def test_of_trained_text_encoders_only_adapted_ones_are_put_in_training_mode():
     assert components.text_encoders["text_encoder"].training
     assert not components.text_encoders["text_encoder_3"].training
     noisy, t = torch.zeros(2, 4, 8, 8), components.process.times[:2]
-    denoise = task.denoiser(task.network, (["a cat", "a dog"], torch.tensor([[16, 16]] * 2)))
+    told = BatchConditions(["a cat", "a dog"], torch.tensor([[16, 16]] * 2))
+    denoise = task.denoiser(task.network, told)
     both = denoise(noisy, t, torch.arange(2))
     assert torch.equal(both, denoise(noisy, t, torch.arange(2)))
     # A row of its own is the same to rounding: products of another batch size are summed anew.
@@ -198,7 +207,7 @@ def test_trained_text_encoders_drop_a_caption_to_what_guidance_compares_with(fam
     add_lora(components, rank=2, alpha=2, text_encoder=True)
     config = LatentConfig(lora=True, text_encoder=True, caption_dropout=0.9999)
     task = LatentTask(config, components, Encoded(), range(8), ["a cat"] * 8)
-    _, (captions, sizes) = prepare(task, [0, 2])
+    _, (captions, sizes, *_) = prepare(task, [0, 2])
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = components.process.times[:2]
     empty = {k: v.expand(2, *v.shape[1:]) for k, v in components.empty_text().items()}
@@ -226,3 +235,60 @@ def test_with_trained_text_encoders_each_row_has_the_caption_of_its_pair():
         text = components.encode_text(["number 6", "number 4"])
         wanted = components.family.denoiser(components.network, text, sizes)(noisy, t)
     torch.testing.assert_close(found, wanted)
+
+
+# -------------------------------------------------------------------- words for dirty samples
+
+# Pair 0 is clean, pair 1 dirty below s = 1, pair 2 at every level.
+FOUND = Levels(torch.zeros(8), torch.tensor([0, 1, torch.inf, *[0] * 5]))
+TAGGED = {"objective": "audited", "tag_dirt": "low quality"}
+
+
+def said(task, conditions, times, rows, monkeypatch) -> dict:
+    """The text that the network gets for these rows of a batch at these times."""
+    heard = {}
+
+    def predict(self, network, noisy, t, text, sizes):
+        heard.update(text)
+        return noisy
+
+    monkeypatch.setattr(type(task.components.family), "predict", predict)
+    noisy = torch.zeros(len(rows), 4, 8, 8)
+    task.denoiser(task.network, conditions)(noisy, times, torch.tensor(rows))
+    return heard
+
+
+def test_dirt_is_in_the_caption_below_the_level_that_hides_it(loaded, monkeypatch):
+    task = make_task(loaded, levels=FOUND, caption_dropout=0.0, **TAGGED)
+    _, conditions = prepare(task, [0, 1, 2])
+    low, high = (task.process.time_of(s) for s in (0.5, 2.0))
+    rows = [2, 1, 0, 2, 1, 0]
+    heard = said(task, conditions, torch.stack([low] * 3 + [high] * 3), rows, monkeypatch)
+    assert heard["pooled"][:, 0].tolist() == [103, 102, 1, 103, 2, 1]
+    assert heard["text"][:, 4, 0].tolist() == [103, 102, 1, 103, 2, 1]
+
+
+def test_a_dropped_caption_leaves_the_words_for_dirt(loaded, monkeypatch):
+    """So what guidance compares with is learned from clean samples."""
+    task = make_task(loaded, levels=FOUND, caption_dropout=0.9999, **TAGGED)
+    _, conditions = prepare(task, [0, 1, 2])
+    low = task.process.time_of(0.5)
+    heard = said(task, conditions, low.expand(3), [0, 1, 2], monkeypatch)
+    assert heard["pooled"][:, 0].tolist() == [-1, 50, 50]
+    assert heard["text"][:, 0, 0].tolist() == [0, 50, 50]
+
+
+def test_trained_text_encoders_read_the_words_for_dirt():
+    components = Components.of(make_pipeline("sd1"), "sd1")
+    add_lora(components, rank=2, alpha=2, text_encoder=True)
+    config = LatentConfig(lora=True, text_encoder=True, caption_dropout=0.0, **TAGGED)
+    captions = ["a cat", "a dog", ""]
+    task = LatentTask(config, components, Encoded(), range(8), captions, levels=FOUND)
+    sample, conditions = prepare(task, [0, 1, 2])
+    assert conditions.tagged == ["a cat, low quality", "a dog, low quality", "low quality"]
+    t = torch.stack([task.process.time_of(0.5)] * 3)
+    task.network.eval()
+    with torch.no_grad():
+        found = task.denoiser(task.network, conditions)(sample, t, torch.arange(3))
+        wanted = task.network(sample, t, ["a cat", *conditions.tagged[1:]], conditions.sizes)
+    assert torch.equal(found, wanted)

@@ -29,26 +29,30 @@ VERSION = 1
 class Plan:
     """The keys and batches of a set of pairs.
 
-    image_keys, caption_keys: by the pair's index. images, captions: batches {key: index or
-    caption}; equal items occur once, and images are grouped by bucket. The batches do not depend on
-    what is already cached: a build that resumes after a kill uses the same ones and gives the same
-    bits.
+    image_keys, caption_keys, tagged_keys: by the pair's index. images, captions: batches {key:
+    index or caption}; equal items occur once, and images are grouped by bucket. The batches do not
+    depend on what is already cached: a build that resumes after a kill uses the same ones and gives
+    the same bits.
     """
 
-    def __init__(self, pairs: ContaminatedPairs, identity: str, batch_size: int):
-        """identity: `Components.identity`."""
+    def __init__(self, pairs: ContaminatedPairs, identity: str, batch_size: int, tag: str | None):
+        """identity: `Components.identity`. tag: words that tagged captions end with; None: there
+        are none."""
         indices = range(len(pairs))
         self.image_keys = [
             _key("image", pairs.checksum(i), pairs.bucket(i), identity) for i in indices
         ]
-        self.caption_keys = [_key("caption", pairs.caption(i), identity) for i in indices]
+        texts = [pairs.caption(i) for i in indices]
+        tagged = [] if tag is None else [with_tag(text, tag) for text in texts]
+        keys = {text: _key("caption", text, identity) for text in (*texts, *tagged)}
+        self.caption_keys = [keys[text] for text in texts]
+        self.tagged_keys = [keys[text] for text in tagged]
 
         by_bucket: dict[tuple[int, int], dict[str, int]] = {}
         for i in indices:
             by_bucket.setdefault(pairs.bucket(i), {}).setdefault(self.image_keys[i], i)
         self.images = [b for members in by_bucket.values() for b in _cut(members, batch_size)]
-        captions = {self.caption_keys[i]: pairs.caption(i) for i in indices}
-        self.captions = list(_cut(captions, batch_size))
+        self.captions = list(_cut({key: text for text, key in keys.items()}, batch_size))
 
 
 class Counts(NamedTuple):
@@ -106,6 +110,10 @@ def encode_captions(components: Components, captions: Sequence[str]) -> dict[str
 
     InputError if a text encoder overflows."""
     return _checked(components.encode_text(list(captions)), captions, "text encoder")
+
+
+def with_tag(caption: str, tag: str) -> str:
+    return f"{caption}, {tag}" if caption else tag
 
 
 def _key(*parts: Any) -> str:
