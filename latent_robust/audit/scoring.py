@@ -39,7 +39,7 @@ from .spectrum import CLEAN, measure_spectrum
 # Noise levels s at which scores are tried, in units of the samples. The one with the largest
 # separation is used.
 NOISE_LEVELS = (0.1, 0.2, 0.4, 0.8)
-PROBE_SAMPLES = 512  # number of samples for this choice
+PROBE_SAMPLES = 128  # number of samples for this choice
 # Values of each channel behind a score: small samples get several draws of the noise. For digits of
 # 8 x 8, four draws separate mixed levels nearly as well as sixteen; one draw is worse.
 VALUES_PER_SCORE = 256

@@ -18,6 +18,7 @@ from latent_robust.audit.judge import (
 )
 from latent_robust.audit.judge_network import DetailJudge
 from latent_robust.audit.trusted import LADDER
+from latent_robust.core import derive_generator
 
 COUNT, TRUSTED = 600, 40
 
@@ -33,7 +34,7 @@ def shifted(dirty, by, width=30):
     """view: white features, and a shift of dirty samples that falls with the noise level."""
 
     def view(noise_level, number, indices):
-        generator = torch.Generator().manual_seed(number)
+        generator = derive_generator(f"{noise_level:g}", number)
         features = torch.randn(len(dirty), width, generator=generator)
         features[:, 0] += dirty * by / max(noise_level, 0.3)
         return features[indices]
@@ -91,7 +92,7 @@ def test_a_sample_is_judged_by_a_fit_that_has_not_seen_it():
 @pytest.mark.parametrize("share", [0.9, 0.4])
 def test_dirty_features_are_found(share):
     trusted, dirty = masks(share)
-    judge = FeatureJudge(shifted(dirty, 2.0), trusted)
+    judge = FeatureJudge(shifted(dirty, 3.0), trusted)
     judgement = judge_samples({"features": judge}, trusted)
     assert judgement.judge == "features"
     assert (judgement.dirty == dirty)[~trusted].double().mean() > 0.97
@@ -188,7 +189,7 @@ def test_a_kind_that_the_trusted_lack_is_reported(monkeypatch):
     other = (torch.arange(COUNT) % 2 == 0) & ~trusted
 
     def view(noise_level, number, indices):
-        generator = torch.Generator().manual_seed(number)
+        generator = derive_generator(f"{noise_level:g}", number)
         features = 0.3 * torch.randn(COUNT, 5, generator=generator)
         features[:, 0] += 4 * other.float()
         return features[indices]
