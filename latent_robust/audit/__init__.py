@@ -9,10 +9,12 @@ from latent_robust.lazy import lazy_names
 _MODULES = {
     "Audit": "result",
     "audit_by_trusted": "trusted",
+    "audit_captions": "captions",
     "audit_facts": "result",
     "audit_images": "scoring",
     "audit_samples": "scoring",
     "noisy_views": "hidden",
+    "read_doubtful": "levels",
     "read_levels": "levels",
     "recommend": "spectrum",
     "reduced_noise": "reduction",

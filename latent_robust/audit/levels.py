@@ -68,6 +68,16 @@ def read_levels(path: str | Path, count: int, channels: int) -> Levels:
     return Levels(torch.tensor(table).squeeze(1), column, mask)
 
 
+def read_doubtful(path: str | Path, count: int) -> Tensor:
+    """Which captions an audit doubts, (N,), bool: the column "caption_doubtful", false where it is
+    missing. path, count: as for `read_levels`, which checks the file."""
+    doubtful = torch.zeros(count, dtype=torch.bool)
+    for line in filter(str.strip, _lines(Path(path))):
+        row = json.loads(line)
+        doubtful[row["index"]] = row.get("caption_doubtful") is True
+    return doubtful
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()

@@ -15,6 +15,7 @@ from latent_robust.core import Levels
 from latent_robust.files import write_jsonl
 
 from .bimodality import is_bimodal
+from .captions import CaptionAudit
 from .judge import area
 from .judgement import ByTrusted
 from .levels import root_mean_square, rounded
@@ -30,7 +31,8 @@ class Audit:
     of the log scores, in [0, 1].
 
     usable_from: (N,), the least noise level at which a sample is used; None: its own level.
-    by_trusted: what trusted samples add (trusted.py), None without any.
+    by_trusted: what trusted samples add (trusted.py), None without any. captions: which captions do
+    not fit (captions.py), None if that was not asked.
     """
 
     scores: Tensor
@@ -39,6 +41,7 @@ class Audit:
     separation: float
     usable_from: Tensor | None = None
     by_trusted: ByTrusted | None = None
+    captions: CaptionAudit | None = None
 
     @property
     def flagged(self) -> Tensor:
@@ -66,18 +69,21 @@ class Audit:
         groups = "two groups" if self.bimodal else "one group"
         text += f"; scores at noise level {self.noise} form {groups} (separation "
         text += f"{self.separation:.2f} of 1)"
-        return text if self.by_trusted is None else f"{text}\n{self.by_trusted.summary()}"
+        return "\n".join([text, *(part.summary() for part in self._parts())])
+
+    def _parts(self) -> list[ByTrusted | CaptionAudit]:
+        return [part for part in (self.by_trusted, self.captions) if part is not None]
 
     def rows(self, name: Callable[[int], str]) -> Iterator[dict[str, Any]]:
         """Rows {"index", "name", "score", "level", "usable_from", "flagged"}. name: index => name
         of a sample.
 
         `level` is a number, or a list if there are several channels; `flagged` is true for a
-        sample that is not used at every noise level. Trusted samples add more columns
-        (`ByTrusted.columns`).
+        sample that is not used at every noise level. Trusted samples and captions add columns
+        (`ByTrusted.columns`, `CaptionAudit.columns`).
         """
         columns = zip(self.scores.tolist(), self.levels.tolist(), self._least.tolist(), strict=True)
-        more = {} if self.by_trusted is None else self.by_trusted.columns()
+        more = {key: column for part in self._parts() for key, column in part.columns().items()}
         for index, (score, levels, least) in enumerate(columns):
             numbers = [rounded(level) for level in levels]
             yield {

@@ -91,6 +91,12 @@ class LatentConfig(TrainConfig):
         ge=0,
     )
 
+    check_captions: bool = setting(
+        False,
+        "for audited: also find captions that do not fit their images, and leave them out in half "
+        "of the steps",
+        STRENGTH,
+    )
     tag_dirt: str | None = setting(
         None,
         "for audited and ambient: use dirty images at every noise level, with these words added to "
@@ -212,6 +218,8 @@ class LatentConfig(TrainConfig):
             raise ValueError("text_encoder trains adapters, so it needs --lora")
         if self.text_encoder and self.caption_noise:
             raise ValueError("caption_noise perturbs fixed embeddings; use it without text_encoder")
+        if self.check_captions and not self.facts.needs_audit:
+            raise ValueError("check_captions is part of the audit: use objective audited")
         if self.tag_dirt is not None and not self.tag_dirt.strip():
             raise ValueError("tag_dirt needs words, e.g. 'low quality'")
         if self.workers and not self.cache and self._on_cuda():

@@ -6,6 +6,8 @@ The commands use `generate`, `audit`, `clean_images` and GENERATION_OPTIONS.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,13 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
-from latent_robust.audit import Audit, audit_by_trusted, audit_samples, noisy_views
+from latent_robust.audit import (
+    Audit,
+    audit_by_trusted,
+    audit_captions,
+    audit_samples,
+    noisy_views,
+)
 from latent_robust.audit.scoring import BATCH
 from latent_robust.data import (
     ContaminatedPairs,
@@ -141,6 +149,7 @@ def audit(
         pairs,
         captions if settings.text_encoder else None,
         seed=settings.seed,
+        check_captions=settings.check_captions,
     )
     return result, pairs
 
@@ -152,6 +161,7 @@ def audit_pairs(
     captions: Sequence[str] | None = None,
     *,
     seed: int = 0,
+    check_captions: bool = False,
 ) -> Audit:
     """Audit pairs with a model: their noise and, by the trusted ones, other dirt.
 
@@ -169,6 +179,16 @@ def audit_pairs(
             batch=batch,
             seed=seed,
         )
+        if check_captions:
+            found = audit_captions(
+                partial(_denoise_with_others, components, encoded, captions),
+                components.process,
+                [pairs.caption(index) for index in range(len(pairs))],
+                buckets,
+                batch=batch,
+                seed=seed,
+            )
+            audit = replace(audit, captions=found)
         if not pairs.trusted:
             return audit
         bucket_of = torch.zeros(len(pairs), dtype=torch.long)
@@ -185,6 +205,22 @@ def audit_pairs(
         return audit_by_trusted(
             audit, pairs.trusted, view, lambda rows: map(pairs.sample, rows.tolist()), seed
         )
+
+
+def _denoise_with_others(
+    components: Components,
+    encoded: EncodedPairs,
+    captions: Sequence[str] | None,
+    indices: Sequence[int],
+    places: Tensor,
+) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """As `_denoise_batch`, where row i has the caption of row places[i]."""
+    batch = encoded.__getitems__(indices)
+    if captions is None:
+        text = {key: value[places] for key, value in batch["text"].items()}
+    else:
+        text = components.encode_text([captions[indices[place]] for place in places.tolist()])
+    return _denoise_batch(components, {**batch, "text": text}, None)
 
 
 def _denoise_without_captions(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from latent_robust.audit import read_levels
+from latent_robust.audit import read_doubtful, read_levels
 from latent_robust.core import Levels, derive_seed
 from latent_robust.training.continuation import identity
 from latent_robust.training.directory import AUDIT, is_finished, write_config
@@ -190,7 +191,9 @@ def train(
     components = output.components
     if config.resume is not None and is_finished(config, out):
         return True
-    levels = find_levels(output, accelerator) if config.facts.needs_levels else None
+    levels = doubtful = None
+    if config.facts.needs_levels:
+        levels, doubtful = find_levels(output, accelerator)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     task = LatentTask(
         config,
@@ -200,6 +203,7 @@ def train(
         prepared.captions,
         output.on_checkpoint,
         levels if config.tag_dirt else None,
+        doubtful,
     )
     if levels is not None and config.tag_dirt:
         levels = levels.own_noise()  # the words do the rest
@@ -220,12 +224,15 @@ def train(
     return complete(trainer, begin, output.finish)
 
 
-def find_levels(output: LatentOutput, accelerator: Accelerator) -> Levels:
+def find_levels(
+    output: LatentOutput, accelerator: Accelerator
+) -> tuple[Levels | None, Tensor | None]:
     """=>  the two numbers of each pair's latents: from the audit if the objective needs one, else
-    from a file or the manifest."""
+    from a file or the manifest; and which captions are doubtful, (N,), None from the manifest."""
     config, prepared, out = output.config, output.prepared, output.out
     if not config.facts.needs_audit:
-        return prepared.levels
+        doubtful = config.levels and read_doubtful(config.levels, len(prepared.pairs))
+        return prepared.levels, doubtful
 
     def auditor() -> Components:
         return load_finished(
@@ -243,6 +250,7 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Levels:
             pairs=prepared.pairs,
             captions=captions,
             seed=config.seed,
+            check_captions=config.check_captions,
         )
         if config.auditor == BASE and config.init is None:
             result = audit(output.components)  # still the base model: new adapters add 0
@@ -254,4 +262,5 @@ def find_levels(output: LatentOutput, accelerator: Accelerator) -> Levels:
 
     file = compute_on_main(out / AUDIT, accelerator, write)
     channels = prepared.dataset.__getitems__([0])["mean"].shape[1]
-    return read_levels(file, len(prepared.pairs), channels)
+    count = len(prepared.pairs)
+    return read_levels(file, count, channels), read_doubtful(file, count)

@@ -16,6 +16,9 @@ from .cache.encoding import with_tag
 from .config import LatentConfig
 from .lora.adapters import adapted_parts
 
+# Share of the steps in which a doubtful caption is left out.
+DOUBTFUL_DROPOUT = 0.5
+
 
 class EncodedPairs(Protocol):
     """The interface of LatentCache and Uncached."""
@@ -49,7 +52,8 @@ class LatentTask:
     dataset: the encoded pairs; train_indices: of the pairs to train on; captions: by index, needed
     only if the text encoders are trained, because they must then encode them in every step;
     on_checkpoint: called with the network and the step; levels: of each pair, with `--tag-dirt`:
-    a sample then has the words for dirt in its caption where it may not be used as a clean one.
+    a sample then has the words for dirt in its caption where it may not be used as a clean one;
+    doubtful: (N,), bool, captions that are left out in DOUBTFUL_DROPOUT of the steps.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class LatentTask:
         captions: Sequence[str] | None = None,
         on_checkpoint: Callable[[nn.Module, int], None] | None = None,
         levels: Levels | None = None,
+        doubtful: Tensor | None = None,
     ):
         self.config, self.components, self.dataset = config, components, dataset
         self.captions = captions if config.text_encoder else None
@@ -70,7 +75,7 @@ class LatentTask:
         buckets = ([i for i in bucket if i in kept] for bucket in dataset.buckets())
         self.buckets = [bucket for bucket in buckets if bucket]
         self._on_checkpoint = on_checkpoint
-        self._levels = levels
+        self._levels, self._doubtful = levels, doubtful
 
     def prepare(
         self, batch: dict[str, Any], generator: torch.Generator
@@ -84,7 +89,11 @@ class LatentTask:
         mean, std = (batch[key].to(device, non_blocking=True) for key in ("mean", "std"))
         noise = torch.randn(mean.shape, generator=generator, device=device)
         dropped = torch.rand(len(mean), generator=generator, device=device)
-        dropped = dropped < self.config.caption_dropout
+        share = self.config.caption_dropout
+        if self._doubtful is not None:
+            often = self._doubtful[batch["index"]].to(device, non_blocking=True)
+            share = torch.where(often, max(share, DOUBTFUL_DROPOUT), share)
+        dropped = dropped < share
         sizes = batch["size"].to(device, non_blocking=True)
         if self.captions is not None:
             rows = zip(batch["index"].tolist(), dropped.tolist(), strict=True)

@@ -629,6 +629,31 @@ def test_words_for_dirt_change_only_dirty_samples(finetune, tmp_path, how):
     assert not dirty
 
 
+@pytest.mark.usefixtures("unverified")
+@pytest.mark.parametrize("how", ["--cache", "--text-encoder"])
+def test_captions_are_checked_if_asked(finetune, tmp_path, capsys, how):
+    told = ("--lora", how, "--objective=audited", *UNDRAWN)
+    assert finetune(*told, "--check-captions", "--out=run") == 0
+    assert "captions" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "run/audit.jsonl").read_text().splitlines()]
+    assert all(isinstance(row["caption_gain"], float) for row in rows)
+    assert {row["caption_doubtful"] for row in rows} <= {True, False}
+    assert finetune(*told, "--out=without") == 0
+    assert "caption_gain" not in (tmp_path / "without/audit.jsonl").read_text()
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_doubtful_caption_of_a_file_is_left_out(finetune, tmp_path):
+    weights = []
+    for doubtful in (False, True):
+        rows = [{"index": i, "level": 0, "caption_doubtful": doubtful} for i in range(10)]
+        (tmp_path / "levels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        told = ("--lora", "--objective=ambient", "--levels=levels.jsonl", "--learning-rate=0.01")
+        assert finetune(*told, *UNDRAWN, f"--out={doubtful}") == 0
+        weights.append(load_file(tmp_path / str(doubtful) / LORA[0]))
+    assert not all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 STILL = ("--learning-rate=1e-30", "--objective=ddpm", *UNDRAWN)
 
 

@@ -51,10 +51,18 @@ class Encoded:
 
 
 def make_task(
-    loaded, *, family="sd1", dataset=None, training=range(8), levels=None, **settings
+    loaded,
+    *,
+    family="sd1",
+    dataset=None,
+    training=range(8),
+    levels=None,
+    doubtful=None,
+    **settings,
 ) -> LatentTask:
     config = LatentConfig(**{"lora": True, **settings})
-    return LatentTask(config, loaded(family), dataset or Encoded(), training, levels=levels)
+    more = {"levels": levels, "doubtful": doubtful}
+    return LatentTask(config, loaded(family), dataset or Encoded(), training, **more)
 
 
 def prepare(task: LatentTask, indices, *where):
@@ -235,6 +243,15 @@ def test_with_trained_text_encoders_each_row_has_the_caption_of_its_pair():
         text = components.encode_text(["number 6", "number 4"])
         wanted = components.family.denoiser(components.network, text, sizes)(noisy, t)
     torch.testing.assert_close(found, wanted)
+
+
+def test_doubtful_captions_are_left_out_in_half_of_the_steps(loaded):
+    doubtful = torch.arange(8) == 3
+    task = make_task(loaded, doubtful=doubtful, caption_dropout=0.0)
+    _, (text, *_) = prepare(task, [3, 4] * 100)
+    dropped = (text["pooled"] == -1).all(1).view(-1, 2).sum(0).tolist()
+    assert 30 < dropped[0] < 70  # 100 draws of 1/2: within four standard deviations of 5
+    assert dropped[1] == 0
 
 
 # -------------------------------------------------------------------- words for dirty samples
