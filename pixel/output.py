@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from latent_robust.audit import audit_facts, to_measure
+from latent_robust.audit import DataRows, audit_facts, to_measure
 from latent_robust.audit.spectrum import CLEAN, measure_spectrum
 from latent_robust.data import ContaminatedImages
 from latent_robust.evaluation.directory import begin_directory
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Output:
-    """The run directory of one run.
+    """The run directory of one run. found: what --audit says about the images.
 
     Built before training, so that a wrong reference or missing feature weights stop the command
     before it has trained for hours."""
@@ -42,8 +42,9 @@ class Output:
         out: Path,
         dataset: ContaminatedImages,
         accelerator: Accelerator,
+        found: DataRows | None = None,
     ):
-        self.config, self.out, self.dataset = config, out, dataset
+        self.config, self.out, self.dataset, self.found = config, out, dataset, found
         self.clean: ContaminatedImages | None = None
         self.extractors = []
         if not accelerator.is_main_process:
@@ -89,6 +90,8 @@ class Output:
         facts["measurement"] = measurement(config)
         if task.stop_at != config.stop_at:
             facts["stop_at"] = task.stop_at  # from the levels of this run; config.yaml has None
+        if self.found is not None:
+            facts["data_audit"] = self.found.summary()
         measured = {}
         if config.facts.needs_audit:
             is_dirty = self.dataset.dirty() if self.dataset.corruptions else None

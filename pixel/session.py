@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from latent_robust.audit import read_levels, recommend, to_measure
+from latent_robust.audit import DataRows, read_data_audit, read_levels, recommend, to_measure
 from latent_robust.core import Levels, Weighting, derive_seed
 from latent_robust.data import ContaminatedImages
 from latent_robust.training.continuation import identity
@@ -40,12 +40,15 @@ class PixelSession:
     ):
         self.accelerator = accelerator
         dataset = contaminated_images(config.model_dump())
+        found = data_audit(config, dataset)
+        if found is not None and accelerator.is_main_process:
+            print(f"{config.audit}: {found.summary()}")
         dataset.materialize()
         weighting = resolve_weighting(config, dataset, accelerator)
         self.runs = without_repetition(
             [(config.model_copy(update=weighting), folder) for config, folder in runs]
         )
-        self.outputs = [Output(*run, dataset, accelerator) for run in self.runs]
+        self.outputs = [Output(*run, dataset, accelerator, found) for run in self.runs]
         if accelerator.is_main_process:
             # Now, so that a command stopped while the baseline trains can be resumed.
             write_config(self.runs[-1][0], out)
@@ -87,7 +90,8 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     levels = find_levels(output, accelerator) if config.facts.needs_levels else None
     torch.manual_seed(derive_seed(config.seed, "weights"))
     tagged = levels if config.tag_dirt else None
-    task = PixelTask(config, dataset, out, accelerator.is_main_process, tagged)
+    left_out = None if output.found is None else output.found.left_out
+    task = PixelTask(config, dataset, out, accelerator.is_main_process, tagged, left_out)
     if levels is not None and config.tag_dirt:
         levels = levels.own_noise()  # the class does the rest
     # An audited run goes on from the network of its auditor.
@@ -112,6 +116,14 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     return complete(trainer, output.begin, partial(output.finish, task))
 
 
+def data_audit(config: PixelConfig, dataset: ContaminatedImages) -> DataRows | None:
+    """What --audit says about each image; None without."""
+    if config.audit is None:
+        return None
+    names = [dataset.name(index) for index in range(len(dataset))]
+    return read_data_audit(config.audit, names, dataset.trusted)
+
+
 def find_levels(output: Output, accelerator: Accelerator) -> Levels:
     """The two numbers of each image: from --levels, from the audit, or from the
     manifest of the contamination."""
@@ -128,6 +140,8 @@ def find_levels(output: Output, accelerator: Accelerator) -> Levels:
         file = compute_on_main(out / AUDIT, accelerator, write)
     if file is not None:
         return read_levels(file, len(dataset), config.channels)
+    if output.found is not None:
+        return output.found.levels
     # drop_noisy without levels leaves out every image with a corruption of any kind.
     if config.drop_noisy:
         return Levels.never_for(dataset.dirty())

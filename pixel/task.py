@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ PREVIEW, COLUMNS = 36, 6  # of the grids in samples/; few images, so that noise 
 class PixelTask:
     """The `Task` of latent_robust/training/loop.py for images in [-1, 1].
 
-    levels: of each image, for a network that knows dirty images as a class; else None.
+    levels: of each image, for a network that knows dirty images as a class; else None. left_out:
+    (N,), bool, images that are never used.
     """
 
     def __init__(
@@ -35,9 +36,12 @@ class PixelTask:
         out: Path,
         main: bool,
         levels: Levels | None = None,
+        left_out: Tensor | None = None,
     ):
         self.config, self.dataset, self.levels = config, dataset, levels
-        self.buckets = [range(len(dataset))]
+        everything = range(len(dataset))
+        used = everything if left_out is None else [i for i in everything if not left_out[i]]
+        self.buckets: list[Sequence[int]] = [used]
         self.out, self.main = out, main
         self.stop_at = config.stop_at
         self.network = build_network(config)

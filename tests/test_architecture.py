@@ -15,7 +15,7 @@ ROOMS = {"core", "data", "audit", "training", "evaluation"}
 MAY_IMPORT = {
     "core": set(),
     "data": {"core"},
-    "audit": {"core"},
+    "audit": {"core", "data"},
     "training": {"core"},
     "evaluation": {"core"},
     "latent": ROOMS,

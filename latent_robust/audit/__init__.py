@@ -1,4 +1,4 @@
-"""The audit finds dirty images: with a trained model, or from the spectrum of the images alone.
+"""The audit finds dirty images: with a trained model, or from the images alone.
 
 It needs no labels and no known noise level. It gives every sample a noise level, which training can
 use, and it recommends a weight and a band for the regularizer.
@@ -8,12 +8,16 @@ from latent_robust.lazy import lazy_names
 
 _MODULES = {
     "Audit": "result",
+    "DataAudit": "pictures.findings",
+    "DataRows": "levels",
     "audit_by_trusted": "trusted",
     "audit_captions": "captions",
+    "audit_data": "dataset",
     "audit_facts": "result",
     "audit_images": "scoring",
     "audit_samples": "scoring",
     "noisy_views": "hidden",
+    "read_data_audit": "levels",
     "read_doubtful": "levels",
     "read_levels": "levels",
     "recommend": "spectrum",

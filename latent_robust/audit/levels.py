@@ -6,6 +6,9 @@ An audit writes it, and training with `--levels` reads it.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,63 @@ def read_doubtful(path: str | Path, count: int) -> Tensor:
         row = json.loads(line)
         doubtful[row["index"]] = row.get("caption_doubtful") is True
     return doubtful
+
+
+@dataclass(frozen=True)
+class DataRows:
+    """What `latent-robust audit DATA` says about N samples, by their index in a run.
+
+    levels: in units of [-1, 1]; left_out: (N,), bool, copies of another; tags: words for what is
+    wrong with each sample, "" for nothing."""
+
+    levels: Levels
+    left_out: Tensor
+    tags: list[str]
+
+    def summary(self) -> str:
+        dirty = (self.levels.usable_from > 0) & ~self.left_out
+        never = dirty & self.levels.usable_from.isinf()
+        return (
+            f"of {len(self.tags):,} samples {int(self.left_out.sum()):,} copies are left out; "
+            f"{int(dirty.sum()):,} are dirty, of which {int(never.sum()):,} at every noise level"
+        )
+
+
+def read_data_audit(path: str | Path, names: Sequence[str], trusted: Collection[int]) -> DataRows:
+    """Read the audit of a data set, an audit.jsonl with a row for each sample, found by its name.
+
+    names: of the samples of a run; trusted: indices of those that need no row. Raises InputError
+    for a file or line that cannot be read, and for a sample without a row.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(_lines(Path(path)), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        _, numbers, usable_from, _ = _row(line, where, sys.maxsize)
+        row = json.loads(line)
+        if not isinstance(row.get("name"), str) or len(numbers) != 1:
+            raise InputError(
+                f"{where}: this is not the audit of a data set; `latent-robust audit DATA` makes "
+                "one, and --levels reads the audits of models"
+            )
+        rows[row["name"]] = {**row, "level": numbers[0], "usable_from": usable_from}
+    spared = set(trusted)
+    missing = [n for index, n in enumerate(names) if n not in rows and index not in spared]
+    if missing:
+        examples = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise InputError(
+            f"{path} has no row for {len(missing):,} of {len(names):,} samples ({examples}); audit "
+            "the data again, it has changed"
+        )
+    found = [{} if index in spared else rows[name] for index, name in enumerate(names)]
+    level = torch.tensor([row.get("level", 0.0) for row in found])
+    least = torch.tensor([row.get("usable_from", 0.0) for row in found])
+    mask = torch.zeros(len(names), dtype=torch.bool)
+    mask[sorted(spared)] = True
+    left_out = torch.tensor([row.get("exclude") is True for row in found], dtype=torch.bool)
+    tags = [", ".join(map(str, row.get("tags", []))) for row in found]
+    return DataRows(Levels(level, least, mask), left_out, tags)
 
 
 def _lines(path: Path) -> list[str]:

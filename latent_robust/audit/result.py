@@ -30,6 +30,7 @@ class Audit:
     the noise level s = sigma / alpha at which the scores were taken; separation: Otsu's criterion
     of the log scores, in [0, 1].
 
+    told: whether scores and spectrum agree; if not, no sample counts as noisy.
     usable_from: (N,), the least noise level at which a sample is used; None: its own level.
     by_trusted: what trusted samples add (trusted.py), None without any. captions: which captions do
     not fit (captions.py), None if that was not asked.
@@ -39,6 +40,7 @@ class Audit:
     levels: Tensor
     noise: float
     separation: float
+    told: bool = True
     usable_from: Tensor | None = None
     by_trusted: ByTrusted | None = None
     captions: CaptionAudit | None = None
@@ -59,6 +61,12 @@ class Audit:
         return is_bimodal(self.separation, len(self.scores))
 
     def summary(self) -> str:
+        if not self.told:
+            text = (
+                "cannot tell which samples are noisy: the auditor takes more for noise than the "
+                "images show. No sample is left out; some trusted images (--trusted) would help"
+            )
+            return "\n".join([text, *(part.summary() for part in self._parts())])
         levels = root_mean_square(self.levels)
         dirty = levels > 0
         text = f"{int(dirty.sum()):,} of {len(dirty):,} samples are noisy"

@@ -31,7 +31,7 @@ START = """\
 Start with one of these:
   train-pixel                                     demo: digits, minutes on a CPU
   finetune-latent --lora                          demo: a LoRA for a tiny model, minutes on a CPU
-  latent-robust recommend --data DIR --size 64    how noisy are my images?
+  latent-robust audit DIR --size 512              what is wrong with my images?
   latent-robust --help                            all commands
 """
 

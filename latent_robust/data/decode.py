@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import PIL
@@ -48,18 +50,31 @@ def decode_image(data: bytes, name: str, channels: int) -> torch.Tensor:
     (RGB). The EXIF orientation is applied, transparency is composited on white, CMYK and palettes
     are converted, and an animation gives its first frame. Raises BadImage.
     """
+    with opened(data, name) as image:
+        return v2.pil_to_tensor(upright(image, channels))
+
+
+@contextmanager
+def opened(data: bytes, name: str = "") -> Iterator[Image.Image]:
+    """An image file, decoded but not yet converted. What is wrong with it is a BadImage, also in
+    the block. data, name: as for `decode_image`."""
     if not data:
         raise BadImage("0 bytes", name)
     try:
         with _open(data) as image:
             _check(image)
             image.load()
-            return v2.pil_to_tensor(_convert(ImageOps.exif_transpose(image), channels))
+            yield image
     except BadImage as bad:
         raise BadImage(bad.reason, name) from bad.__cause__
     except Exception as error:  # malformed files make Pillow raise almost any type
         reason = f"cannot be decoded: {type(error).__name__}: {error}"
         raise BadImage(reason, name) from error
+
+
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """The image by its EXIF orientation, on white, gray or RGB."""
+    return _convert(ImageOps.exif_transpose(image), channels)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -193,13 +193,13 @@ def open_images(
         raise InputError(f"`size` must be >= 1 and `channels` 1 or 3, got {size} and {channels}")
     check_limits(limit, max_bad_fraction)
     images = ImageSet(
-        _open_source(spec, limit, offline), spec, size=size, channels=channels, offline=offline
+        open_source(spec, limit, offline), spec, size=size, channels=channels, offline=offline
     )
     refuse_too_many_bad("images", spec, len(images), images.quarantine, max_bad_fraction)
     return images
 
 
-def _open_source(spec: str, limit: int | None, offline: bool) -> Source:
+def open_source(spec: str, limit: int | None, offline: bool) -> Source:
     """Import the libraries of a source only when it is used."""
     parsed = parse_spec(spec, IMAGE_FORMS)
     match parsed.kind:

@@ -196,7 +196,7 @@ def open_pairs(
     """
     check_limits(limit, max_bad_fraction)
     cache = ScanCache(scan_cache)
-    pairs = PairSet(_list_pairs(spec, caption_column, folder_repeats, limit, offline), spec, cache)
+    pairs = PairSet(list_pairs(spec, caption_column, folder_repeats, limit, offline), spec, cache)
     refuse_too_many_bad("pairs", spec, len(pairs), pairs.quarantine, max_bad_fraction)
     cache.save()  # last, so that a refused dataset leaves no file behind
     return pairs
@@ -216,10 +216,17 @@ def open_reference(spec: str, caption_column: str | None, **options) -> PairSet:
         return open_pairs(spec, **options)
 
 
-def _list_pairs(
-    spec: str, caption_column: str | None, folder_repeats: bool, limit: int | None, offline: bool
+def list_pairs(
+    spec: str,
+    caption_column: str | None = None,
+    folder_repeats: bool = False,
+    limit: int | None = None,
+    offline: bool = False,
+    *,
+    captionless: bool = False,
 ) -> PairList:
-    """Import the libraries of a source only when it is used."""
+    """What a specification names, before any image is decoded. captionless: tables may lack a
+    caption column. Raises InputError as `open_pairs`."""
     if folder_repeats and spec.partition(":")[0] in PAIR_FORMS:
         raise InputError(f"repeats in folder names need a folder as dataset, got {spec!r}")
     parsed = parse_spec(spec, PAIR_FORMS)
@@ -232,13 +239,14 @@ def _list_pairs(
             from .sources.pair_table import list_table
             from .sources.table import read_parquet
 
-            return list_table(read_parquet(*parsed.paths, limit), spec, caption_column)
+            table = read_parquet(*parsed.paths, limit)
+            return list_table(table, spec, caption_column, captionless=captionless)
         case "hf":
             from .sources.pair_table import list_table
             from .sources.table import read_hub
 
             table = read_hub(parsed.name, parsed.split, offline, limit)
-            return list_table(table, spec, caption_column)
+            return list_table(table, spec, caption_column, captionless=captionless)
         case "wds":
             from .sources.pair_shards import list_shards
 

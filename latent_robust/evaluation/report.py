@@ -139,6 +139,8 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     keys = ("model", "contamination", "parameterization", "steps", "batch_size", "seed")
     facts = [(key.replace("_", " "), shared[key]) for key in keys if key in shared]
     for run in runs:
+        if "data_audit" in run.metrics:
+            facts.append(("audit of the data", run.metrics["data_audit"]))
         if run.quarantined:
             files = "file" if run.quarantined == 1 else "files"
             whose = f" by {run.name}" if len(runs) > 1 else ""

@@ -23,6 +23,8 @@ from latent_robust.training.config import (
 )
 from latent_robust.training.options import setting
 
+TAGS_OF_AUDIT = "audit"  # the value of tag_dirt for the words that the audit of the data found
+
 
 class LatentConfig(TrainConfig):
     """Fine-tune a Stable-Diffusion-style model on captioned images that may be dirty."""
@@ -100,7 +102,8 @@ class LatentConfig(TrainConfig):
     tag_dirt: str | None = setting(
         None,
         "for audited and ambient: use dirty images at every noise level, with these words added to "
-        "their captions, e.g. 'low quality', instead of only where noise hides the dirt",
+        "their captions, e.g. 'low quality', instead of only where noise hides the dirt; audit: "
+        "the words of --audit",
         STRENGTH,
         "WORDS",
     )
@@ -108,7 +111,7 @@ class LatentConfig(TrainConfig):
     # ------------------------------------------------------------ LoRA
     rank: int = setting(16, "rank of the LoRA", LORA, common=True, ge=1)
     alpha: float | None = setting(
-        None, "scale the LoRA by alpha / rank (default: rank)", LORA, common=True, gt=0
+        None, "scale the LoRA by alpha / rank (default: rank)", LORA, gt=0
     )
     targets: tuple[str, ...] | None = setting(
         None,
@@ -222,6 +225,8 @@ class LatentConfig(TrainConfig):
             raise ValueError("check_captions is part of the audit: use objective audited")
         if self.tag_dirt is not None and not self.tag_dirt.strip():
             raise ValueError("tag_dirt needs words, e.g. 'low quality'")
+        if self.tag_dirt == TAGS_OF_AUDIT and self.audit is None:
+            raise ValueError("tag_dirt audit takes the words of an audit: give --audit FILE too")
         if self.workers and not self.cache and self._on_cuda():
             raise ValueError("workers cannot encode on a GPU; without a cache set workers to 0")
         self._refuse_dropout_of_a_part(self.dropout)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from latent_robust.audit import reduced_noise
 from latent_robust.audit.reduction import ORIGINALS
+from latent_robust.audit.spectrum import CLEAN, measure_spectrum
 from latent_robust.data import (
     ContaminatedPairs,
     PairSet,
@@ -27,10 +29,14 @@ from latent_robust.subset import evenly_spaced
 
 from .base.components import Components
 from .config import LatentConfig
+from .spectrum import encoder_gain
 
 # Images from which the noise and the spectrum of the latents are measured: more of them if they are
 # small, because a small image contributes few values.
 MIN_SPECTRUM_IMAGES, MAX_SPECTRUM_IMAGES, SPECTRUM_PIXELS = 64, 256, 2**22
+
+
+GAIN_IMAGES = 16
 
 
 def open_data(config: LatentConfig, out: Path) -> PairSet:
@@ -154,6 +160,26 @@ def to_measure(pairs: ContaminatedPairs) -> tuple[Tensor, Tensor | None]:
     bucket = pairs.bucket(chosen[0])
     left = reduced_noise(map(pairs.original, chosen), lambda image: fit_bucket(image, bucket))
     return of_one_size(pairs, pairs.sample), left
+
+
+class MeasuredNoise(NamedTuple):
+    """Root mean square of the white noise in pairs: in the images, in units of [-1, 1], and in
+    their latents."""
+
+    images: float
+    latents: float
+
+
+def measure_noise(components: Components, pairs: ContaminatedPairs) -> MeasuredNoise:
+    """As the spectrum of the images shows it. The VAE must be loaded."""
+    level = measure_spectrum(*to_measure(pairs)).level
+    gain = noise_gain(components, pairs, max(level, CLEAN))
+    return MeasuredNoise(level, level * float(gain.square().mean().sqrt()))
+
+
+def noise_gain(components: Components, pairs: ContaminatedPairs, level: float) -> Tensor:
+    """By how much the encoder multiplies noise of this level, (C,)."""
+    return encoder_gain(of_one_size(pairs, pairs.clean, GAIN_IMAGES), level, components)
 
 
 def _vae_alone(components: Components) -> Components:

@@ -24,6 +24,7 @@ from latent_robust.audit import (
     noisy_views,
 )
 from latent_robust.audit.scoring import BATCH
+from latent_robust.audit.spectrum import CLEAN
 from latent_robust.data import (
     ContaminatedPairs,
     PairSet,
@@ -38,7 +39,7 @@ from .base.components import Components, load_components
 from .base.folder import open_part
 from .cache.dataset import Uncached
 from .config import LatentConfig
-from .data import contaminated_pairs, open_trusted, select_images
+from .data import MeasuredNoise, contaminated_pairs, measure_noise, open_trusted, select_images
 from .eval_mode import evaluation_mode
 from .lora.files import load_lora, start_from_lora
 from .precision import load_dtypes
@@ -148,6 +149,7 @@ def audit(
         Uncached(pairs, components),
         pairs,
         captions if settings.text_encoder else None,
+        noise=measure_noise(components, pairs),
         seed=settings.seed,
         check_captions=settings.check_captions,
     )
@@ -160,13 +162,14 @@ def audit_pairs(
     pairs: ContaminatedPairs,
     captions: Sequence[str] | None = None,
     *,
+    noise: MeasuredNoise,
     seed: int = 0,
     check_captions: bool = False,
 ) -> Audit:
     """Audit pairs with a model: their noise and, by the trusted ones, other dirt.
 
     encoded: the same pairs in latents. captions: by index, needed if the text encoders were
-    trained, because `encoded` holds the outputs of the untrained ones."""
+    trained, because `encoded` holds the outputs of the untrained ones. noise: of the pairs."""
     buckets = encoded.buckets()
     firsts = [encoded.__getitems__(bucket[:1])["size"][0, -2:] for bucket in buckets]
     largest = max(int(height * width) for height, width in firsts)
@@ -176,6 +179,8 @@ def audit_pairs(
             lambda indices: _denoise_batch(components, encoded.__getitems__(indices), captions),
             components.process,
             buckets,
+            noise_std=noise.latents,
+            looks_clean=noise.images < CLEAN,
             batch=batch,
             seed=seed,
         )

@@ -128,6 +128,8 @@ class LatentOutput:
             facts["pipeline"] = type(self.components.pipeline).__name__
         else:
             save_network(self.components, self.out)
+        if self.prepared.found is not None:
+            facts["data_audit"] = self.prepared.found.summary()
         if config.facts.needs_audit:
             pairs = self.prepared.pairs
             dirty = pairs.dirty() if pairs.corruptions else None

@@ -6,7 +6,7 @@ the encoders can be unloaded afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from latent_robust.audit import read_levels
+from latent_robust.audit import DataRows, read_data_audit, read_levels
 from latent_robust.core import Levels, Weighting
 from latent_robust.data import ContaminatedPairs, PairSet
 from latent_robust.data.sources.scene_sources import scene_named
@@ -27,12 +27,14 @@ from latent_robust.subset import evenly_spaced
 from .base.components import Components
 from .base.families import Conditions
 from .cache.dataset import LatentCache, Uncached, build_cache
-from .config import LatentConfig
+from .config import TAGS_OF_AUDIT, LatentConfig
 from .data import (
+    MeasuredNoise,
     cache_file,
     cache_folder,
     contaminated_pairs,
-    of_one_size,
+    measure_noise,
+    noise_gain,
     open_clean,
     open_data,
     open_trusted,
@@ -40,10 +42,10 @@ from .data import (
     to_measure,
 )
 from .memoize import memoize_json
-from .spectrum import VERSION, encoder_gain, recommend_latents
+from .spectrum import VERSION, recommend_latents
 from .validation_loss import split_held_out
 
-GAIN_IMAGES = 16
+USUAL_LEVEL = 0.4  # of noise, at which the encoder's gain is measured where no level is known
 PROMPTS = 4  # generated at every checkpoint
 VALIDATION_PAIRS = 256  # at most; each is evaluated eight times at every checkpoint
 
@@ -86,7 +88,9 @@ class Preparation:
     prompts: of the images at checkpoints. metric_prompts: of the images for the metrics.
     scenes: what `metric_prompts` ask for; None unless the data are the demo's.
     weighting: "weight" and "band", recommended where they were not given; {} if nothing was open.
-    levels: of each pair's latents; None if no objective takes any."""
+    levels: of each pair's latents; None if no objective takes any.
+    tags: words for each pair's dirt, with --tag-dirt. found: what --audit says about the pairs.
+    noise: of the pairs, if they will be audited."""
 
     pairs: ContaminatedPairs
     dataset: LatentCache | Uncached
@@ -100,6 +104,9 @@ class Preparation:
     scenes: list[Scene] | None
     weighting: dict[str, float | list[float]]
     levels: Levels | None
+    tags: list[str] | None
+    found: DataRows | None
+    noise: MeasuredNoise | None
 
 
 def prepare(
@@ -115,14 +122,18 @@ def prepare(
     pairs = contaminate(source, config.contamination, trusted=trusted)
     reference = open_clean(config, source, pairs, out)
     require_enough(config.features, config.samples, pairs, reference)
+    found = _read_data_audit(config, pairs, say)
+    tags = _choose_tags(config, pairs, found)
     weighting = _choose_weighting(config, components, pairs, out, accelerator, say)
-    levels = _choose_levels(config, components, pairs)
+    levels = _choose_levels(config, components, pairs, found)
     if cut := components.cut_captions(source.captions):
         say(f"captions longer than the text encoder's limit, whose ends are cut: {len(cut):,}")
 
     train_indices, held_out = split_held_out(len(pairs), config.held_out, config.seed)
+    if found is not None:
+        train_indices = [index for index in train_indices if not found.left_out[index]]
     encode = partial(_encode, config, components, out=out, accelerator=accelerator, say=say)
-    dataset = encode(pairs)
+    dataset = encode(pairs, tags)
     if config.reference is None:
         validation = _validate_on_held_out(pairs, dataset, held_out)
     else:
@@ -141,7 +152,51 @@ def prepare(
         scenes=scenes,
         weighting=weighting,
         levels=levels,
+        tags=tags,
+        found=found,
+        noise=_measure_noise(config, components, pairs, out, accelerator),
     )
+
+
+def _measure_noise(
+    config: LatentConfig,
+    components: Components,
+    pairs: ContaminatedPairs,
+    out: Path,
+    accelerator: Accelerator,
+) -> MeasuredNoise | None:
+    """Only for the audit, which the main process does."""
+    if not any(facts.needs_audit for facts in config.trained) or not accelerator.is_main_process:
+        return None
+    inputs = [VERSION, "noise", components.identity, pairs.fingerprint()]
+
+    def compute() -> dict[str, Any]:
+        return measure_noise(components, pairs)._asdict()
+
+    return MeasuredNoise(**memoize_json(cache_file(config, out, "noise.json"), inputs, compute))
+
+
+def _read_data_audit(
+    config: LatentConfig, pairs: ContaminatedPairs, say: Callable[[str], None]
+) -> DataRows | None:
+    if config.audit is None:
+        return None
+    names = [pairs.name(index) for index in range(len(pairs))]
+    found = read_data_audit(config.audit, names, pairs.trusted)
+    say(f"{config.audit}: {found.summary()}")
+    return found
+
+
+def _choose_tags(
+    config: LatentConfig, pairs: ContaminatedPairs, found: DataRows | None
+) -> list[str] | None:
+    """Those of the audit, or the words of --tag-dirt for all pairs."""
+    if config.tag_dirt is None:
+        return None
+    if config.tag_dirt != TAGS_OF_AUDIT:
+        return [config.tag_dirt] * len(pairs)
+    assert found is not None  # the configuration refuses it otherwise
+    return found.tags
 
 
 # --------------------------------------------------------------------- weight, band and levels
@@ -195,23 +250,31 @@ def _recommend(
 
 
 def _choose_levels(
-    config: LatentConfig, components: Components, pairs: ContaminatedPairs
+    config: LatentConfig,
+    components: Components,
+    pairs: ContaminatedPairs,
+    found: DataRows | None,
 ) -> Levels | None:
-    """The two numbers of each pair, in units of its latents, from a file or from the
-    manifest. The manifest's levels are of images and are multiplied by the encoder's gain. None if
-    no objective takes levels. InputError if the manifest has none."""
+    """The two numbers of each pair, in units of its latents, from a file, the audit of the data or
+    the manifest. Those of images are multiplied by the encoder's gain. None if no objective takes
+    levels. InputError if the manifest has none."""
     if not any(facts.takes_levels for facts in config.trained):
         return None
     if config.levels is not None:
         return read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
+    if found is not None:
+        own = found.levels
+        finite = own.usable_from[(own.usable_from > 0) & own.usable_from.isfinite()]
+        gain = noise_gain(components, pairs, float(finite.median()) if len(finite) else USUAL_LEVEL)
+        least = own.usable_from * gain.square().mean().sqrt()
+        return Levels(own.level[:, None] * gain, least, own.trusted)
     if config.drop_noisy:  # drops every contaminated pair, also those without a noise level
         return Levels.never_for(pairs.dirty())
     known = pairs.levels()
     if not known.any():
         raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
-    samples = of_one_size(pairs, pairs.clean, GAIN_IMAGES)
-    gain = encoder_gain(samples, known[known > 0].median().item(), components)
-    return Levels(known[:, None] * gain)
+    median = known[known > 0].median().item()
+    return Levels(known[:, None] * noise_gain(components, pairs, median))
 
 
 # ---------------------------------------------------------- encoded pairs, squares and prompts
@@ -221,6 +284,7 @@ def _encode(
     config: LatentConfig,
     components: Components,
     pairs: ContaminatedPairs,
+    tags: Sequence[str] | None = None,
     *,
     out: Path,
     accelerator: Accelerator,
@@ -228,14 +292,14 @@ def _encode(
 ) -> LatentCache | Uncached:
     folder = cache_folder(config, out)
     if folder is None:
-        return Uncached(pairs, components, config.tag_dirt)
+        return Uncached(pairs, components, tags)
     cache = build_cache(
         pairs,
         components,
         folder,
         batch_size=config.batch_size,
         accelerator=accelerator,
-        tag=config.tag_dirt,
+        tags=tags,
     )
     say(cache.summary)
     return cache

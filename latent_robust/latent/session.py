@@ -203,6 +203,7 @@ def train(
         prepared.captions,
         output.on_checkpoint,
         levels if config.tag_dirt else None,
+        prepared.tags,
         doubtful,
     )
     if levels is not None and config.tag_dirt:
@@ -249,6 +250,7 @@ def find_levels(
             encoded=prepared.dataset,
             pairs=prepared.pairs,
             captions=captions,
+            noise=prepared.noise,
             seed=config.seed,
             check_captions=config.check_captions,
         )

@@ -17,14 +17,13 @@ from .config import LatentConfig
 from .lora.adapters import adapted_parts
 
 # Share of the steps in which a doubtful caption is left out.
-DOUBTFUL_DROPOUT = 0.5
+DOUBTFUL_DROPOUT = 1.0
 
 
 class EncodedPairs(Protocol):
     """The interface of LatentCache and Uncached."""
 
     empty_text: Conditions
-    tag_text: Conditions | None
 
     def __len__(self) -> int: ...
 
@@ -51,8 +50,8 @@ class LatentTask:
 
     dataset: the encoded pairs; train_indices: of the pairs to train on; captions: by index, needed
     only if the text encoders are trained, because they must then encode them in every step;
-    on_checkpoint: called with the network and the step; levels: of each pair, with `--tag-dirt`:
-    a sample then has the words for dirt in its caption where it may not be used as a clean one;
+    on_checkpoint: called with the network and the step; levels, tags: of each pair, with
+    `--tag-dirt`: its caption ends with the tag where the sample may not be used as a clean one;
     doubtful: (N,), bool, captions that are left out in DOUBTFUL_DROPOUT of the steps.
     """
 
@@ -65,6 +64,7 @@ class LatentTask:
         captions: Sequence[str] | None = None,
         on_checkpoint: Callable[[nn.Module, int], None] | None = None,
         levels: Levels | None = None,
+        tags: Sequence[str] | None = None,
         doubtful: Tensor | None = None,
     ):
         self.config, self.components, self.dataset = config, components, dataset
@@ -75,7 +75,7 @@ class LatentTask:
         buckets = ([i for i in bucket if i in kept] for bucket in dataset.buckets())
         self.buckets = [bucket for bucket in buckets if bucket]
         self._on_checkpoint = on_checkpoint
-        self._levels, self._doubtful = levels, doubtful
+        self._levels, self._tags, self._doubtful = levels, tags or [], doubtful
 
     def prepare(
         self, batch: dict[str, Any], generator: torch.Generator
@@ -103,9 +103,12 @@ class LatentTask:
         if self._levels is None:
             return mean + std * noise, BatchConditions(text, sizes)
         if self.captions is not None:
-            tagged = [with_tag(caption or "", self.config.tag_dirt) for caption in text]
+            words = [self._tags[index] for index in batch["index"].tolist()]
+            tagged = [
+                with_tag(caption or "", tag) for caption, tag in zip(text, words, strict=True)
+            ]
         else:
-            tagged = self._conditions(batch["tagged"], self.dataset.tag_text, dropped, generator)
+            tagged = self._conditions(batch["tagged"], batch["tag"], dropped, generator)
         levels = self._levels[batch["index"]].to(device)
         return mean + std * noise, BatchConditions(text, sizes, tagged, levels)
 
@@ -113,7 +116,7 @@ class LatentTask:
         self, text: Conditions, without_caption: Conditions, dropped: Tensor, generator
     ) -> Conditions:
         """Text conditions (B, ...) on the device. dropped: (B,), bool, which rows are replaced by
-        `without_caption` (1, ...)."""
+        `without_caption`, (1, ...) or (B, ...)."""
         return {
             key: _replace_dropped(
                 self._perturbed(value.to(dropped.device, non_blocking=True), generator),
@@ -211,6 +214,6 @@ class WithTextEncoders(nn.Module):
 
 
 def _replace_dropped(value: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
-    """`value` (B, ...) with `empty` (1, ...) in the rows that are `dropped`, (B,), bool."""
+    """`value` (B, ...) with `empty`, (1, ...) or (B, ...), in the rows that are `dropped`, (B,)."""
     rows = dropped.view(-1, *[1] * (value.ndim - 1))
     return torch.where(rows, empty.to(value, non_blocking=True), value)

@@ -156,6 +156,14 @@ class TrainConfig(BaseModel):
         STRENGTH,
         "FILE",
     )
+    audit: Path | None = setting(
+        None,
+        "audit.jsonl of `latent-robust audit DATA`: copies are left out; ambient also takes the "
+        "noise levels from it",
+        STRENGTH,
+        "FILE",
+        common=True,
+    )
     trusted: str | None = setting(
         None,
         "for audited: 20 to 100 clean samples that you vouch for, by which the others are judged; "
@@ -205,7 +213,7 @@ class TrainConfig(BaseModel):
         MEMORY,
         common=True,
     )
-    workers: int = setting(0, "processes that load data", MEMORY, common=True, ge=0)
+    workers: int = setting(0, "processes that load data", MEMORY, ge=0)
     gradient_accumulation: int = setting(1, "batches per optimizer step", MEMORY, ge=1)
     optimizer: Literal["adamw", "adamw8bit"] = setting(
         "adamw", "adamw8bit needs bitsandbytes and a CUDA device", MEMORY
@@ -294,11 +302,14 @@ class TrainConfig(BaseModel):
             )
         if self.band == "auto" and self.weighting != "band":
             self.band = 1.0  # not used
-        if self.facts.takes_levels and self.levels is None and self.contamination == "none":
+        given = (self.levels, self.audit)
+        if self.facts.takes_levels and given == (None, None) and self.contamination == "none":
             raise ValueError(
-                f"objective {self.objective} needs noise levels: give --levels FILE, or a "
-                "contamination whose true levels are known"
+                f"objective {self.objective} needs noise levels: give --levels FILE or --audit "
+                "FILE, or a contamination whose true levels are known"
             )
+        if None not in given:
+            raise ValueError("levels and audit both say how dirty each sample is; choose one")
         if self.levels is not None and not any(facts.takes_levels for facts in self.trained):
             raise ValueError("levels are for the objective ambient: add --objective ambient")
         if self.facts.needs_audit and self.auditor_facts.needs_levels:

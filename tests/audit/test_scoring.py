@@ -26,11 +26,9 @@ def knows_zero(process):
     return denoise
 
 
-def audit(samples, process=EPSILON, buckets=None, noise_std=None):
+def audit(samples, process=EPSILON, buckets=None, **noise):
     denoise, buckets = knows_zero(process), buckets or [range(len(samples))]
-    return audit_samples(
-        lambda indices: (samples[indices], denoise), process, buckets, noise_std=noise_std
-    )
+    return audit_samples(lambda indices: (samples[indices], denoise), process, buckets, **noise)
 
 
 def noisy_samples(levels, side=16):
@@ -96,12 +94,31 @@ def test_levels_that_differ_are_ordered_and_measured():
 
 
 def test_unimodal_scores_without_measured_noise_are_all_clean():
-    """Unimodal scores always have a highest one. Bimodal scores count whatever was measured."""
+    """Unimodal scores always have a highest one."""
     unimodal = noisy_samples(torch.linspace(0.1, 0.3, 200))
-    bimodal = noisy_samples(torch.tensor([0.0] * 20 + [0.4] * 180))
-    assert not audit(unimodal, noise_std=0.0).levels.any()
+    clean = audit(unimodal, noise_std=0.04, looks_clean=True)
+    assert not clean.levels.any()
+    assert clean.told
     assert audit(unimodal).levels.any()
-    assert audit(bimodal, noise_std=0.0).levels.any()
+
+
+def test_bimodal_scores_count_if_the_images_show_as_much_noise():
+    """Few noisy images are little noise in all; more noise than there is, is something else."""
+    few = noisy_samples(torch.tensor([0.0] * 190 + [0.4] * 10))
+    little = 0.4 * (10 / 200) ** 0.5
+    assert (audit(few, noise_std=little, looks_clean=True).levels > 0).sum() == 10
+    untold = audit(few, noise_std=little / 2, looks_clean=True)
+    assert not untold.told
+    assert not untold.levels.any()
+    assert "cannot tell" in untold.summary()
+    assert "--trusted" in untold.summary()
+
+
+@pytest.mark.parametrize("shown", [0.0, 0.1])
+def test_one_group_with_more_noise_than_the_images_show_cannot_be_told(shown):
+    """As where an auditor that does not know the images takes the sharp ones for noisy."""
+    spread = noisy_samples(torch.linspace(0.1, 0.4, 200))
+    assert not audit(spread, noise_std=shown).told
 
 
 def test_if_no_sample_is_clean_the_measured_noise_shows_it():

@@ -144,12 +144,13 @@ def test_cached_and_uncached_items_are_bit_equal_in_equal_batches(tmp_path):
 def test_captions_are_also_encoded_with_the_words_for_dirt(tmp_path):
     pairs, components = Pairs(), Encoders()
     pairs.captions[3] = ""
-    cache = build(tmp_path, pairs, components, tag="low quality")
-    uncached = Uncached(pairs, components, "low quality")
-    assert_equal(cache.__getitems__([3, 0]), uncached.__getitems__([3, 0]))
-    wanted = components.encode_text(["low quality", f"{pairs.captions[0]}, low quality"])
-    assert_equal(cache.__getitems__([3, 0])["tagged"], wanted)
-    assert_equal(cache.tag_text, components.encode_text(["low quality"]))
+    tags = ["low quality", "", "", "blurry", *[""] * 6]
+    cache = build(tmp_path, pairs, components, tags=tags)
+    batch = cache.__getitems__([3, 0])
+    assert_equal(batch, Uncached(pairs, components, tags).__getitems__([3, 0]))
+    wanted = components.encode_text(["blurry", f"{pairs.captions[0]}, low quality"])
+    assert_equal(batch["tagged"], wanted)
+    assert_equal(batch["tag"], components.encode_text(["blurry", "low quality"]))
     assert "tagged" not in build(tmp_path, pairs, components).__getitems__([3, 0])
 
 

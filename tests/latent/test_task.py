@@ -19,7 +19,6 @@ class Encoded:
     """Of `count` pairs in two buckets, what LatentCache gives; pair i says i + 1 everywhere."""
 
     empty_text = {"text": torch.zeros(1, 5, WIDTH), "pooled": torch.full((1, WIDTH), -1.0)}
-    tag_text = {"text": torch.full((1, 5, WIDTH), 50.0), "pooled": torch.full((1, WIDTH), 50.0)}
 
     def __init__(self, count=8, std=0.0):
         self.count, self.std = count, std
@@ -46,6 +45,7 @@ class Encoded:
             "std": torch.full((len(index), 4, 8, 8), self.std),
             "text": text(number),
             "tagged": text(number + 100),
+            "tag": text(0 * number + 50),
             "size": torch.tensor([[16, 16]]).expand(len(index), 2),
         }
 
@@ -300,7 +300,8 @@ def test_trained_text_encoders_read_the_words_for_dirt():
     add_lora(components, rank=2, alpha=2, text_encoder=True)
     config = LatentConfig(lora=True, text_encoder=True, caption_dropout=0.0, **TAGGED)
     captions = ["a cat", "a dog", ""]
-    task = LatentTask(config, components, Encoded(), range(8), captions, levels=FOUND)
+    tags = ["low quality"] * 8
+    task = LatentTask(config, components, Encoded(), range(8), captions, None, FOUND, tags)
     sample, conditions = prepare(task, [0, 1, 2])
     assert conditions.tagged == ["a cat, low quality", "a dog, low quality", "low quality"]
     t = torch.stack([task.process.time_of(0.5)] * 3)

@@ -54,8 +54,8 @@ class LatentCache(Dataset):
     """The result of `build_cache`: encoded pairs, read from disk on demand.
 
     Works in the workers of a DataLoader, forked or spawned: it holds no images and no models.
-    empty_text: text conditions of a dropped caption, each (1, ...); tag_text: those of the words of
-    `--tag-dirt` alone, None without; summary: a sentence that says how much was encoded.
+    empty_text: text conditions of a dropped caption, each (1, ...); summary: a sentence that says
+    how much was encoded.
     """
 
     def __init__(
@@ -63,15 +63,13 @@ class LatentCache(Dataset):
         shards: Shards,
         plan: Plan,
         pairs: ContaminatedPairs,
-        components: Components,
-        tag: str | None,
+        empty_text: dict[str, Tensor],
         summary: str,
     ):
-        self.empty_text, self.tag_text = _without_caption(components, tag)
-        self.summary = summary
+        self.empty_text, self.summary = empty_text, summary
         self._shards = shards
         self._image_keys, self._caption_keys = plan.image_keys, plan.caption_keys
-        self._tagged_keys = plan.tagged_keys
+        self._tagged_keys, self._tag_keys = plan.tagged_keys, plan.tag_keys
         self._sizes = torch.tensor([pairs.framing(i) for i in range(len(pairs))])
         self._buckets = pairs.buckets()
 
@@ -82,8 +80,8 @@ class LatentCache(Dataset):
         """indices: of pairs that share a bucket.
 
         =>  index (B,); mean, std (B, c, h, w) float32, of scaled latents; text {name: (B, ...)},
-        and `tagged` as well with a tag; size (B, 6), from `framing`. InputError if a shard was
-        deleted.
+        and with tags also `tagged`, of the captions with them, and `tag`, of them alone; size
+        (B, 6), from `framing`. InputError if a shard was deleted.
         """
         indices = torch.as_tensor(indices)
         rows = indices.tolist()
@@ -92,7 +90,11 @@ class LatentCache(Dataset):
             **self._shards.read([self._image_keys[i] for i in rows]),
             **{
                 name: self._shards.read([keys[i] for i in rows])
-                for name, keys in (("text", self._caption_keys), ("tagged", self._tagged_keys))
+                for name, keys in (
+                    ("text", self._caption_keys),
+                    ("tagged", self._tagged_keys),
+                    ("tag", self._tag_keys),
+                )
                 if keys
             },
             "size": self._sizes[indices],
@@ -111,9 +113,14 @@ class Uncached(Dataset):
     components are on a GPU, the DataLoader must have no workers: CUDA does not survive forking.
     """
 
-    def __init__(self, pairs: ContaminatedPairs, components: Components, tag: str | None = None):
-        self._pairs, self._components, self._tag = pairs, components, tag
-        self.empty_text, self.tag_text = _without_caption(components, tag)
+    def __init__(
+        self,
+        pairs: ContaminatedPairs,
+        components: Components,
+        tags: Sequence[str] | None = None,
+    ):
+        self._pairs, self._components, self._tags = pairs, components, tags
+        self.empty_text = components.empty_text()
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -123,8 +130,9 @@ class Uncached(Dataset):
         indices = torch.as_tensor(indices)
         rows = indices.tolist()
         texts = {"text": [self._pairs.caption(i) for i in rows]}
-        if self._tag is not None:
-            texts["tagged"] = [with_tag(caption, self._tag) for caption in texts["text"]]
+        if self._tags is not None:
+            texts["tag"] = [self._tags[i] for i in rows]
+            texts["tagged"] = list(map(with_tag, texts["text"], texts["tag"]))
         return {
             "index": indices,
             **encode_images(self._components, self._pairs, rows),
@@ -144,11 +152,11 @@ def build_cache(
     *,
     batch_size: int,
     accelerator: Accelerator | None = None,
-    tag: str | None = None,
+    tags: Sequence[str] | None = None,
 ) -> LatentCache:
     """Encode all items that `folder` does not hold yet, and open the cache.
 
-    tag: words for dirt; captions are then encoded with and without them.
+    tags: of each pair, words for dirt; captions are then encoded with and without them.
 
     With several processes each encodes its share, and all get the whole cache. A build that was
     killed resumes after its last shard with the same batches, so the result has the same bits.
@@ -162,7 +170,7 @@ def build_cache(
         shards = Shards(folder)
     if accelerator:
         accelerator.wait_for_everyone()  # all must see the same shards before one process writes
-    plan = Plan(pairs, components.identity, batch_size, tag)
+    plan = Plan(pairs, components.identity, batch_size, tags)
     captions = encode_missing(
         "text", plan.captions, partial(encode_captions, components), shards, rank, ranks
     )
@@ -172,7 +180,7 @@ def build_cache(
     if accelerator:
         accelerator.wait_for_everyone()
     shards = Shards(folder)
-    keys = (*plan.image_keys, *plan.caption_keys, *plan.tagged_keys)
+    keys = (*plan.image_keys, *plan.caption_keys, *plan.tagged_keys, *plan.tag_keys)
     if not all(key in shards for key in keys):
         raise InputError(
             f"{folder} lacks items that were just encoded. All processes must use the same folder, "
@@ -183,11 +191,4 @@ def build_cache(
         f"encoded {images.encoded:,} images and {captions.encoded:,} captions "
         f"({images.cached:,} and {captions.cached:,} were cached already)"
     )
-    return LatentCache(shards, plan, pairs, components, tag, summary)
-
-
-def _without_caption(
-    components: Components, tag: str | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """=>  the text conditions of a dropped caption, and of the tag alone, each (1, ...)."""
-    return components.empty_text(), None if tag is None else encode_captions(components, [tag])
+    return LatentCache(shards, plan, pairs, components.empty_text(), summary)

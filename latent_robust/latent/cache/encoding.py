@@ -29,24 +29,32 @@ VERSION = 1
 class Plan:
     """The keys and batches of a set of pairs.
 
-    image_keys, caption_keys, tagged_keys: by the pair's index. images, captions: batches {key:
-    index or caption}; equal items occur once, and images are grouped by bucket. The batches do not
-    depend on what is already cached: a build that resumes after a kill uses the same ones and gives
-    the same bits.
+    image_keys, caption_keys, tagged_keys, tag_keys: by the pair's index. images, captions: batches
+    {key: index or caption}; equal items occur once, and images are grouped by bucket. The batches
+    do not depend on what is already cached: a build that resumes after a kill uses the same ones
+    and gives the same bits.
     """
 
-    def __init__(self, pairs: ContaminatedPairs, identity: str, batch_size: int, tag: str | None):
-        """identity: `Components.identity`. tag: words that tagged captions end with; None: there
-        are none."""
+    def __init__(
+        self,
+        pairs: ContaminatedPairs,
+        identity: str,
+        batch_size: int,
+        tags: Sequence[str] | None,
+    ):
+        """identity: `Components.identity`. tags: words that each pair's tagged caption ends with;
+        None: there are none."""
         indices = range(len(pairs))
         self.image_keys = [
             _key("image", pairs.checksum(i), pairs.bucket(i), identity) for i in indices
         ]
         texts = [pairs.caption(i) for i in indices]
-        tagged = [] if tag is None else [with_tag(text, tag) for text in texts]
-        keys = {text: _key("caption", text, identity) for text in (*texts, *tagged)}
+        tags = tags or []
+        tagged = [with_tag(*pair) for pair in zip(texts, tags, strict=False)]
+        keys = {text: _key("caption", text, identity) for text in (*texts, *tagged, *tags)}
         self.caption_keys = [keys[text] for text in texts]
         self.tagged_keys = [keys[text] for text in tagged]
+        self.tag_keys = [keys[text] for text in tags]
 
         by_bucket: dict[tuple[int, int], dict[str, int]] = {}
         for i in indices:
@@ -113,7 +121,7 @@ def encode_captions(components: Components, captions: Sequence[str]) -> dict[str
 
 
 def with_tag(caption: str, tag: str) -> str:
-    return f"{caption}, {tag}" if caption else tag
+    return ", ".join(filter(None, (caption, tag)))
 
 
 def _key(*parts: Any) -> str:
