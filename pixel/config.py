@@ -166,6 +166,7 @@ class PixelConfig(TrainConfig):
                 f"sampling_steps {self.sampling_steps} is more than noise_steps "
                 f"{self.noise_steps}; use fewer"
             )
+        self._check_tags(self.tag_dirt)
         if self.tag_dirt and self.learned_variance:
             raise ValueError("tag_dirt works without learned_variance; choose one")
         if self.rounds > 1 and not any(facts.needs_audit for facts in self.trained):

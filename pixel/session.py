@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ def train(output: Output, accelerator: Accelerator) -> bool:
     if config.stop_at is None and levels is not None and not config.drop_noisy:
         # The network is not trained below the lowest level, so its predictions there are arbitrary.
         lowest = levels.usable_from.min().item()
-        task.stop_at = float(f"{lowest:.3g}") or None
+        task.stop_at = (float(f"{lowest:.3g}") or None) if isfinite(lowest) else None
         if task.stop_at is not None and accelerator.is_main_process:
             print(f"no training image is clean: the sampler stops at noise level {task.stop_at:g}")
     trainer = Trainer(

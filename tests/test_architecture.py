@@ -10,7 +10,7 @@ import pytest
 from latent_robust.core import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
-COMMON = {"__init__", "errors", "files", "lazy", "limits", "subset"}
+COMMON = {"__init__", "errors", "files", "lazy", "limits", "pages", "subset"}
 ROOMS = {"core", "data", "audit", "training", "evaluation"}
 MAY_IMPORT = {
     "core": set(),

@@ -90,12 +90,14 @@ def test_a_page_shows_the_numbers_of_its_results(name):
 
 
 def test_pages_of_the_other_scripts_show_the_numbers_of_their_results():
+    import audit_rates
     import benchmark
     import benchmark_run
     import geometry
     import measure_sd15
 
     renderers = {
+        "audit-rates": audit_rates.markdown,
         "benchmark": benchmark.markdown,
         "benchmark-run": benchmark_run.markdown,
         "sd15": measure_sd15.markdown,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from latent_robust.data.decode import BadImage, opened
 from latent_robust.data.sources.pair_list import PairList
 from latent_robust.data.stored import list_stored
 from latent_robust.errors import InputError
@@ -16,9 +15,9 @@ from latent_robust.subset import evenly_spaced
 
 from .pictures import texts
 from .pictures.findings import DataAudit, column, remaining_noise
-from .pictures.measures import BANDS, Picture
-from .pictures.repeats import THUMB, Mark, find_mark, groups, shows_mark
-from .pictures.scan import Row, Settings, scan, to_picture
+from .pictures.measures import BANDS
+from .pictures.repeats import THUMB, Mark, groups, shows_mark
+from .pictures.scan import Row, Settings, find_mark_of, scan
 
 MARK_PICTURES = 512  # that are laid over each other
 MEASURED = (
@@ -55,7 +54,8 @@ def audit_data(
     if not listed.keys:
         raise InputError(f"{spec} has no pictures")
     not_measured: dict[str, str] = {}
-    mark, why = find_mark(_some_pictures(listed))
+    some = [listed.keys[i] for i in evenly_spaced(len(listed.keys), MARK_PICTURES)]
+    mark, why = find_mark_of(listed.read, some, workers)
     if why:
         not_measured["mark"] = why
     if size is None:
@@ -65,15 +65,6 @@ def audit_data(
         workers=workers,
     )  # fmt: skip
     return _collect(spec, listed, rows, size, mark, not_measured)
-
-
-def _some_pictures(listed: PairList) -> Iterator[Picture]:
-    for index in evenly_spaced(len(listed.keys), MARK_PICTURES):
-        try:
-            with opened(listed.read(listed.keys[index])) as image:
-                yield to_picture(image)
-        except BadImage:
-            continue  # the scan reports it
 
 
 def _collect(
@@ -107,11 +98,10 @@ def _collect(
     readable = np.ones(count, bool)
     readable[[row["index"] for row in unreadable]] = False
     first = _add_copies(columns, listed.names, pixels, hashes, thumbs, readable, reasons)
-    _add_captions(columns, listed.captions, reasons, not_measured)
+    _add_captions(columns, listed, reasons, not_measured)
     columns["remains"] = remaining_noise(columns["width"], columns["height"], size)
-    for key in [key for key in ("mark", "small") if np.isnan(columns[key]).all()]:
-        del columns[key]
-    quarantine = [{"index": -1, **row} for row in listed.quarantine]
+    if mark is None and "mark" not in not_measured:
+        columns["mark"][readable] = 0  # looked for, and not there
     return DataAudit(
         spec=spec,
         names=listed.names,
@@ -121,7 +111,8 @@ def _collect(
         first_copy=first,
         reasons=reasons,
         not_measured=not_measured,
-        unreadable=[*unreadable, *(row for row in quarantine if row["index"] >= 0)],
+        unreadable=unreadable,
+        refused=[*listed.quarantine, *_orphans(listed)],
         ignored=listed.ignored,
         size=size,
         read=lambda index: listed.read(listed.keys[index]),
@@ -137,7 +128,7 @@ def _judge_repeats(
         columns["mark"][:] = np.nan
         not_measured["mark"] = "many pictures resemble each other, and a mark does not stand out"
     gray = columns["gray"]
-    if np.nanmean(gray) > 1 - COLOURED:
+    if np.isfinite(gray).any() and np.nanmean(gray) > 1 - COLOURED:
         gray[:] = np.nan
         not_measured["gray"] = "many pictures are gray"
 
@@ -166,14 +157,20 @@ def _add_copies(
 
 def _add_captions(
     columns: dict[str, Any],
-    captions: Sequence[str],
+    listed: PairList,
     reasons: dict[tuple[str, int], str],
     not_measured: dict[str, str],
 ) -> None:
-    if not any(captions):
+    captions = listed.captions
+    if not any(captions) and not listed.refused:
         not_measured["captions"] = "there are none"
         return
     problems = texts.find_problems(captions)
+    unusable = {name: reason for _, name, reason in listed.refused}
+    for name, found in zip(listed.names, problems, strict=True):
+        if name in unusable:
+            found.pop("missing", None)
+            found["empty"] = unusable[name]
     for name in ("missing", "empty", "identical", "script"):
         columns[f"caption_{name}"] = column([name in found for found in problems])
     for index, found in enumerate(problems):
@@ -187,3 +184,9 @@ def _add_captions(
     for index, length in enumerate(lengths):
         if length > TOKENS:
             reasons["caption_cut", index] = f"{length} tokens, {TOKENS} are read"
+
+
+def _orphans(listed: PairList) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "reason": "a caption without a picture"} for name in listed.without_image
+    ]

@@ -45,6 +45,11 @@ def read_levels(path: str | Path, count: int, channels: int) -> Levels:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             index, level, least, vouched = _row(line, f"{path}, line {number}", count)
+            if "measured" in json.loads(line):
+                raise InputError(
+                    f"{path} is the audit of a data set: give it as --audit, which finds its rows "
+                    "by name"
+                )
             if index in levels:
                 raise InputError(f"{path}, line {number}: index {index} appears twice")
             levels[index], usable_from[index] = level, least

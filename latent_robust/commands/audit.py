@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,6 +105,7 @@ def check(options: argparse.Namespace) -> None:
     options.out = options.out or Path(f"{_short_name(options.audited)}-audit")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; give a directory")
+    _refuse_other_audit(options.audited, options.out)
 
 
 def _check_limits(limits: dict[str, float]) -> None:
@@ -116,9 +119,20 @@ def _check_limits(limits: dict[str, float]) -> None:
             raise InputError(f"--fail-on: a share lies in 0 .. 1, got {share:g}")
 
 
+def _refuse_other_audit(spec: str, out: Path) -> None:
+    """InputError if `out` has the audit of other data."""
+    try:
+        other = json.loads((out / "summary.json").read_text())["data"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if other != spec and Path(other).resolve() != Path(spec).resolve():
+        raise InputError(f"{out} has the audit of {other}; choose another --out")
+
+
 def _short_name(spec: str) -> str:
     """The end of a path or of a specification, as a file name."""
-    last = Path(spec.rpartition(":")[2] or spec).name
+    kind, _, rest = spec.partition(":")
+    last = rest if kind == "hf" else Path(rest or spec).resolve().name
     return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "data"
 
 
@@ -161,7 +175,8 @@ def _audit_data(options: argparse.Namespace) -> int:
     write_json(out / "summary.json", audit.summary())
     write_page(audit, out / "audit.html")
     if options.write_list is not None:
-        write_atomically(options.write_list, "".join(f"{name}\n" for name in audit.clean_names()))
+        names = "".join(f"{name}\n" for name in audit.clean_names())
+        write_atomically(options.write_list, os.fsencode(names))
     print(_told(audit, out))
     too_many = [*_beyond(audit, options.fail_on or {})]
     for line in too_many:
@@ -180,7 +195,10 @@ def _told(audit: DataAudit, out: Path) -> str:
     if audit.ignored:
         lines.append(f"  {audit.ignored:>7,}           other files, ignored")
     lines += [f"not measured: {name}: {why}" for name, why in audit.not_measured.items()]
-    lines.append(f"look at {out / 'audit.html'}; train with --audit {out / 'audit.jsonl'}")
+    if audit.refused:
+        lines.append(f"  {len(audit.refused):>7,}           rows or captions without a picture")
+    train = f"; train with --audit {out / 'audit.jsonl'}" if audit.usable else ""
+    lines.append(f"look at {out / 'audit.html'}{train}")
     return "\n".join(lines)
 
 

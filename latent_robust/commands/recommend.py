@@ -132,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
         if len(weighting.bands) not in (1, channels):
             raise InputError(f"--try has {len(weighting.bands)} bands; give one or {channels}")
         print(f"{weighting}: forecast {result.spectrum.distance(weighting, *kind):.3g}")
+    print(f"What else is wrong with them: latent-robust audit {shlex.quote(options.data)}")
     if result.weighting is not None:
         print(f"\nTrain with:\n{shlex.join([*command, *_settings(options, result.weighting)])}")
     if options.out is not None:

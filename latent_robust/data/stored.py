@@ -34,7 +34,13 @@ def list_stored(
         for index, name in enumerate(source.names):
             listed.add(index, name, None)
         return listed
-    return list_pairs(spec, caption_column, False, limit, offline, captionless=True)
+    listed = list_pairs(spec, caption_column, False, limit, offline, captionless=True)
+    # A picture counts also if its caption cannot be used.
+    unusable = {name for _, name, _ in listed.refused}
+    listed.quarantine = [row for row in listed.quarantine if row["name"] not in unusable]
+    for key, name, _ in listed.refused:
+        listed.add(key, name, None)
+    return listed
 
 
 def _png(source: Source, index: int) -> bytes:

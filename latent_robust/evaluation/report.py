@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latent_robust.files import write_atomically
+from latent_robust.pages import page_template
 
 from .charts import audit_charts, schedule_charts, training_charts, validation_charts
 from .comparison import arrows_note, caution, heading, introduction, table_note
@@ -33,23 +34,13 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     What a run does not have (yet) is left out. InputError for a directory that is not a run, and
     for a place that cannot be written to.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     out = Path(out)
     loaded = read_runs(runs)
     columns, rows = metrics_table(loaded)
     front_columns, front_rows = select_columns(columns, rows, lambda column: column.front)
     grids = data_and_samples(loaded)
     large = are_large(grids)
-    environment = Environment(
-        loader=PackageLoader("latent_robust.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
-    page = environment.get_template("report.html.j2").render(
+    page = page_template("latent_robust.evaluation", "report.html.j2").render(
         verdict=verdict(loaded),
         title=title or _title(loaded),
         introduction=introduction(loaded),

@@ -95,8 +95,7 @@ class LatentConfig(TrainConfig):
 
     check_captions: bool = setting(
         False,
-        "for audited: also find captions that do not fit their images, and leave them out in half "
-        "of the steps",
+        "for audited: also find captions that do not fit their images, and leave them out",
         STRENGTH,
     )
     tag_dirt: str | None = setting(
@@ -223,6 +222,7 @@ class LatentConfig(TrainConfig):
             raise ValueError("caption_noise perturbs fixed embeddings; use it without text_encoder")
         if self.check_captions and not self.facts.needs_audit:
             raise ValueError("check_captions is part of the audit: use objective audited")
+        self._check_tags(self.tag_dirt)
         if self.tag_dirt is not None and not self.tag_dirt.strip():
             raise ValueError("tag_dirt needs words, e.g. 'low quality'")
         if self.tag_dirt == TAGS_OF_AUDIT and self.audit is None:

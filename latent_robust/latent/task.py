@@ -16,9 +16,6 @@ from .cache.encoding import with_tag
 from .config import LatentConfig
 from .lora.adapters import adapted_parts
 
-# Share of the steps in which a doubtful caption is left out.
-DOUBTFUL_DROPOUT = 1.0
-
 
 class EncodedPairs(Protocol):
     """The interface of LatentCache and Uncached."""
@@ -52,7 +49,7 @@ class LatentTask:
     only if the text encoders are trained, because they must then encode them in every step;
     on_checkpoint: called with the network and the step; levels, tags: of each pair, with
     `--tag-dirt`: its caption ends with the tag where the sample may not be used as a clean one;
-    doubtful: (N,), bool, captions that are left out in DOUBTFUL_DROPOUT of the steps.
+    doubtful: (N,), bool, captions that are always left out.
     """
 
     def __init__(
@@ -89,11 +86,9 @@ class LatentTask:
         mean, std = (batch[key].to(device, non_blocking=True) for key in ("mean", "std"))
         noise = torch.randn(mean.shape, generator=generator, device=device)
         dropped = torch.rand(len(mean), generator=generator, device=device)
-        share = self.config.caption_dropout
+        dropped = dropped < self.config.caption_dropout
         if self._doubtful is not None:
-            often = self._doubtful[batch["index"]].to(device, non_blocking=True)
-            share = torch.where(often, max(share, DOUBTFUL_DROPOUT), share)
-        dropped = dropped < share
+            dropped |= self._doubtful[batch["index"]].to(device, non_blocking=True)
         sizes = batch["size"].to(device, non_blocking=True)
         if self.captions is not None:
             rows = zip(batch["index"].tolist(), dropped.tolist(), strict=True)

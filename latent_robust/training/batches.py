@@ -193,7 +193,8 @@ def only(buckets: Sequence[Sequence[int]], usable: Tensor) -> list[list[int]]:
     kept = [[index for index in bucket if usable[index]] for bucket in buckets]
     if not any(kept):
         raise InputError(
-            "no sample is usable at any noise level; train without --levels or drop_noisy"
+            "no sample is usable at any noise level; train without --levels, --audit or "
+            "drop_noisy, or give samples that you vouch for (--trusted)"
         )
     return [bucket for bucket in kept if bucket]
 

@@ -172,7 +172,6 @@ class TrainConfig(BaseModel):
         "DATA",
         common=True,
     )
-    tag_dirt: bool | str | None = None  # each trainer says how dirt is tagged
     drop_noisy: bool = setting(
         False,
         "for audited and ambient: leave noisy samples out, instead of training on them at noise "
@@ -316,11 +315,14 @@ class TrainConfig(BaseModel):
             raise ValueError(f"auditor {self.auditor} needs levels itself; use robust-adversarial")
         if self.drop_noisy and not self.facts.needs_levels:
             raise ValueError("drop_noisy needs noise levels: use objective audited or ambient")
-        if self.tag_dirt and not self.facts.needs_levels:
-            raise ValueError("tag_dirt needs noise levels: use objective audited or ambient")
-        if self.tag_dirt and self.drop_noisy:
-            raise ValueError("tag_dirt uses what drop_noisy leaves out; choose one")
         return self
+
+    def _check_tags(self, tag_dirt: bool | str | None) -> None:
+        """Raises ValueError if dirt cannot be tagged. tag_dirt: the setting of each trainer."""
+        if tag_dirt and not self.facts.needs_levels:
+            raise ValueError("tag_dirt needs noise levels: use objective audited or ambient")
+        if tag_dirt and self.drop_noisy:
+            raise ValueError("tag_dirt uses what drop_noisy leaves out; choose one")
 
     def _refuse_dropout_of_a_part(self, dropout: float) -> None:
         """Raises ValueError for dropout if the penalty is computed on a part of each batch."""

@@ -40,7 +40,9 @@ def _settings_of_part(config: TrainConfig, objective: str, earlier_round: bool) 
     settings = {**config.model_dump(), "objective": objective, "compare_with": None}
     settings["resume"] = config.resume and "auto"
     if not facts.needs_levels:
-        settings.update(drop_noisy=False, tag_dirt=type(config).model_fields["tag_dirt"].default)
+        fields = type(config).model_fields
+        dirty = [name for name in ("drop_noisy", "tag_dirt") if name in fields]
+        settings.update({name: fields[name].default for name in dirty})
     if not facts.takes_levels:
         settings["levels"] = None
     if earlier_round:

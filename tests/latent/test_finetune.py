@@ -654,6 +654,32 @@ def test_a_doubtful_caption_of_a_file_is_left_out(finetune, tmp_path):
     assert not all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.usefixtures("unverified")
+def test_the_audit_of_the_data_gives_levels_copies_and_words(finetune, tmp_path, capsys):
+    rows = [
+        {
+            "index": i,
+            "name": f"scenes:{i}",
+            "level": 0.2 * (i % 3 == 1),
+            "usable_from": "never" if i % 3 == 2 else 0,
+            "exclude": i == 9,
+            "tags": ["blurry"] if i % 3 == 2 else [],
+        }
+        for i in range(10)
+    ]
+    (tmp_path / "audit.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = ("--lora", "--objective=ambient", "--audit=audit.jsonl", *UNDRAWN, "--steps=6")
+    assert finetune(*told, "--out=run") == 0
+    assert "of 10 samples 1 copies are left out; 6 are dirty" in capsys.readouterr().out
+    assert finetune(*told, "--tag-dirt=audit", "--out=tagged") == 0
+    first, second = (load_file(tmp_path / run / LORA[0]) for run in ("run", "tagged"))
+    assert not all(torch.equal(first[key], second[key]) for key in first)
+    plain = ("--lora", "--objective=ddpm", "--audit=audit.jsonl", *UNDRAWN)
+    assert finetune(*plain, "--out=plain") == 0
+    assert finetune("--lora", "--objective=ambient", "--tag-dirt=audit", *DIRTY, *UNDRAWN) == 2
+    assert "give --audit FILE too" in capsys.readouterr().err
+
+
 STILL = ("--learning-rate=1e-30", "--objective=ddpm", *UNDRAWN)
 
 

@@ -23,6 +23,7 @@ from latent_robust.training.directory import OUTPUTS
 from latent_robust.training.loop import Trainer
 from pixel import output
 from pixel.config import PixelConfig
+from pixel.data import contaminated_images
 from pixel.network import build_network
 from pixel.tagged import CLEAN, DIRTY, DrawnAsClean, tags
 from pixel.task import PixelTask
@@ -272,6 +273,37 @@ def test_dirty_images_can_be_a_class_that_is_not_generated(train, tmp_path):
     assert latent_robust(["sample", "run", "--count=4", "--out=samples.png"]) == 0
     assert train(*args, "--init=run", "--out=next") == 0
     assert latent_robust(["audit", "run", "--out=audit.jsonl"]) == 0
+
+
+@pytest.mark.parametrize("objective", ["ddpm", "ambient"])
+def test_the_audit_of_the_data_says_what_is_used(train, tmp_path, capsys, objective):
+    """Copies are used by no objective; the order of the rows does not matter."""
+    rows = [
+        {"index": i, "name": f"digits:{i}", "level": 0.1 * (i % 2), "exclude": i >= 20}
+        for i in range(40)
+    ]
+    (tmp_path / "audit.jsonl").write_text("\n".join(map(json.dumps, reversed(rows))))
+    args = (f"--objective={objective}", "--audit=audit.jsonl")
+    assert train(*args, "--limit=40", "--out=run") == 0
+    assert "20 copies are left out" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "20 copies are left out" in metrics["data_audit"]
+    assert "20 copies are left out" in (tmp_path / "run/report.html").read_text()
+
+
+def test_an_audit_of_other_data_is_refused(train, tmp_path, capsys):
+    (tmp_path / "audit.jsonl").write_text('{"index": 0, "name": "a.png", "level": 0}\n')
+    assert train("--objective=ambient", "--audit=audit.jsonl", "--out=run") == 2
+    assert "audit the data again" in capsys.readouterr().err
+    assert not (tmp_path / "run/log.jsonl").exists()
+
+
+def test_copies_are_in_no_batch(tmp_path):
+    config = PixelConfig(limit=10)
+    dataset = contaminated_images(config.model_dump())
+    left_out = torch.arange(10) % 3 == 0
+    task = PixelTask(config, dataset, tmp_path, main=True, left_out=left_out)
+    assert task.buckets == [[1, 2, 4, 5, 7, 8]]
 
 
 def test_an_image_is_dirty_below_the_level_that_hides_it():

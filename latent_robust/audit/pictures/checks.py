@@ -40,7 +40,7 @@ TRAIN = "train with --audit and --objective ambient"
 
 CHECKS = (
     Check(
-        "noise", "noisy", "dirt", 0.03, True, "of the range",
+        "noise", "noisy", "dirt", 0.04, True, "of the range",
         "spread of a second difference in the flattest tenth of the tiles, at the picture's size",
         "noise that was smoothed away afterwards; fine texture everywhere counts as noise",
         f"{TRAIN}: each picture is used above its own noise", "noisy",
@@ -70,7 +70,7 @@ CHECKS = (
         "block", "with a missing block", "dirt", 0.004, True, "of the area",
         "largest gray, black or white rectangle inside the picture",
         "blocks below 5 pixels a side, of the border's colour, in other colours, or in JPEG files",
-        "leave them out (--audit does)", "missing part",
+        "leave them out (--audit with ambient does)", "missing part",
     ),
     Check(
         "bars", "with black bars", "dirt", 0.02, True, "of the side",
@@ -83,7 +83,7 @@ CHECKS = (
         "slopes that pictures share in the same place, as a watermark or logo leaves them",
         "marks on less than a third of the pictures, at changing places, and in sets whose "
         "pictures are all laid out alike",
-        "leave them out (--audit does), or tag them", "watermark",
+        "leave them out (--audit with ambient does), or tag them", "watermark",
     ),
     Check(
         "small", "smaller than they are trained", "fit", 0, True, "times enlarged",
@@ -129,23 +129,23 @@ CHECKS = (
         "crops, mirror images and strong changes of colour", "look at them; they count double",
     ),
     Check(
-        "caption_missing", "no caption", "text", 0.5, True, "", "the text", "",
+        "caption_missing", "without a caption", "text", 0.5, True, "", "the text", "",
         "write them, or train those pictures without (--caption-dropout)",
     ),
     Check(
-        "caption_empty", "a caption that says nothing", "text", 0.5, True, "",
+        "caption_empty", "with a caption that says nothing", "text", 0.5, True, "",
         "file names, addresses, numbers and words such as `photo`", "", "write them",
     ),
     Check(
-        "caption_identical", "a caption that many share", "text", 0.5, True, "",
+        "caption_identical", "with a caption that many share", "text", 0.5, True, "",
         "equal texts", "", "say what differs",
     ),
     Check(
-        "caption_script", "a caption in another script than the rest", "text", 0.5, True, "",
+        "caption_script", "with a caption in another script", "text", 0.5, True, "",
         "Unicode names of the letters", "another language in the same script", "translate them",
     ),
     Check(
-        "caption_cut", "a caption that is cut", "text", 0.5, True, "",
+        "caption_cut", "with a caption that is cut", "text", 0.5, True, "",
         "tokens against the limit of CLIP's text encoder, 75", "", "put first what matters",
     ),
 )  # fmt: skip

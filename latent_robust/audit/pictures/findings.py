@@ -22,6 +22,7 @@ NEVER_USED = ("block", "mark", "bars")  # a part of the picture is wrong at ever
 LADDER = tuple(0.1 * 1.25**step for step in range(24))
 FEWEST_CLEAN = 10  # pictures, for their mean spectrum
 MENTIONED = 3  # kinds of dirt in the verdict
+OTHER = ("copy", "fit", "text")  # of each of these the largest finding
 # With more dirt than this, leaving it out leaves too little, and a few trusted pictures help most.
 MUCH = 0.3
 
@@ -48,8 +49,9 @@ class DataAudit:
     spec: of the data. names, captions: by index. columns: of each check its values, (N,), NaN where
     they were not measured; power: (N, BANDS), mean power of the pictures in [-1, 1] by frequency.
     first_copy: (N,), the index of the first of equal pictures. reasons: (check, index) => words.
-    not_measured: check => why. unreadable: rows {"index", "name", "reason"}. ignored: files that
-    are no pictures. size: at which the pictures are trained, None if unknown.
+    not_measured: check => why. unreadable: rows {"index", "name", "reason"}. refused: rows {"name",
+    "reason"} of what names no picture, such as a row of metadata without a file; ignored: number of
+    files that are no pictures. size: at which the pictures are trained, None if unknown.
     """
 
     spec: str
@@ -61,6 +63,7 @@ class DataAudit:
     reasons: dict[tuple[str, int], str]
     not_measured: dict[str, str]
     unreadable: list[dict[str, Any]]
+    refused: list[dict[str, Any]]
     ignored: int
     size: int | None
     read: Callable[[int], bytes] = field(repr=False)
@@ -99,6 +102,11 @@ class DataAudit:
                 mask[found.indices] = True
         mask[[row["index"] for row in self.unreadable]] = True
         return mask
+
+    @property
+    def usable(self) -> bool:
+        """Whether training with this audit has a picture to use."""
+        return bool(np.isfinite(self.usable_from).any())
 
     def clean_names(self) -> list[str]:
         """Pictures without dirt that are no copy of another."""
@@ -173,8 +181,8 @@ class DataAudit:
         return words
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row for each picture, as `--audit` and `--levels` read them: "index", "name",
-        "level", "usable_from", "flagged", "tags", "exclude", "found" and what was measured."""
+        """One row for each picture, as `--audit` reads them: "index", "name", "level",
+        "usable_from", "flagged", "tags", "exclude", "found" and what was measured."""
         tags = self.tags()
         found: dict[int, list[str]] = {}
         for finding in self.findings:
@@ -210,6 +218,7 @@ class DataAudit:
             "data": self.spec,
             "pictures": len(self),
             "unreadable": len(self.unreadable),
+            "refused": len(self.refused),
             "ignored": self.ignored,
             "dirty": int(self.dirty.sum()),
             "size": self.size,
@@ -231,13 +240,11 @@ class DataAudit:
         total = len(self)
         if total == len(self.unreadable):
             return f"None of the {total:,} pictures can be read."
-        of_kind = {kind: self._largest(kind) for kind in ("dirt", "copy", "fit", "text")}
-        parts = [f"{len(found):,} are {found.check.title}" for found in of_kind["dirt"][:MENTIONED]]
-        parts += [f"{len(found):,} are {found.check.title}" for found in of_kind["copy"][:1]]
-        parts += [f"{len(found):,} are {found.check.title}" for found in of_kind["fit"][:1]]
-        parts += [f"{len(found):,} have {found.check.title}" for found in of_kind["text"][:1]]
+        of_kind = {kind: self._largest(kind) for kind in ("dirt", *OTHER)}
+        most = [*of_kind["dirt"][:MENTIONED], *(of_kind[k][0] for k in OTHER if of_kind[k])]
+        parts = [f"{len(found):,} {found.check.title}" for found in most]
         if self.unreadable:
-            parts.append(f"{len(self.unreadable):,} cannot be read")
+            parts.append(f"{len(self.unreadable):,} unreadable")
         if not parts:
             return f"These checks found nothing wrong with the {total:,} pictures."
         return f"Of {total:,} pictures {_joined(parts)}: {self._advice()}."
@@ -252,6 +259,8 @@ class DataAudit:
             return (
                 "train with --objective audited and --trusted, some 50 pictures that you vouch for"
             )
+        if not self.usable:
+            return "no picture can be used as it is; give some trusted ones (--trusted)"
         if self.dirty.any():
             return "train with --audit and --objective ambient"
         if self._largest("copy"):

@@ -19,6 +19,7 @@ NOISE_QUANTILE = 0.1  # of the tiles: noise is everywhere, also where a picture 
 # This quantile of the spread in tiles of white noise, over the noise's standard deviation.
 NOISE_READING = 0.855
 LOWEST, HIGHEST = 8, 247  # of the mean of a tile; beyond, noise is clipped
+CLIPPED_NOISE = 0.58  # what is left of the spread of noise of which half is cut off
 
 EDGE_CONTRAST = 24  # an edge is a step of at least this height, in 0..255
 EDGE_REACH = 3  # pixels on each side that belong to an edge
@@ -58,9 +59,8 @@ def noise(picture: Picture) -> float | None:
     mean = _tiles(channel[1:-1, 1:-1], NOISE_TILE)
     if spread.size < 4:
         return None
-    seen = spread[(mean > LOWEST) & (mean < HIGHEST)]
-    level = np.quantile(seen if seen.size >= 4 else spread, NOISE_QUANTILE)
-    return float(level) / NOISE_READING / 255
+    spread[(mean <= LOWEST) | (mean >= HIGHEST)] /= CLIPPED_NOISE
+    return float(np.quantile(spread, NOISE_QUANTILE)) / NOISE_READING / 255
 
 
 def _tiles(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
@@ -231,9 +231,9 @@ def brightness(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def colourless(picture: Picture) -> bool:
-    """Whether a picture of three channels is gray."""
+    """Whether a picture is gray, in one channel or in three."""
     if picture.shape[2] == 1:
-        return False
+        return True
     red, green, blue = np.moveaxis(picture.astype(np.int16), 2, 0)
     coloured = (np.abs(red - green) > 4) | (np.abs(green - blue) > 4)
     return bool(coloured.mean() < 0.02)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from latent_robust.data.decode import BadImage, opened, upright
 from latent_robust.files import write_atomically
+from latent_robust.pages import page_template
 from latent_robust.subset import evenly_spaced
 
 from .checks import CHECKS, Check
@@ -74,23 +75,14 @@ class Section:
 
 def write_page(audit: DataAudit, out: Path) -> None:
     """Write the page to `out`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("latent_robust.audit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     found = {finding.check.key for finding in audit.findings}
     sections = [_section(audit, finding) for finding in audit.findings]
     quiet = [
         (check, _histogram(check, audit.columns[check.key]))
         for check in CHECKS
-        if check.key in audit.columns and check.key not in found
+        if check.key not in found and np.isfinite(audit.columns.get(check.key, np.nan)).any()
     ]
-    page = environment.get_template("audit.html.j2").render(
+    page = page_template("latent_robust.audit", "audit.html.j2").render(
         audit=audit,
         verdict=audit.verdict(),
         kinds=[
@@ -100,12 +92,12 @@ def write_page(audit: DataAudit, out: Path) -> None:
         quiet=quiet,
         not_measured=[_not_measured(key, why) for key, why in audit.not_measured.items()],
         unreadable=audit.unreadable[:WORST],
-        rows=json.dumps(_listed(audit)).replace("</", "<\\/"),
+        rows=json.dumps(_listed(audit)).replace("<", "\\u003c"),
         checks=[finding.check for finding in audit.findings],
         titles={check.key: check.title for check in CHECKS},
         listed=LISTED,
     )
-    write_atomically(out, page)
+    write_atomically(out, page.encode("utf-8", "backslashreplace"))  # names that are not UTF-8
 
 
 def _section(audit: DataAudit, finding: Finding) -> Section:

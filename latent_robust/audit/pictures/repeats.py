@@ -51,19 +51,18 @@ class Mark:
     pattern: NDArray[np.float32]
     cover: float
 
-    def score(self, picture: Picture) -> float:
+    def score(self, own: NDArray[np.float32]) -> float:
         """Correlation of a picture's slopes with the mark's, where the mark is, in [-1, 1]."""
         places = self.pattern != 0
-        own, mark = slopes(picture)[places], self.pattern[places]
+        own, mark = own[places], self.pattern[places]
         return float((own * mark).sum() / np.sqrt((own * own).sum() * (mark * mark).sum() + 1e-6))
 
 
-def find_mark(pictures: Iterable[Picture]) -> tuple[Mark | None, str]:
-    """=>  the mark that some of the pictures share, None if there is none; and why it could not be
-    looked for, "" if it could."""
+def find_mark(all_slopes: Iterable[NDArray[np.float32]]) -> tuple[Mark | None, str]:
+    """=>  the mark that some pictures share, None if there is none; and why it could not be looked
+    for, "" if it could. all_slopes: of each picture."""
     count, total, squared = 0, np.zeros(()), np.zeros(())
-    for picture in pictures:
-        own = slopes(picture)
+    for own in all_slopes:
         count, total, squared = count + 1, total + own, squared + own * own
     if count < FEWEST:
         return None, f"a mark needs at least {FEWEST} pictures"
@@ -90,16 +89,16 @@ def shows_mark(scores: NDArray[np.float32]) -> bool:
 
 # ------------------------------------------------------------------ duplicates
 
-NEAR_BITS = 6  # of 64, by which the hashes of near duplicates differ at most
+NEAR_BITS = 8  # of 64, by which the hashes of near duplicates differ at most
 THUMB = 16  # pixels a side, of the thumbnails that are compared then
-NEAR_DIFFERENCE = 0.15  # of two thumbnails, as a share of their contrast
+NEAR_DIFFERENCE = 0.12  # of two thumbnails, as a share of their contrast
 LARGEST_BUCKET = 256  # pictures with an equal quarter of the hash that are compared with each other
 
 
 def thumbnail(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(THUMB, THUMB), of the brightness (H, W), 0..255."""
     image = Image.fromarray(values.round().astype(np.uint8))
-    return np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
+    return np.asarray(image.resize((THUMB, THUMB), Image.Resampling.LANCZOS))
 
 
 def perceptual_hash(values: NDArray[np.float32]) -> int:
@@ -135,8 +134,7 @@ def groups(
         return index
 
     unique = np.flatnonzero(equal == np.arange(count))
-    values = thumbs[unique].reshape(len(unique), -1).astype(np.int32)
-    contrast = values.std(1)
+    flat = thumbs.reshape(count, -1)
     codes = hashes[unique]
     for quarter in range(4):
         part = (codes >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
@@ -148,10 +146,12 @@ def groups(
             distance = np.bitwise_count(codes[bucket][:, None] ^ codes[bucket])
             for one, other in zip(*np.nonzero(np.triu(distance <= NEAR_BITS, 1)), strict=True):
                 a, b = bucket[one], bucket[other]
-                difference = np.sqrt(np.square(values[a] - values[b]).mean())
-                if difference > NEAR_DIFFERENCE * max(1.0, min(contrast[a], contrast[b])):
+                pair = int(unique[a]), int(unique[b])
+                ours, theirs = flat[list(pair)].astype(np.float32)
+                difference = np.sqrt(np.square(ours - theirs).mean())
+                if difference > NEAR_DIFFERENCE * max(1.0, min(ours.std(), theirs.std())):
                     continue
-                low, high = sorted((root(int(unique[a])), root(int(unique[b]))))
+                low, high = sorted(map(root, pair))
                 parent[high] = low
     near = np.array([root(index) for index in range(count)], np.int64)
     return equal, near

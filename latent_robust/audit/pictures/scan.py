@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ from latent_robust.files import writing
 from . import measures
 from .jpeg import quality_of_pixels, quality_of_tables
 from .measures import Picture
-from .repeats import Mark, perceptual_hash, thumbnail
+from .repeats import Mark, find_mark, perceptual_hash, slopes, thumbnail
 
 # Raise it when a change of the code measures the same picture differently.
 VERSION = 1
@@ -32,6 +34,7 @@ MOST_PIXELS = 512  # a side; of larger pictures the middle is measured
 CHUNK = 16  # pictures that a process is given at once
 
 Row = dict[str, Any]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,16 @@ class Settings:
     size: int | None = None
     mark: Mark | None = None
 
-    def digest(self) -> str:
+    @property
+    def key(self) -> str:
+        """Rows of another key are not used again."""
+        return f"{VERSION} {self.size}"
+
+    @cached_property
+    def mark_key(self) -> str:
+        """A score of another mark is not used again."""
         pattern = b"" if self.mark is None else self.mark.pattern.tobytes()
-        return blake2b(f"{VERSION} {self.size} ".encode() + pattern, digest_size=16).hexdigest()
+        return blake2b(pattern, digest_size=8).hexdigest()
 
 
 def scan(
@@ -58,55 +68,88 @@ def scan(
 ) -> Iterator[Row]:
     """Yield the row of each picture, in order: what `measure_file` found, with "index" and "name".
 
-    read: key => bytes; picklable. file: where rows are kept, so that an interrupted scan goes on;
-    None for nowhere. workers: processes, by default one for each core.
+    read: key => bytes; picklable. file: where rows are kept, so that an interrupted scan goes on,
+    and the next one measures only new pictures; None for nowhere. workers: processes, by default
+    one for each core.
     """
-    known = _known_rows(file, settings) if file is not None else {}
+    with _Rows(file, settings) as rows:
+        job = (read, settings, rows.known)
+        results = each(_measure_task, keys, job, workers, "measuring pictures")
+        for index, (digest, row) in enumerate(results):
+            yield {"index": index, "name": names[index], **rows.merged(digest, row)}
+
+
+def find_mark_of(
+    read: Callable[[Any], bytes], keys: Sequence[Any], workers: int | None = None
+) -> tuple[Mark | None, str]:
+    """As `find_mark`, for stored pictures. Those that cannot be read are left out."""
+    found = each(_slopes_task, keys, (read, Settings(), {}), workers, "looking for marks")
+    return find_mark(slope for slope in found if slope is not None)
+
+
+def each(
+    task: Callable[[Any], Result],
+    keys: Sequence[Any],
+    job: tuple[Callable[[Any], bytes], Settings, dict[str, tuple[int, str]]],
+    workers: int | None,
+    label: str,
+) -> Iterator[Result]:
+    """task(key) of each key, in order, in several processes that know the job."""
     workers = workers or len(os.sched_getaffinity(0))
-    todo = range(len(keys))
-    tasks = ((index, keys[index], known.get(index, ("", 0))[0]) for index in todo)
-    context = multiprocessing.get_context(
-        "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    )
-    with _Rows(file, settings, known) as rows:
-        if workers == 1 or len(keys) <= CHUNK:
-            _begin(read, settings)
-            yield from _numbered(map(_measure_task, tasks), names, rows)
-            return
-        with context.Pool(workers, _begin, (read, settings)) as pool:
-            yield from _numbered(pool.imap(_measure_task, tasks, CHUNK), names, rows)
+    progress = partial(tqdm, desc=label, total=len(keys), unit="picture", delay=1, leave=False)
+    if workers == 1 or len(keys) <= CHUNK:
+        _begin(*job)
+        yield from progress(map(task, keys))
+        return
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    with context.Pool(workers, _begin_worker, job) as pool:
+        yield from progress(pool.imap(task, keys, CHUNK))
 
 
-def _numbered(found: Iterator[tuple[str, Row | None]], names: Sequence[str], rows: _Rows):
-    progress = tqdm(found, "measuring pictures", len(names), unit="picture", delay=1, leave=False)
-    for index, (digest, row) in enumerate(progress):
-        row = rows.old(index) if row is None else rows.add(index, digest, row)
-        yield {"index": index, "name": names[index], **row}
+# What this process measures: how to read a key, the settings, and known rows by digest.
+_job: tuple[Callable[[Any], bytes], Settings, dict[str, tuple[int, str]]]
 
 
-_job: tuple[Callable[[Any], bytes], Settings]  # of this process
-
-
-def _begin(read: Callable[[Any], bytes], settings: Settings) -> None:
+def _begin(*job: Any) -> None:
     global _job
-    _job = (read, settings)
+    _job = job
 
 
-def _measure_task(task: tuple[int, Any, str]) -> tuple[str, Row | None]:
-    """=>  the digest of the file, and its row; None if it is the one that is known."""
-    _, key, known = task
-    read, settings = _job
+def _begin_worker(*job: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
+    _begin(*job)
+
+
+def _measure_task(key: Any) -> tuple[str, Row]:
+    """=>  the digest of the file, and its row; of one that is known only what is missing."""
+    read, settings, known = _job
     try:
         data = read(key)
     except BadImage as bad:
         return "", {"bad": bad.reason}
     digest = blake2b(data, digest_size=16).hexdigest()
-    if digest == known:
-        return digest, None
+    _, mark_key = known.get(digest, (0, None))
     try:
-        return digest, measure_file(data, settings)
+        if mark_key is None:
+            return digest, measure_file(data, settings)
+        if mark_key == settings.mark_key or settings.mark is None:
+            return digest, {}
+        with opened(data) as image:
+            return digest, {"mark": settings.mark.score(slopes(to_picture(image)))}
     except BadImage as bad:
         return digest, {"bad": bad.reason}
+    except Exception as error:  # one odd picture must not end the audit of a million
+        return digest, {"bad": f"cannot be measured: {type(error).__name__}: {error}"}
+
+
+def _slopes_task(key: Any) -> NDArray[np.float32] | None:
+    read, _, _ = _job
+    try:
+        with opened(read(key)) as image:
+            return slopes(to_picture(image))
+    except BadImage:
+        return None  # the scan reports it
 
 
 # ------------------------------------------------------------------ one picture
@@ -163,7 +206,7 @@ def measure(picture: Picture, settings: Settings) -> Row:
     if settings.size is not None:
         found["small"] = max(0.0, settings.size / min(height, width) - 1)
     if settings.mark is not None:
-        found["mark"] = settings.mark.score(picture)
+        found["mark"] = settings.mark.score(slopes(picture))
     return {
         key: float(f"{value:.5g}") if isinstance(value, float) else value
         for key, value in found.items()
@@ -219,57 +262,62 @@ def _is_srgb(profile: bytes) -> bool:
 
 
 class _Rows:
-    """Appends the rows of a scan to a file, and reads known ones from it."""
+    """The rows of a scan, in a file to which new ones are appended.
 
-    def __init__(self, file: Path | None, settings: Settings, known: dict[int, tuple[str, int]]):
-        self._path, self._known, self._settings = file, known, settings
+    known: digest of a picture's file => the place of its row, and the key of the mark of its score.
+    """
+
+    def __init__(self, file: Path | None, settings: Settings):
+        self._path, self._settings = file, settings
         self._file: Any = None
+        self.known = {} if file is None else _known_rows(file, settings.key)
 
     def __enter__(self) -> _Rows:
         if self._path is not None:
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                fresh = not self._known
-                self._file = open(self._path, "wb+" if fresh else "rb+")
-                if fresh:
-                    self._file.write(json.dumps({"scan": self._settings.digest()}).encode() + b"\n")
+                self._file = open(self._path, "rb+" if self.known else "wb+")
+                if not self.known:
+                    self._file.write(json.dumps({"scan": self._settings.key}).encode() + b"\n")
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
             self._file.close()
 
-    def old(self, index: int) -> Row:
-        self._file.seek(self._known[index][1])
-        stored = json.loads(self._file.readline())
-        return stored["row"]
-
-    def add(self, index: int, digest: str, row: Row) -> Row:
+    def merged(self, digest: str, row: Row) -> Row:
+        """The whole row of a picture. row: what was measured now; it is added to the file."""
+        stored: Row = {}
+        if digest in self.known and "bad" not in row:
+            self._file.seek(self.known[digest][0])
+            stored = json.loads(self._file.readline())["row"]
+            if not row:
+                return stored
+        whole = {**stored, **row}
         if self._path is not None and digest:
-            line = json.dumps({"index": index, "digest": digest, "row": row}).encode() + b"\n"
+            line = {"digest": digest, "mark": self._settings.mark_key, "row": whole}
             with writing(self._path):
                 self._file.seek(0, os.SEEK_END)
-                self._file.write(line)
-        return row
+                self._file.write(json.dumps(line).encode() + b"\n")
+        return whole
 
 
-def _known_rows(file: Path, settings: Settings) -> dict[int, tuple[str, int]]:
-    """Index => digest of the picture, and the place of its row in the file.
-
-    A row that was cut off by a kill is cut off the file. A file of other settings is not used."""
-    known: dict[int, tuple[str, int]] = {}
+def _known_rows(file: Path, key: str) -> dict[str, tuple[int, str]]:
+    """The `known` of a file; empty if it is of other settings or damaged. A row that was cut off by
+    a kill is cut off the file."""
+    known: dict[str, tuple[int, str]] = {}
     try:
         with open(file, "rb") as lines:
-            if json.loads(lines.readline()) != {"scan": settings.digest()}:
+            if json.loads(lines.readline()) != {"scan": key}:
                 return {}
             place = lines.tell()
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
                 stored = json.loads(line)
-                known[stored["index"]] = (stored["digest"], place)
+                known[stored["digest"]] = (place, stored["mark"])
                 place += len(line)
         os.truncate(file, place)
-    except (OSError, ValueError, LookupError):
-        return known if known else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
     return known

@@ -58,7 +58,7 @@ def find_problems(captions: Sequence[str]) -> list[dict[str, str]]:
             problems["missing"] = "no caption"
         elif is_empty_of_content(caption):
             problems["empty"] = f"says nothing: {caption[:60]!r}"
-        if counts[caption] >= max(SAME_COUNT, SAME_SHARE * written) and len(counts) > 1:
+        if counts[caption] >= max(SAME_COUNT, SAME_SHARE * written):
             problems["identical"] = f"{counts[caption]:,} pictures have it: {caption[:60]!r}"
         if usual and own_script and own_script != usual:
             problems["script"] = f"{own_script.lower()}, the others are {usual.lower()}"

@@ -20,7 +20,8 @@ class PairList:
     """Keys, names, captions and repeats of the pairs of a source, as parallel lists.
 
     read: key -> the stored bytes of an image; raises BadImage; must be picklable. A pair whose
-    caption cannot be used is in the quarantine, not in the lists.
+    caption cannot be used is in the quarantine, not in the lists; refused: its key, its name and
+    why.
     """
 
     read: Callable[[Any], bytes]
@@ -31,6 +32,7 @@ class PairList:
     quarantine: list[dict] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
     ignored: int = 0
+    refused: list[tuple[Any, str, str]] = field(default_factory=list)
 
     def add(self, key: Any, name: str, caption: Any, repeats: int = 1) -> None:
         """caption: as the source stores it, of any type; repeats: >= 1."""
@@ -38,6 +40,7 @@ class PairList:
             text = to_caption(caption)
         except ValueError as error:
             self.refuse(name, f"its caption {error}")
+            self.refused.append((key, name, f"its caption {error}"))
             return
         self.keys.append(key)
         self.names.append(name)
