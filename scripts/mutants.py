@@ -96,6 +96,15 @@ TESTS: list[tuple[str, list[tuple[str, ...]]]] = [
     ),
     (r"training/(nonfinite|state|resume|log|optimizer)", [IN_ONE_PROCESS]),
     (r"audit/spectrum", [("tests/audit/test_spectrum.py",)]),
+    (
+        r"audit/(dataset|pictures/)",
+        [("tests/audit/test_pictures.py",), ("tests/audit/test_dataset.py",)],
+    ),
+    (r"audit/captions", [("tests/audit/test_captions.py",)]),
+    (
+        r"audit/(judge|trusted|hidden)",
+        [("tests/audit/test_judge.py", "tests/audit/test_hidden.py")],
+    ),
     (r"audit/", [("tests/audit/test_levels.py", "tests/audit/test_scoring.py")]),
     (r"data/buckets", [("tests/data/test_buckets.py", "tests/data/test_pairs.py")]),
     (r"data/(decode|images|scan)", [("tests/data/test_decode.py", "tests/data/test_sources.py")]),

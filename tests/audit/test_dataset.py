@@ -159,6 +159,19 @@ def test_a_picture_counts_also_without_a_usable_caption(folder):
     assert [row["name"] for row in found.refused] == ["orphan.txt"]
 
 
+def test_noise_counts_as_it_is_left_at_the_size_of_training(tmp_path):
+    noise = 40 * rng().normal(size=(128, 128, 3))
+    Image.fromarray(np.clip(128 + noise, 0, 255).astype(np.uint8)).save(tmp_path / "a.png")
+    full, reduced = (audit_data(str(tmp_path), size=size, workers=1).level for size in (128, 32))
+    assert reduced[0] == pytest.approx(full[0] * 2 / (3 * 4), rel=1e-3)
+
+
+def test_a_picture_that_was_saved_well_after_it_was_saved_badly(tmp_path):
+    bad = np.asarray(as_jpeg(texture(), 20))
+    as_jpeg(bad, 95).save(tmp_path / "a.jpg", quality=95)
+    assert names(audit_data(str(tmp_path), workers=1), "jpeg") == ["a.jpg"]
+
+
 def test_one_caption_for_all_is_said():
     captions = ["a photo of sks dog"] * 30
     assert all("identical" in found for found in find_problems(captions))
