@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from latent_robust.audit import DataRows, read_data_audit, read_levels, recommend, to_measure
+from latent_robust.audit import data_audit_of, read_levels, recommend, to_measure
 from latent_robust.core import Levels, Weighting, derive_seed
 from latent_robust.data import ContaminatedImages
 from latent_robust.training.continuation import identity
@@ -41,7 +41,7 @@ class PixelSession:
     ):
         self.accelerator = accelerator
         dataset = contaminated_images(config.model_dump())
-        found = data_audit(config, dataset)
+        found = data_audit_of(dataset, config.audit)
         if found is not None and accelerator.is_main_process:
             print(f"{config.audit}: {found.summary()}")
         dataset.materialize()
@@ -115,14 +115,6 @@ def train(output: Output, accelerator: Accelerator) -> bool:
         identity=identity(config, dataset.fingerprint(), accelerator.num_processes),
     )
     return complete(trainer, output.begin, partial(output.finish, task))
-
-
-def data_audit(config: PixelConfig, dataset: ContaminatedImages) -> DataRows | None:
-    """What --audit says about each image; None without."""
-    if config.audit is None:
-        return None
-    names = [dataset.name(index) for index in range(len(dataset))]
-    return read_data_audit(config.audit, names, dataset.trusted)
 
 
 def find_levels(output: Output, accelerator: Accelerator) -> Levels:

@@ -16,6 +16,7 @@ _MODULES = {
     "audit_facts": "result",
     "audit_images": "scoring",
     "audit_samples": "scoring",
+    "data_audit_of": "levels",
     "noisy_views": "hidden",
     "read_data_audit": "levels",
     "read_doubtful": "levels",

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from latent_robust.core import NoiseProcess, derive_generator
 
+from .denoising import Denoise, estimate_sample, in_batches, without_repeats
 from .levels import rounded
 
 # Noise levels at which a caption tells most, in units of the samples. Measured on captioned scenes
@@ -29,7 +30,6 @@ NOISE_LEVELS = (3.0, 6.0)
 # If so large a share of the captions helps no more than another, the model does not read them.
 MOST_BELOW = 0.4
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 # indices, places (B,) => samples (B, C, ...) and denoise(noisy, t), where row i has the caption of
 # row places[i]
 DenoiseWith = Callable[[Sequence[int], Tensor], tuple[Tensor, Denoise]]
@@ -68,8 +68,7 @@ def audit_captions(
 ) -> CaptionAudit:
     """captions: by index; buckets, batch: as for `audit_samples`. Empty captions are not judged."""
     gain = torch.full((len(captions),), nan)
-    unique = (list(dict.fromkeys(bucket)) for bucket in buckets)
-    batches = [bucket[i : i + batch] for bucket in unique for i in range(0, len(bucket), batch)]
+    batches = in_batches(without_repeats(buckets), batch)
     for indices in tqdm(batches, "auditing captions", unit="batch", delay=2, leave=False):
         own = torch.arange(len(indices))
         other = _other_captions([captions[index] for index in indices])
@@ -126,11 +125,8 @@ def _errors(
     """Mean squared error of each row's denoised sample, (B,), on the CPU."""
     sample, denoise = denoise_with(indices, places)
     t = process.time_of(noise_level).to(sample.device).expand(len(sample))
-    alpha, sigma = process(t, sample)
     stream = (seed, "captions", f"{noise_level:g}", indices[0])
     generator = derive_generator(*stream, device=sample.device)
     noise = torch.randn(sample.shape, generator=generator, device=sample.device)
-    noisy = alpha * sample + sigma * noise
-    prediction = denoise(noisy, t)
-    estimate = process.parameterization.to_sample(noisy, prediction.float(), alpha, sigma)
+    estimate = estimate_sample(process, denoise, sample, noise, t)
     return (sample - estimate).square().flatten(1).mean(1).clamp_min(1e-12).cpu()

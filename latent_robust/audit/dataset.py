@@ -14,7 +14,7 @@ from latent_robust.errors import InputError
 from latent_robust.subset import evenly_spaced
 
 from .pictures import texts
-from .pictures.findings import DataAudit, column, remaining_noise
+from .pictures.findings import DataAudit, remaining_noise
 from .pictures.measures import BANDS
 from .pictures.repeats import THUMB, Mark, groups, shows_mark
 from .pictures.scan import Row, Settings, find_mark_of, scan
@@ -41,8 +41,8 @@ def audit_data(
 ) -> DataAudit:
     """Measure all pictures and captions of a data set. Nothing of it is changed.
 
-    spec: a folder, or one of `latent_robust.data.stored.FORMS`. size: side in pixels at which the
-    pictures will be trained; without it, what depends on it is not measured. limit: look at the
+    spec: a folder, or one of `latent_robust.data.sources.spec.FORMS`. size: side in pixels at which
+    the pictures will be trained; without it, what depends on it is not measured. limit: look at the
     first N only. workers: processes, by default one for each core. scan_file: where rows are kept,
     so that an interrupted audit goes on, and the next one measures only what changed.
 
@@ -85,7 +85,6 @@ def _collect(
         index = row["index"]
         if "bad" in row:
             unreadable.append({"index": index, "name": row["name"], "reason": row["bad"]})
-            pixels[index] = index.to_bytes(8, "big")
             continue
         for key in MEASURED:
             if row.get(key) is not None:
@@ -142,13 +141,16 @@ def _add_copies(
     readable: np.ndarray,
     reasons: dict[tuple[str, int], str],
 ) -> np.ndarray:
-    equal, near = groups(pixels, hashes, thumbs)
+    """Columns of copies among the readable pictures, (N,), bool.  =>  (N,), the first of equal
+    pictures."""
+    places = np.flatnonzero(readable)
+    found = groups([pixels[place] for place in places.tolist()], hashes[places], thumbs[places])
     everything = np.arange(len(pixels))
-    equal[~readable], near[~readable] = everything[~readable], everything[~readable]
-    columns["duplicate"] = (equal != everything).astype(np.float32)
-    columns["near_duplicate"] = ((near != equal[near]) | (near != equal)).astype(np.float32)
-    columns["near_duplicate"][columns["duplicate"] > 0] = 0
-    columns["near_duplicate"][near == everything] = 0
+    equal, near = everything.copy(), everything.copy()
+    equal[places], near[places] = (places[own] for own in found)
+    copied = equal != everything
+    columns["duplicate"] = copied.astype(np.float32)
+    columns["near_duplicate"] = ((near != everything) & ~copied).astype(np.float32)
     for key, first in (("duplicate", equal), ("near_duplicate", near)):
         for index in np.flatnonzero(columns[key]).tolist():
             reasons[key, index] = f"as {names[first[index]]}"
@@ -172,18 +174,27 @@ def _add_captions(
             found.pop("missing", None)
             found["empty"] = unusable[name]
     for name in ("missing", "empty", "identical", "script"):
-        columns[f"caption_{name}"] = column([name in found for found in problems])
+        columns[f"caption_{name}"] = np.array([name in found for found in problems], np.float32)
     for index, found in enumerate(problems):
         for name, reason in found.items():
             reasons[f"caption_{name}", index] = reason
+    columns["caption_cut"] = np.zeros(len(captions), np.float32)
+    for index, length in _cut_captions(captions).items():
+        columns["caption_cut"][index] = 1
+        reasons["caption_cut", index] = f"{length} tokens, {TOKENS} are read"
+
+
+def _cut_captions(captions: Sequence[str]) -> dict[int, int]:
+    """Index => number of tokens, of the captions whose end CLIP does not read."""
+    # A token has at least one byte; only long captions need the tokenizer, whose import takes long.
+    long = [index for index, caption in enumerate(captions) if len(caption.encode()) > TOKENS]
+    if not long:
+        return {}
     from open_clip import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
-    lengths = [len(tokenizer.encode(caption)) for caption in captions]
-    columns["caption_cut"] = column([length > TOKENS for length in lengths])
-    for index, length in enumerate(lengths):
-        if length > TOKENS:
-            reasons["caption_cut", index] = f"{length} tokens, {TOKENS} are read"
+    lengths = {index: len(tokenizer.encode(captions[index])) for index in long}
+    return {index: length for index, length in lengths.items() if length > TOKENS}
 
 
 def _orphans(listed: PairList) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,19 +42,17 @@ def read_levels(path: str | Path, count: int, channels: int) -> Levels:
     levels: dict[int, list[float]] = {}
     usable_from: dict[int, float] = {}
     trusted: list[int] = []
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            index, level, least, vouched = _row(line, f"{path}, line {number}", count)
-            if "measured" in json.loads(line):
-                raise InputError(
-                    f"{path} is the audit of a data set: give it as --audit, which finds its rows "
-                    "by name"
-                )
-            if index in levels:
-                raise InputError(f"{path}, line {number}: index {index} appears twice")
-            levels[index], usable_from[index] = level, least
-            if vouched:
-                trusted.append(index)
+    for where, row in _rows(path, count):
+        if "measured" in row.own:
+            raise InputError(
+                f"{path} is the audit of a data set: give it as --audit, which finds its rows by "
+                "name"
+            )
+        if row.index in levels:
+            raise InputError(f"{where}: index {row.index} appears twice")
+        levels[row.index], usable_from[row.index] = row.levels, row.usable_from
+        if row.trusted:
+            trusted.append(row.index)
     missing = [index for index in range(count) if index not in levels]
     if missing:
         examples = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
@@ -80,9 +78,8 @@ def read_doubtful(path: str | Path, count: int) -> Tensor:
     """Which captions an audit doubts, (N,), bool: the column "caption_doubtful", false where it is
     missing. path, count: as for `read_levels`, which checks the file."""
     doubtful = torch.zeros(count, dtype=torch.bool)
-    for line in filter(str.strip, _lines(Path(path))):
-        row = json.loads(line)
-        doubtful[row["index"]] = row.get("caption_doubtful") is True
+    for _, row in _rows(Path(path), count):
+        doubtful[row.index] = row.own.get("caption_doubtful") is True
     return doubtful
 
 
@@ -106,25 +103,38 @@ class DataRows:
         )
 
 
+class Samples(Protocol):
+    """ContaminatedImages and ContaminatedPairs."""
+
+    trusted: list[int]
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+
+def data_audit_of(samples: Samples, path: Path | None) -> DataRows | None:
+    """What the file of --audit says about the samples of a run; None without a file."""
+    if path is None:
+        return None
+    names = [samples.name(index) for index in range(len(samples))]
+    return read_data_audit(path, names, samples.trusted)
+
+
 def read_data_audit(path: str | Path, names: Sequence[str], trusted: Collection[int]) -> DataRows:
     """Read the audit of a data set, an audit.jsonl with a row for each sample, found by its name.
 
     names: of the samples of a run; trusted: indices of those that need no row. Raises InputError
     for a file or line that cannot be read, and for a sample without a row.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(_lines(Path(path)), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        _, numbers, usable_from, _ = _row(line, where, sys.maxsize)
-        row = json.loads(line)
-        if not isinstance(row.get("name"), str) or len(numbers) != 1:
+    rows: dict[str, _Row] = {}
+    for where, row in _rows(Path(path), sys.maxsize):
+        if not isinstance(row.own.get("name"), str) or len(row.levels) != 1:
             raise InputError(
                 f"{where}: this is not the audit of a data set; `latent-robust audit DATA` makes "
                 "one, and --levels reads the audits of models"
             )
-        rows[row["name"]] = {**row, "level": numbers[0], "usable_from": usable_from}
+        rows[row.own["name"]] = row
     spared = set(trusted)
     missing = [n for index, n in enumerate(names) if n not in rows and index not in spared]
     if missing:
@@ -133,28 +143,45 @@ def read_data_audit(path: str | Path, names: Sequence[str], trusted: Collection[
             f"{path} has no row for {len(missing):,} of {len(names):,} samples ({examples}); audit "
             "the data again, it has changed"
         )
-    found = [{} if index in spared else rows[name] for index, name in enumerate(names)]
-    level = torch.tensor([row.get("level", 0.0) for row in found])
-    least = torch.tensor([row.get("usable_from", 0.0) for row in found])
+    found = [_CLEAN if index in spared else rows[name] for index, name in enumerate(names)]
+    level = torch.tensor([row.levels[0] for row in found])
+    least = torch.tensor([row.usable_from for row in found])
     mask = torch.zeros(len(names), dtype=torch.bool)
     mask[sorted(spared)] = True
-    left_out = torch.tensor([row.get("exclude") is True for row in found], dtype=torch.bool)
-    tags = [", ".join(map(str, row.get("tags", []))) for row in found]
+    left_out = torch.tensor([row.own.get("exclude") is True for row in found], dtype=torch.bool)
+    tags = [", ".join(map(str, row.own.get("tags", []))) for row in found]
     return DataRows(Levels(level, least, mask), left_out, tags)
 
 
-def _lines(path: Path) -> list[str]:
+@dataclass(frozen=True)
+class _Row:
+    """levels: one, or one per channel; own: the whole row."""
+
+    index: int
+    levels: list[float]
+    usable_from: float
+    trusted: bool
+    own: dict[str, Any]
+
+
+_CLEAN = _Row(0, [0.0], 0.0, True, {})
+
+
+def _rows(path: Path, count: int) -> Iterator[tuple[str, _Row]]:
+    """Each row, and where it stands. Raises InputError as `read_levels`."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"cannot read the levels {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file of JSON lines") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _row(line, where, count)
 
 
-def _row(line: str, where: str, count: int) -> tuple[int, list[float], float, bool]:
-    """=>  index; its levels, one or one per channel; usable_from; trusted. where: for the
-    message."""
+def _row(line: str, where: str, count: int) -> _Row:
     try:
         row = json.loads(line)
         index, level = row["index"], row["level"]
@@ -169,7 +196,7 @@ def _row(line: str, where: str, count: int) -> tuple[int, list[float], float, bo
     if type(vouched) is not bool:
         raise InputError(f"{where}: `trusted` must be true or false, got {vouched}")
     usable_from = inf if least == NEVER else _number(least, "usable_from", where)
-    return index, numbers, usable_from, vouched
+    return _Row(index, numbers, usable_from, vouched, row)
 
 
 def _number(value: Any, name: str, where: str) -> float:

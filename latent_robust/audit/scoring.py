@@ -34,6 +34,7 @@ from latent_robust.subset import evenly_spaced
 
 from .bimodality import is_bimodal, otsu
 from .calibration import REFERENCE_SAMPLES, add_missing_noise, are_similar, estimate_levels
+from .denoising import Denoise, estimate_sample, in_batches, without_repeats
 from .reduction import ReducedImages, to_measure
 from .result import Audit
 from .spectrum import CLEAN, measure_spectrum
@@ -52,7 +53,6 @@ CLEANEST_SHARE = 0.05  # samples that count as clean if the scores are unimodal
 # noise, 0.76 with missing blocks; 1.68 with JPEG, where the scores are upside down.
 MOST_EXCESS = 1.4
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 DenoiseBatch = Callable[[Sequence[int]], tuple[Tensor, Denoise]]
 
 
@@ -80,12 +80,13 @@ def audit_samples(
 
     Raises InputError if a prediction is not finite.
     """
-    unique = [list(dict.fromkeys(bucket)) for bucket in buckets]
+    unique = without_repeats(buckets)
     count = sum(map(len, unique))
 
     def errors_of(selected: Tensor, noise_level: float, extra: float = 0.0) -> Tensor:
         """Errors (S, C) in the order of the indices. selected: (N,), bool."""
-        batches = _batches(unique, selected, batch)
+        kept = [[index for index in bucket if selected[index]] for bucket in unique]
+        batches = in_batches(kept, batch)
         what = "calibrating" if extra else "auditing"
         label = f"{what} at noise level {noise_level:.2g}"
         errors = [
@@ -154,16 +155,13 @@ def _reconstruction_errors(
     """
     sample, denoise = denoise_batch(indices)
     t = process.time_of(noise_level).to(sample.device).expand(len(sample))
-    alpha, sigma = process(t, sample)
     total = torch.zeros(sample.shape[:2], dtype=torch.float64)
     generator = derive_generator(seed, "audit", indices[0], device=sample.device)
     draws = ceil(VALUES_PER_SCORE / sample[0, 0].numel())
     for _ in range(draws):
         added, noise = torch.randn(2, *sample.shape, generator=generator, device=sample.device)
         dirty = sample + extra * added
-        noisy = alpha * dirty + sigma * noise
-        prediction = denoise(noisy, t)
-        estimate = process.parameterization.to_sample(noisy, prediction.float(), alpha, sigma)
+        estimate = estimate_sample(process, denoise, dirty, noise, t)
         total += (dirty - estimate).square().flatten(2).cpu().double().mean(2)
     if not total.isfinite().all():
         raise InputError(
@@ -178,9 +176,3 @@ def _mask(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     mask = torch.zeros(count, dtype=torch.bool)
     mask[indices] = True
     return mask
-
-
-def _batches(buckets: Sequence[Sequence[int]], selected: Tensor, batch: int) -> list[list[int]]:
-    """The selected indices in batches, each from one bucket. selected: (N,), bool."""
-    kept = ([index for index in bucket if selected[index]] for bucket in buckets)
-    return [bucket[i : i + batch] for bucket in kept for i in range(0, len(bucket), batch)]

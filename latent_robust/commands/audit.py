@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_robust.data.sources.spec import IMAGE_FORMS, PAIR_FORMS, parse_spec
+from latent_robust.data.sources.spec import FORMS, parse_spec
 from latent_robust.errors import InputError
 from latent_robust.files import write_atomically, write_json, write_jsonl
 
@@ -28,7 +28,6 @@ examples:
   latent-robust audit DIR --fail-on 0.1              exit code 3 if more than a tenth is dirty
   latent-robust audit runs/mine                      audit by the model that was trained
 """
-FORMS = {**IMAGE_FORMS, **PAIR_FORMS}
 OF_DATA = ("size", "caption_column", "limit", "workers", "write_list", "fail_on")
 TOO_DIRTY = 3  # exit code of --fail-on
 
@@ -178,7 +177,7 @@ def _audit_data(options: argparse.Namespace) -> int:
         names = "".join(f"{name}\n" for name in audit.clean_names())
         write_atomically(options.write_list, os.fsencode(names))
     print(_told(audit, out))
-    too_many = [*_beyond(audit, options.fail_on or {})]
+    too_many = _beyond(audit, options.fail_on or {})
     for line in too_many:
         print(line)
     return TOO_DIRTY if too_many else 0
@@ -194,9 +193,9 @@ def _told(audit: DataAudit, out: Path) -> str:
         lines.append(f"  {len(audit.unreadable):>7,}           cannot be read")
     if audit.ignored:
         lines.append(f"  {audit.ignored:>7,}           other files, ignored")
-    lines += [f"not measured: {name}: {why}" for name, why in audit.not_measured.items()]
     if audit.refused:
         lines.append(f"  {len(audit.refused):>7,}           rows or captions without a picture")
+    lines += [f"not measured: {name}: {why}" for name, why in audit.not_measured.items()]
     train = f"; train with --audit {out / 'audit.jsonl'}" if audit.usable else ""
     lines.append(f"look at {out / 'audit.html'}{train}")
     return "\n".join(lines)

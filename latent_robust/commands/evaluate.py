@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_robust.data.sources.spec import IMAGE_FORMS, PAIR_FORMS, parse_spec
+from latent_robust.data.sources.spec import FORMS, IMAGE_FORMS, parse_spec
 from latent_robust.errors import InputError
 from latent_robust.files import write_json
 
@@ -93,7 +93,7 @@ def check(options: argparse.Namespace) -> None:
                 "--reference and --size as well"
             )
     if options.reference is not None:
-        parse_spec(options.reference, {**PAIR_FORMS, **IMAGE_FORMS})
+        parse_spec(options.reference, FORMS)
 
 
 def run(options: argparse.Namespace) -> int:

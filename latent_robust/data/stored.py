@@ -10,10 +10,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 from .images import Source, open_source
 from .pairs import list_pairs
 from .sources.pair_list import PairList
-from .sources.spec import IMAGE_FORMS, PAIR_FORMS, parse_spec
+from .sources.spec import FORMS, IMAGE_FORMS, PAIR_FORMS, parse_spec
 
 ARRAYS = frozenset(IMAGE_FORMS) - frozenset(PAIR_FORMS)  # no files: digits, fashion-mnist
-FORMS = {**IMAGE_FORMS, **PAIR_FORMS}
 
 
 def list_stored(
@@ -25,8 +24,8 @@ def list_stored(
 ) -> PairList:
     """The names, captions and stored bytes of all pictures, also of those without a caption.
 
-    spec: a folder, or one of FORMS. Raises InputError for a wrong `spec`, and for a source or a
-    column that cannot be read.
+    spec: a folder, or one of `sources.spec.FORMS`. Raises InputError for a wrong `spec`, and for a
+    source or a column that cannot be read.
     """
     if parse_spec(spec, FORMS).kind in ARRAYS:
         source = open_source(spec, limit, offline)

@@ -15,37 +15,34 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from latent_robust.audit import DataRows, read_data_audit, read_levels
+from latent_robust.audit import DataRows, data_audit_of
 from latent_robust.core import Levels, Weighting
 from latent_robust.data import ContaminatedPairs, PairSet
 from latent_robust.data.sources.scene_sources import scene_named
 from latent_robust.data.sources.scenes import Scene
-from latent_robust.errors import InputError
 from latent_robust.evaluation.metrics import require_enough
 from latent_robust.subset import evenly_spaced
 
 from .base.components import Components
 from .base.families import Conditions
 from .cache.dataset import LatentCache, Uncached, build_cache
-from .config import TAGS_OF_AUDIT, LatentConfig
+from .config import LatentConfig
 from .data import (
     MeasuredNoise,
     cache_file,
     cache_folder,
     contaminated_pairs,
-    measure_noise,
-    noise_gain,
     open_clean,
     open_data,
     open_trusted,
     print_data,
     to_measure,
 )
+from .levels import choose_levels, choose_tags, measured_noise
 from .memoize import memoize_json
 from .spectrum import VERSION, recommend_latents
 from .validation_loss import split_held_out
 
-USUAL_LEVEL = 0.4  # of noise, at which the encoder's gain is measured where no level is known
 PROMPTS = 4  # generated at every checkpoint
 VALIDATION_PAIRS = 256  # at most; each is evaluated eight times at every checkpoint
 
@@ -122,10 +119,12 @@ def prepare(
     pairs = contaminate(source, config.contamination, trusted=trusted)
     reference = open_clean(config, source, pairs, out)
     require_enough(config.features, config.samples, pairs, reference)
-    found = _read_data_audit(config, pairs, say)
-    tags = _choose_tags(config, pairs, found)
+    found = data_audit_of(pairs, config.audit)
+    if found is not None:
+        say(f"{config.audit}: {found.summary()}")
+    tags = choose_tags(config, pairs, found)
     weighting = _choose_weighting(config, components, pairs, out, accelerator, say)
-    levels = _choose_levels(config, components, pairs, found)
+    levels = choose_levels(config, components, pairs, found)
     if cut := components.cut_captions(source.captions):
         say(f"captions longer than the text encoder's limit, whose ends are cut: {len(cut):,}")
 
@@ -154,52 +153,11 @@ def prepare(
         levels=levels,
         tags=tags,
         found=found,
-        noise=_measure_noise(config, components, pairs, out, accelerator),
+        noise=measured_noise(config, components, pairs, out, accelerator),
     )
 
 
-def _measure_noise(
-    config: LatentConfig,
-    components: Components,
-    pairs: ContaminatedPairs,
-    out: Path,
-    accelerator: Accelerator,
-) -> MeasuredNoise | None:
-    """Only for the audit, which the main process does."""
-    if not any(facts.needs_audit for facts in config.trained) or not accelerator.is_main_process:
-        return None
-    inputs = [VERSION, "noise", components.identity, pairs.fingerprint()]
-
-    def compute() -> dict[str, Any]:
-        return measure_noise(components, pairs)._asdict()
-
-    return MeasuredNoise(**memoize_json(cache_file(config, out, "noise.json"), inputs, compute))
-
-
-def _read_data_audit(
-    config: LatentConfig, pairs: ContaminatedPairs, say: Callable[[str], None]
-) -> DataRows | None:
-    if config.audit is None:
-        return None
-    names = [pairs.name(index) for index in range(len(pairs))]
-    found = read_data_audit(config.audit, names, pairs.trusted)
-    say(f"{config.audit}: {found.summary()}")
-    return found
-
-
-def _choose_tags(
-    config: LatentConfig, pairs: ContaminatedPairs, found: DataRows | None
-) -> list[str] | None:
-    """Those of the audit, or the words of --tag-dirt for all pairs."""
-    if config.tag_dirt is None:
-        return None
-    if config.tag_dirt != TAGS_OF_AUDIT:
-        return [config.tag_dirt] * len(pairs)
-    assert found is not None  # the configuration refuses it otherwise
-    return found.tags
-
-
-# --------------------------------------------------------------------- weight, band and levels
+# --------------------------------------------------------------------------- weight and band
 
 
 def _choose_weighting(
@@ -247,34 +205,6 @@ def _recommend(
         **given,
     )
     return {"settings": recommendation.settings(), "summary": recommendation.summary()}
-
-
-def _choose_levels(
-    config: LatentConfig,
-    components: Components,
-    pairs: ContaminatedPairs,
-    found: DataRows | None,
-) -> Levels | None:
-    """The two numbers of each pair, in units of its latents, from a file, the audit of the data or
-    the manifest. Those of images are multiplied by the encoder's gain. None if no objective takes
-    levels. InputError if the manifest has none."""
-    if not any(facts.takes_levels for facts in config.trained):
-        return None
-    if config.levels is not None:
-        return read_levels(config.levels, len(pairs), components.vae.config.latent_channels)
-    if found is not None:
-        own = found.levels
-        finite = own.usable_from[(own.usable_from > 0) & own.usable_from.isfinite()]
-        gain = noise_gain(components, pairs, float(finite.median()) if len(finite) else USUAL_LEVEL)
-        least = own.usable_from * gain.square().mean().sqrt()
-        return Levels(own.level[:, None] * gain, least, own.trusted)
-    if config.drop_noisy:  # drops every contaminated pair, also those without a noise level
-        return Levels.never_for(pairs.dirty())
-    known = pairs.levels()
-    if not known.any():
-        raise InputError("objective ambient: no pair has Gaussian noise; give --levels FILE")
-    median = known[known > 0].median().item()
-    return Levels(known[:, None] * noise_gain(components, pairs, median))
 
 
 # ---------------------------------------------------------- encoded pairs, squares and prompts

@@ -31,7 +31,7 @@ MUCH = 0.3
 class Finding:
     """The pictures in which a check found something, the worst first.
 
-    indices: of the pictures; values: theirs; shares: of all pictures that were measured."""
+    indices: of the pictures; values: theirs; share: of all pictures that were measured."""
 
     check: Check
     indices: NDArray[np.int64]
@@ -89,6 +89,15 @@ class DataAudit:
             chosen = values[indices].astype(np.float64)
             found.append(Finding(check, indices, chosen, len(indices) / max(1, measured)))
         return found
+
+    @cached_property
+    def checks_of(self) -> dict[int, list[Check]]:
+        """The checks that found something, by picture; pictures without any are left out."""
+        checks: dict[int, list[Check]] = {}
+        for found in self.findings:
+            for index in found.indices.tolist():
+                checks.setdefault(index, []).append(found.check)
+        return checks
 
     def finding(self, key: str) -> Finding | None:
         return next((found for found in self.findings if found.check.key == key), None)
@@ -171,23 +180,9 @@ class DataAudit:
 
     # ---------------------------------------------------------------- as files
 
-    def tags(self) -> dict[int, list[str]]:
-        """The words for what is wrong with a picture, by index."""
-        words: dict[int, list[str]] = {}
-        for found in self.findings:
-            if found.check.tag:
-                for index in found.indices.tolist():
-                    words.setdefault(index, []).append(found.check.tag)
-        return words
-
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row for each picture, as `--audit` reads them: "index", "name", "level",
         "usable_from", "flagged", "tags", "exclude", "found" and what was measured."""
-        tags = self.tags()
-        found: dict[int, list[str]] = {}
-        for finding in self.findings:
-            for index in finding.indices.tolist():
-                found.setdefault(index, []).append(finding.check.key)
         bad = {row["index"]: row["reason"] for row in self.unreadable}
         for index, name in enumerate(self.names):
             measured = {
@@ -202,8 +197,8 @@ class DataAudit:
                 "usable_from": rounded(float(self.usable_from[index])),
                 "flagged": bool(self.usable_from[index] > 0),
                 "exclude": bool(self.left_out[index]),
-                "tags": tags.get(index, []),
-                "found": found.get(index, []),
+                "tags": [check.tag for check in self.checks_of.get(index, []) if check.tag],
+                "found": [check.key for check in self.checks_of.get(index, [])],
                 "measured": measured,
             }
             if index in bad:
@@ -270,11 +265,6 @@ class DataAudit:
 
 def _joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def column(values: Sequence[Any]) -> NDArray[np.float32]:
-    """Values of rows as a column: None becomes NaN."""
-    return np.array([np.nan if value is None else float(value) for value in values], np.float32)
 
 
 def remaining_noise(width: NDArray, height: NDArray, size: int | None) -> NDArray[np.float32]:

@@ -51,10 +51,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """threshold: its place in per cent, None if it lies outside; low, high: ends of the axis."""
+    """threshold: its place in per cent; low, high: ends of the axis."""
 
     bars: Sequence[Bar]
-    threshold: float | None
+    threshold: float
     low: str
     high: str
 
@@ -75,10 +75,11 @@ class Section:
 
 def write_page(audit: DataAudit, out: Path) -> None:
     """Write the page to `out`."""
+    titles = {check.key: check.title for check in CHECKS}
     found = {finding.check.key for finding in audit.findings}
     sections = [_section(audit, finding) for finding in audit.findings]
     quiet = [
-        (check, _histogram(check, audit.columns[check.key]))
+        check
         for check in CHECKS
         if check.key not in found and np.isfinite(audit.columns.get(check.key, np.nan)).any()
     ]
@@ -90,11 +91,11 @@ def write_page(audit: DataAudit, out: Path) -> None:
             for kind, title in KINDS.items()
         ],
         quiet=quiet,
-        not_measured=[_not_measured(key, why) for key, why in audit.not_measured.items()],
+        not_measured=[(titles.get(key, key), why) for key, why in audit.not_measured.items()],
         unreadable=audit.unreadable[:WORST],
         rows=json.dumps(_listed(audit)).replace("<", "\\u003c"),
         checks=[finding.check for finding in audit.findings],
-        titles={check.key: check.title for check in CHECKS},
+        titles=titles,
         listed=LISTED,
     )
     write_atomically(out, page.encode("utf-8", "backslashreplace"))  # names that are not UTF-8
@@ -190,26 +191,19 @@ def _histogram(check: Check, values: np.ndarray) -> Histogram | None:
     return Histogram(bars, threshold, f"{low + margin:.3g}", f"{high - margin:.3g}")
 
 
-def _not_measured(key: str, why: str) -> tuple[str, str]:
-    titles = {check.key: check.title for check in CHECKS}
-    return titles.get(key, key), why
-
-
 def _listed(audit: DataAudit) -> list[dict[str, Any]]:
     """The pictures with most findings, for the list that the page filters and sorts."""
-    found: dict[int, list[tuple[str, str]]] = {}
-    for finding in audit.findings:
-        if finding.check.kind == "note":
-            continue
-        for index in finding.indices.tolist():
-            words = reason_of(audit, finding.check, index)
-            found.setdefault(index, []).append((finding.check.key, words))
-    chosen = sorted(found, key=lambda index: (-len(found[index]), index))[:LISTED]
+    checks = {
+        index: kept
+        for index, found in audit.checks_of.items()
+        if (kept := [check for check in found if check.kind != "note"])
+    }
+    chosen = sorted(checks, key=lambda index: (-len(checks[index]), index))[:LISTED]
     return [
         {
             "name": audit.names[index],
             "thumb": thumbnail_url(audit, index, SMALL),
-            "found": dict(found[index]),
+            "found": {check.key: reason_of(audit, check, index) for check in checks[index]},
             "caption": audit.captions[index][:200],
         }
         for index in chosen

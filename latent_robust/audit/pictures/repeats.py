@@ -134,7 +134,7 @@ def groups(
         return index
 
     unique = np.flatnonzero(equal == np.arange(count))
-    flat = thumbs.reshape(count, -1)
+    flat = thumbs.reshape(count, THUMB * THUMB)
     codes = hashes[unique]
     for quarter in range(4):
         part = (codes >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)

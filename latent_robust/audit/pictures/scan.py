@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -21,12 +20,12 @@ from PIL import Image, ImageCms
 from tqdm import tqdm
 
 from latent_robust.data.decode import BadImage, opened, upright
-from latent_robust.files import writing
 
 from . import measures
 from .jpeg import quality_of_pixels, quality_of_tables
 from .measures import Picture
 from .repeats import Mark, find_mark, perceptual_hash, slopes, thumbnail
+from .row_file import RowFile
 
 # Raise it when a change of the code measures the same picture differently.
 VERSION = 1
@@ -72,7 +71,7 @@ def scan(
     and the next one measures only new pictures; None for nowhere. workers: processes, by default
     one for each core.
     """
-    with _Rows(file, settings) as rows:
+    with RowFile(file, settings.key, settings.mark_key) as rows:
         job = (read, settings, rows.known)
         results = each(_measure_task, keys, job, workers, "measuring pictures")
         for index, (digest, row) in enumerate(results):
@@ -256,68 +255,3 @@ def _is_srgb(profile: bytes) -> bool:
         name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(profile)))
         return "srgb" in name.lower() or "gray" in name.lower()
     return True  # a profile that cannot be read changes nothing either
-
-
-# ------------------------------------------------------------------ the file of rows
-
-
-class _Rows:
-    """The rows of a scan, in a file to which new ones are appended.
-
-    known: digest of a picture's file => the place of its row, and the key of the mark of its score.
-    """
-
-    def __init__(self, file: Path | None, settings: Settings):
-        self._path, self._settings = file, settings
-        self._file: Any = None
-        self.known = {} if file is None else _known_rows(file, settings.key)
-
-    def __enter__(self) -> _Rows:
-        if self._path is not None:
-            with writing(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self._path, "rb+" if self.known else "wb+")
-                if not self.known:
-                    self._file.write(json.dumps({"scan": self._settings.key}).encode() + b"\n")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def merged(self, digest: str, row: Row) -> Row:
-        """The whole row of a picture. row: what was measured now; it is added to the file."""
-        stored: Row = {}
-        if digest in self.known and "bad" not in row:
-            self._file.seek(self.known[digest][0])
-            stored = json.loads(self._file.readline())["row"]
-            if not row:
-                return stored
-        whole = {**stored, **row}
-        if self._path is not None and digest:
-            line = {"digest": digest, "mark": self._settings.mark_key, "row": whole}
-            with writing(self._path):
-                self._file.seek(0, os.SEEK_END)
-                self._file.write(json.dumps(line).encode() + b"\n")
-        return whole
-
-
-def _known_rows(file: Path, key: str) -> dict[str, tuple[int, str]]:
-    """The `known` of a file; empty if it is of other settings or damaged. A row that was cut off by
-    a kill is cut off the file."""
-    known: dict[str, tuple[int, str]] = {}
-    try:
-        with open(file, "rb") as lines:
-            if json.loads(lines.readline()) != {"scan": key}:
-                return {}
-            place = lines.tell()
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                stored = json.loads(line)
-                known[stored["digest"]] = (place, stored["mark"])
-                place += len(line)
-        os.truncate(file, place)
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-    return known

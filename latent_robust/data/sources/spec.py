@@ -27,6 +27,7 @@ PAIR_FORMS = {
     "hf": "hf:NAME[:SPLIT]",
     "wds": "wds:SHARDS (a tar file, a folder of them, or a pattern)",
 }
+FORMS = {**IMAGE_FORMS, **PAIR_FORMS}  # of both kinds
 BUILT_IN = ("digits", "scenes")
 
 
